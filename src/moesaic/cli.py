@@ -1,0 +1,153 @@
+"""The `moesaic` command: one subcommand per step, usable without Snakemake.
+
+Examples:
+    moesaic check config/config.yaml
+    moesaic pretrain --config config/config.yaml --variant activation     # settings and paths from the configuration
+    moesaic pretrain --settings '{...}' --in tokens=results/prepare/tokens/manifest.json ... --out results/a/pretrain
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from moesaic.errors import InputError, Interrupted
+from moesaic.flow.step import STEPS
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, run, and turn the errors that a user may meet into one line and an exit code."""
+    arguments = _parser().parse_args(argv)
+    _environment()
+    _logging(getattr(arguments, "log", None))
+    try:
+        arguments.call(arguments)
+    except InputError as error:
+        for line in str(error).splitlines():
+            logging.getLogger("moesaic").error("error: %s", line)
+        sys.exit(2)
+    except Interrupted as error:
+        logging.getLogger("moesaic").warning("%s", error)
+        sys.exit(Interrupted.EXIT_CODE)
+    except OSError as error:
+        if error.errno != 28:
+            raise
+        logging.getLogger("moesaic").error(
+            "error: no room left on the disk for %s; free some space and run again, finished steps and checkpoints are kept", error.filename or "a file"
+        )
+        sys.exit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="moesaic", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for step in STEPS.values():
+        command = commands.add_parser(step.name, help=f"run the {step.name} step")
+        command.add_argument("--config", help="configuration file; settings, inputs and folder follow from it")
+        command.add_argument("--variant", help="which variant of the configuration")
+        command.add_argument("--stage", help="evaluate only: the stage whose model is evaluated (dense, construct, ...)")
+        command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a configuration key")
+        command.add_argument("--settings", help="the step's own settings as JSON (what the workflow passes)")
+        command.add_argument("--in", dest="inputs", nargs="+", default=[], metavar="NAME=MANIFEST", help="upstream manifests")
+        command.add_argument("--out", type=Path, help="the step's folder")
+        command.add_argument("--log", type=Path, help="also write the log to this file")
+        command.add_argument("--threads", type=int, help="CPU threads per rank")
+        if step.distributed:
+            command.add_argument("--nodes", type=int, default=1)
+            command.add_argument("--ranks-per-node", type=int, default=1, help="processes per node, usually one per GPU")
+        command.set_defaults(call=_run_step, step=step)
+    check = commands.add_parser("check", help="validate a configuration file")
+    check.add_argument("config")
+    check.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    check.set_defaults(call=_check)
+    schema = commands.add_parser("schema", help="write the JSON schema of the configuration")
+    schema.add_argument("out", type=Path)
+    schema.set_defaults(call=_schema)
+    sync = commands.add_parser("sync", help="replay metrics, parameters and tags of all finished and running steps into MLflow")
+    sync.add_argument("--config", default="config/config.yaml")
+    sync.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    sync.add_argument("--results", type=Path, default=Path("results"))
+    sync.set_defaults(call=_sync)
+    summary = commands.add_parser("summary", help="print the stage table of a finished run")
+    summary.add_argument("--results", type=Path, default=Path("results"))
+    summary.set_defaults(call=_summary)
+    return parser
+
+
+def _load(arguments: argparse.Namespace) -> Any:
+    from moesaic import config
+
+    overrides: dict[str, Any] = {}
+    for item in arguments.set:
+        overrides = config.merge(overrides, config.parse_override(item))
+    return config.load(arguments.config, overrides)
+
+
+def _run_step(arguments: argparse.Namespace) -> None:
+    from moesaic.flow import launch, paths
+
+    if arguments.config:
+        loaded = _load(arguments)
+        plan = paths.plan_step(loaded, arguments.step.name, arguments.variant, arguments.stage)
+        settings, inputs, out = plan.settings, plan.inputs, plan.out
+    elif arguments.settings and arguments.out:
+        settings = json.loads(arguments.settings)
+        inputs, out = {}, arguments.out
+        for item in arguments.inputs:
+            name, sep, path = item.partition("=")
+            if not sep:
+                raise InputError(f"--in {item}: expected NAME=MANIFEST")
+            inputs[name] = Path(path)
+    else:
+        raise InputError(f"moesaic {arguments.step.name}: give --config, or --settings with --in and --out")
+    ranks = launch.Ranks(getattr(arguments, "nodes", 1), getattr(arguments, "ranks_per_node", 1), arguments.threads)
+    launch.run(arguments.step, settings, inputs, out, ranks)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    loaded = _load(arguments)
+    logging.getLogger("moesaic").info("%s is valid: variants %s, stages %s", arguments.config, ", ".join(loaded.variants), ", ".join(loaded.stages))
+
+
+def _schema(arguments: argparse.Namespace) -> None:
+    from moesaic import config
+
+    arguments.out.write_text(json.dumps(config.json_schema(), indent=1) + "\n", encoding="utf-8")
+
+
+def _sync(arguments: argparse.Namespace) -> None:
+    from moesaic.flow import track
+
+    track.replay(_load(arguments), arguments.results)
+
+
+def _summary(arguments: argparse.Namespace) -> None:
+    from moesaic.report import summary
+
+    sys.stdout.write(summary.text(arguments.results))
+
+
+def _environment() -> None:
+    """Before torch is imported: no spinning OpenMP threads (up to 33x slower on busy cores), no stray telemetry or forks."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def _logging(path: Path | None) -> None:
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(path, encoding="utf-8"))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers, force=True)
+    for noisy in ("httpx", "urllib3", "datasets", "fsspec", "filelock", "huggingface_hub", "lm_eval", "alembic", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+if __name__ == "__main__":
+    main()

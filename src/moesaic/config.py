@@ -1,0 +1,199 @@
+"""Load, merge and check the configuration; cut out what each step depends on.
+
+A step sees only its own settings (a plain, JSON-able dict), so that a changed key reruns that step and what is below it.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from moesaic.errors import InputError
+from moesaic.schema import Config
+
+VARIANT_KEYS = ("experts", "pretrain", "tune", "distill")
+RESERVED_VARIANTS = {"prepare", "dense"}
+
+
+def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read a YAML file and check it. Raises InputError naming the key, the value and what is allowed."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such configuration file")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: expected keys and values at the top level")
+    return check(merge(raw, overrides or {}), str(path))
+
+
+def check(raw: Mapping[str, Any], where: str = "config") -> Config:
+    """Validate a plain dict, with every variant merged and checked too. One line per error, all errors at once."""
+    config = _validate(raw, where)
+    for name, changes in config.variants.items():
+        if name in RESERVED_VARIANTS or not name.replace("-", "").replace("_", "").isalnum():
+            raise InputError(f"{where}: variants.{name}: a variant name may hold letters, digits, - and _ and not be one of {sorted(RESERVED_VARIANTS)}")
+        for key in changes:
+            if key not in VARIANT_KEYS:
+                raise InputError(f"{where}: variants.{name}.{key}: a variant may override {', '.join(VARIANT_KEYS)}{_nearest(key, VARIANT_KEYS)}")
+        variant_config(config, name, where)
+    return config
+
+
+def variant_config(config: Config, variant: str, where: str = "config") -> Config:
+    """The configuration of one variant: the common keys with that variant's overrides on top."""
+    if variant not in config.variants:
+        raise InputError(f"{where}: no variant named '{variant}'; variants: {', '.join(config.variants)}")
+    raw = config.model_dump(mode="json")
+    merged = merge(raw, config.variants[variant])
+    return _validate(merged, f"{where}: variants.{variant}")
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes laid over base, dicts key by key, everything else replaced whole."""
+    out = dict(base)
+    for key, value in changes.items():
+        old = out.get(key)
+        if isinstance(value, Mapping) and isinstance(old, Mapping) and value.get("kind", old.get("kind")) == old.get("kind"):
+            out[key] = merge(old, value)
+        else:
+            out[key] = value
+    return out
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """'pretrain.steps=20' -> {'pretrain': {'steps': 20}}; the value is YAML."""
+    key, sep, value = text.partition("=")
+    if not sep or not key:
+        raise InputError(f"--set {text}: expected key.path=value")
+    out: Any = yaml.safe_load(value)
+    for part in reversed(key.split(".")):
+        out = {part: out}
+    return dict(out)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of the canonical JSON of a JSON-able value, 64 hex digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def step_settings(config: Config, step: str, variant: str | None = None) -> dict[str, Any]:
+    """What a step depends on, and nothing else.
+
+    Steps: dense, documents, tokens, chat, tasks (shared), construct, pretrain, tune, distill (per variant), evaluate, report.
+    """
+    if variant is not None:
+        config = variant_config(config, variant)
+    raw = config.model_dump(mode="json")
+    data, seed = raw["data"], raw["seed"]
+    like = {name: domain["like"] for name, domain in data["domains"].items()}
+    held_out = sorted(name for name, domain in data["domains"].items() if domain["held_out"])
+    match step:
+        case "dense":
+            return {"model": raw["model"]}
+        case "documents":
+            domains = {name: {"sources": domain["sources"]} for name, domain in data["domains"].items()}
+            return {"domains": domains, "clean": data["clean"], "validation": data["validation"], "seed": seed}
+        case "tokens":
+            return {key: data[key] for key in ("block", "max_train_tokens", "max_validation_tokens")}
+        case "chat":
+            return {"chat": data["chat"], "seed": seed}
+        case "tasks":
+            return {"tasks": raw["evaluate"]["tasks"], "include_path": raw["evaluate"]["include_path"]}
+        case "construct":
+            return {"experts": raw["experts"], "held_out": held_out, "seed": seed}
+        case "pretrain":
+            return {"pretrain": raw["pretrain"], "like": like, "held_out": held_out, "seed": seed}
+        case "tune":
+            return {"tune": raw["tune"], "seed": seed}
+        case "distill":
+            extra = {"like": like, "held_out": held_out} if raw["distill"]["data"] == "text" else {}
+            return {"distill": raw["distill"], "seed": seed, **extra}
+        case "evaluate":
+            return {"evaluate": raw["evaluate"], "held_out": held_out, "seed": seed}
+        case "report":
+            return {"name": raw["name"], "stages": raw["stages"], "variants": list(raw["variants"]), "held_out": held_out}
+    raise ValueError(f"unknown step {step}")
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema (draft 2020-12) of the configuration, for editors and Snakemake."""
+    schema = Config.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "Moesaic configuration"
+    return schema
+
+
+# ---------------------------------------------------------------- error messages
+
+
+def _validate(raw: Mapping[str, Any], where: str) -> Config:
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise InputError("\n".join(f"{where}: {line}" for line in _explain(error, raw))) from None
+
+
+def _explain(error: ValidationError, raw: Mapping[str, Any]) -> Iterator[str]:
+    for item in error.errors(include_url=False):
+        location = _strip_tags(item["loc"], raw)
+        path = ".".join(str(part) for part in location)
+        kind, value = item["type"], item.get("input")
+        if kind == "extra_forbidden":
+            known = _known_keys(location[:-1])
+            yield f"{path}: unknown key (value {value!r}){_nearest(str(location[-1]), known)}; known here: {', '.join(known) or 'none'}"
+        elif kind == "missing":
+            yield f"{path}: this key is required"
+        elif kind == "value_error":
+            message = item["msg"].removeprefix("Value error, ")
+            yield f"{path + ': ' if path else ''}{message}"
+        else:
+            yield f"{path}: {item['msg'][0].lower() + item['msg'][1:]}, got {value!r}{_near_value(value, item)}"
+
+
+def _strip_tags(location: tuple[Any, ...], raw: Any) -> list[Any]:
+    """Pydantic puts union tags into paths; keep only what is really a key of the input (or the last part)."""
+    out: list[Any] = []
+    node = raw
+    for i, part in enumerate(location):
+        if isinstance(node, Mapping) and part in node:
+            node = node[part]
+        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
+            node = node[part]
+        elif i < len(location) - 1 or not isinstance(node, Mapping | list):
+            continue
+        out.append(part)
+    return out
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for arg in get_args(annotation):
+        yield from _models(arg)
+
+
+def _known_keys(location: list[Any]) -> list[str]:
+    models: list[type[BaseModel]] = [Config]
+    for part in location:
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        if fields:
+            models = [m for field in fields for m in _models(field.annotation)]
+    return sorted({key for model in models for key in model.model_fields})
+
+
+def _nearest(key: str, known: Any) -> str:
+    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _near_value(value: Any, item: Any) -> str:
+    expected = str(item.get("ctx", {}).get("expected", ""))
+    return _nearest(str(value), [part.strip("' ") for part in expected.replace(" or ", ",").split(",")]) if expected else ""

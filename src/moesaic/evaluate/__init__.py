@@ -1,0 +1,1 @@
+"""Likelihood per domain, multiple choice through lm-evaluation-harness, routing."""

@@ -1,0 +1,1 @@
+"""Expert construction: split the dense FFN, initialise routers, refit, convert, check."""

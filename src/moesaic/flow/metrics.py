@@ -1,0 +1,62 @@
+"""metrics.jsonl: one line per value, {ts, step, key, value}. Everything else (MLflow, the report) is made from it."""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from moesaic.errors import InputError
+
+NAME = "metrics.jsonl"
+
+
+class MetricsFile:
+    """Append-only writer; `resume_at` drops what a killed run wrote after its last checkpoint, so no step counts twice."""
+
+    def __init__(self, path: Path, resume_at: int | None = None):
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if resume_at is None:
+            path.unlink(missing_ok=True)
+        elif path.exists():
+            kept = [line for line in read(path) if line["step"] <= resume_at]
+            path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Write values of one step; the time stamp (ms) goes into the file, so replays are idempotent."""
+        ts = int(time.time() * 1000)
+        for key, value in values.items():
+            self._file.write(json.dumps({"ts": ts, "step": step, "key": key, "value": float(value)}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """Lines of a metrics file. A last line cut short by a kill is left out; any other damaged line is an error."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            item = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                return
+            raise InputError(f"{path}: line {number} is damaged; delete the line and run again") from error
+        yield item
+
+
+def series(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """key -> [(step, value), ...] in order of step; the last value of a step counts, NaN is left out."""
+    found: dict[str, dict[int, float]] = {}
+    for item in read(path):
+        if not math.isnan(item["value"]):
+            found.setdefault(item["key"], {})[item["step"]] = item["value"]
+    return {key: sorted(values.items()) for key, values in found.items()}

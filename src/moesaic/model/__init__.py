@@ -1,0 +1,1 @@
+"""Dense loading, MoE families (standard transformers architectures), routing probes, students."""

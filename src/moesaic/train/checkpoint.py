@@ -1,0 +1,112 @@
+"""Training checkpoints: weights, optimizer, RNG, mixture and data position; safetensors and JSON only, nothing to unpickle.
+
+A checkpoint is a folder `step-00000120` that appears by one rename when all of it is on disk; `checkpoint.json` in it lists sizes
+and SHA-256 of its files, which are checked before anything is loaded.
+"""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from moesaic.errors import InputError
+from moesaic.flow import files
+
+log = logging.getLogger("moesaic.checkpoint")
+INDEX = "checkpoint.json"
+
+
+def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], keep: int) -> Path:
+    """Write checkpoint `step` below `folder`, then remove all but the newest `keep`.
+
+    Args:
+        tensors: file name -> named tensors (weights, optimizer, rng). state: JSON-able (step, sampler, mixture, identity).
+    """
+    _check_room(folder, tensors)
+    path = folder / f"step-{step:08d}"
+    with files.atomic_path(path) as temporary:
+        temporary.mkdir()
+        for name, group in tensors.items():
+            save_file({key: value.detach().cpu().contiguous() for key, value in group.items()}, temporary / f"{name}.safetensors")
+        (temporary / "state.json").write_text(json.dumps(state, sort_keys=True), encoding="utf-8")
+        members = [{"path": p.name, "bytes": p.stat().st_size, "sha256": files.sha256(p)} for p in sorted(temporary.iterdir())]
+        (temporary / INDEX).write_text(json.dumps({"step": step, "files": members}, indent=1), encoding="utf-8")
+    for old in steps(folder)[:-keep]:
+        shutil.rmtree(old)
+    return path
+
+
+def steps(folder: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    return sorted(folder.glob("step-*")) if folder.is_dir() else []
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest checkpoint; leftovers of killed saves are removed."""
+    for leftover in folder.glob(".step-*") if folder.is_dir() else []:
+        shutil.rmtree(leftover)
+    found = steps(folder)
+    return found[-1] if found else None
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """The JSON part of a checkpoint, after all its files were checked.
+
+    Raises:
+        InputError: a file is missing, cut short or altered.
+    """
+    remedy = f"delete {path} and run again; training goes on from the checkpoint before it, or from the start"
+    index = path / INDEX
+    try:
+        members = json.loads(index.read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{index}: missing or damaged ({error}); {remedy}") from error
+    for member in members:
+        file = path / member["path"]
+        if not file.is_file() or file.stat().st_size != member["bytes"]:
+            raise InputError(f"{file}: missing or cut short; {remedy}")
+        if files.sha256(file) != member["sha256"]:
+            raise InputError(f"{file}: damaged, its SHA-256 differs from {INDEX}; {remedy}")
+    state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    return state
+
+
+def load_tensors(path: Path, name: str) -> dict[str, Tensor]:
+    """One group of tensors of a checkpoint, on the CPU."""
+    return load_file(path / f"{name}.safetensors")
+
+
+def clear(folder: Path) -> None:
+    """Remove all checkpoints of a finished or outdated run."""
+    if folder.is_dir():
+        shutil.rmtree(folder)
+
+
+def rng_state() -> dict[str, Tensor]:
+    """Random state of torch on CPU and on every CUDA device of this process."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state |= {f"cuda{i}": value for i, value in enumerate(torch.cuda.get_rng_state_all())}
+    return state
+
+
+def set_rng_state(state: dict[str, Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([state[f"cuda{i}"] for i in range(torch.cuda.device_count()) if f"cuda{i}" in state])
+
+
+def _check_room(folder: Path, tensors: dict[str, dict[str, Tensor]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    need = sum(value.numel() * value.element_size() for group in tensors.values() for value in group.values())
+    free = shutil.disk_usage(folder).free
+    if free < need * 1.05 + 1e6:
+        raise InputError(
+            f"{folder}: no room on the disk for a checkpoint ({need / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free); "
+            "free some space and run again, training goes on from the last checkpoint"
+        )

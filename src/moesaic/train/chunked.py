@@ -1,0 +1,58 @@
+"""Token losses without the full logits: a [tokens, vocabulary] matrix is made and used up chunk by chunk.
+
+Shapes: N target positions, D model width, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+TokenLoss = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
+"""(logits [n, V] float32, which of the N positions) -> (scalar sum to minimise, statistics [n, S] for logging)."""
+CHUNK = 1024
+
+
+def chunked_loss(hidden_ND: Tensor, head_VD: Tensor, loss: TokenLoss, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
+    """Sum of a token loss over all positions, and its statistics [N, S].
+
+    Gradients with respect to hidden states and head are computed in the forward pass, chunk by chunk, so nothing is recomputed.
+    """
+    if torch.is_grad_enabled() and (hidden_ND.requires_grad or head_VD.requires_grad):
+        total, statistics = _Chunked.apply(hidden_ND, head_VD, loss, chunk)  # type: ignore[no-untyped-call]
+        return total, statistics
+    parts = [loss(functional.linear(hidden_ND[i : i + chunk], head_VD).float(), slice(i, i + chunk)) for i in range(0, len(hidden_ND), chunk)]
+    return torch.stack([total for total, _ in parts]).sum(), torch.cat([statistics for _, statistics in parts])
+
+
+class _Chunked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, loss: TokenLoss, chunk: int) -> Any:
+        grad_hidden = torch.zeros_like(hidden_ND)
+        grad_head = torch.zeros_like(head_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        statistics = []
+        for start in range(0, len(hidden_ND), chunk):
+            where = slice(start, start + chunk)
+            with torch.enable_grad():
+                logits = functional.linear(hidden_ND[where], head_VD).float().detach().requires_grad_()
+                part, stats = loss(logits, where)
+                (grad_logits,) = torch.autograd.grad(part, logits)
+            total += part.detach()
+            statistics.append(stats.detach())
+            grad_logits = grad_logits.to(head_VD.dtype)
+            grad_hidden[where] = (grad_logits @ head_VD).to(hidden_ND.dtype)
+            if grad_head is not None:
+                grad_head += (grad_logits.T @ hidden_ND[where]).float()
+        ctx.save_for_backward(grad_hidden, None if grad_head is None else grad_head.to(head_VD.dtype))
+        joined = torch.cat(statistics)
+        ctx.mark_non_differentiable(joined)
+        return total, joined
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        grad_hidden, grad_head = ctx.saved_tensors
+        scale = grads[0]
+        return grad_hidden * scale, None if grad_head is None else grad_head * scale, None, None

@@ -1,0 +1,119 @@
+"""Ranks, devices, backward, clipping and the optimizer: plain torch in one process, DDP in several, through accelerate."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moesaic.train.schedule import learning_rate
+
+log = logging.getLogger("moesaic.engine")
+
+
+class Engine:
+    """Wraps a Trainee. Everything that depends on the number of ranks is here."""
+
+    def __init__(self, trainee: Any, settings: Mapping[str, Any], steps: int):
+        from accelerate import Accelerator
+
+        cuda = torch.cuda.is_available()
+        self.accelerator = Accelerator(cpu=not cuda, mixed_precision="bf16" if cuda and torch.cuda.is_bf16_supported() else "no")
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.device = self.accelerator.device
+        self.settings, self.steps = settings, steps
+        if settings["freeze_embeddings"]:
+            for module in (trainee.model.get_input_embeddings(), trainee.model.get_output_embeddings()):
+                module.weight.requires_grad_(False)
+        if trainee.teacher is not None:
+            trainee.teacher.to(self.device).requires_grad_(False)
+        self.trainee = trainee.to(self.device)
+        self.wrapped = self.accelerator.prepare_model(self.trainee)
+        self.parameters = {name: p for name, p in self.trainee.model.named_parameters() if p.requires_grad}
+        self.optimizer = _adamw(self.parameters, settings)
+
+    @property
+    def main(self) -> bool:
+        """True on rank 0."""
+        return self.rank == 0
+
+    def forward_backward(self, batch: Any, last: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and statistics of one micro-batch; gradients add up, ranks meet on the last one of a step."""
+        sync = contextlib.nullcontext() if last or self.world == 1 else self.accelerator.no_sync(self.wrapped)
+        with sync:
+            loss, statistics = self.wrapped(batch)
+            # DDP averages over ranks, while the loss is already divided by the targets of all of them.
+            self.accelerator.backward(loss * self.world)
+        return loss.detach(), statistics
+
+    def step(self, step: int) -> tuple[float, float]:
+        """Clip, update, clear. Returns the gradient norm before clipping and the learning rate."""
+        norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), self.settings["clip"])
+        rate = learning_rate(step, self.steps, self.settings["lr"], self.settings["warmup"], self.settings["min_lr"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm), rate
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over ranks."""
+        return self.accelerator.reduce(values.to(self.device), reduction="sum") if self.world > 1 else values
+
+    def any(self, flag: bool) -> bool:
+        """True on all ranks when it is true on one."""
+        return bool(self.sum(torch.tensor(float(flag))) > 0) if self.world > 1 else flag
+
+    def barrier(self) -> None:
+        self.accelerator.wait_for_everyone()
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[Any]:
+        """The bare trainee without gradients, in evaluation mode."""
+        self.trainee.eval()
+        try:
+            with torch.no_grad():
+                yield self.trainee
+        finally:
+            self.trainee.train()
+
+    def weights(self) -> dict[str, Tensor]:
+        """All parameters by name, tied ones once."""
+        return dict(self.trainee.model.named_parameters())
+
+    def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.weights().items():
+                parameter.copy_(tensors[name])
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """Optimizer state as flat named tensors: `parameter/exp_avg`, `parameter/exp_avg_sq`, `parameter/step`."""
+        return {f"{name}/{key}": value for name, p in self.parameters.items() for key, value in self.optimizer.state[p].items()}
+
+    def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
+        by_parameter: dict[str, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            parameter, key = name.rsplit("/", 1)
+            by_parameter.setdefault(parameter, {})[key] = value
+        for name, p in self.parameters.items():
+            if name in by_parameter:
+                state = by_parameter[name]
+                self.optimizer.state[p] = {key: value if key == "step" and p.device.type == "cpu" else value.to(p.device) for key, value in state.items()}
+
+
+def _adamw(parameters: Mapping[str, nn.Parameter], settings: Mapping[str, Any]) -> torch.optim.AdamW:
+    """AdamW; weight decay on matrices only, never on norms."""
+    matrices = [p for p in parameters.values() if p.ndim >= 2]
+    vectors = [p for p in parameters.values() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": settings["weight_decay"]}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=settings["lr"], betas=tuple(settings["betas"]), fused=True)
+
+
+def close() -> None:
+    """Leave the process group, if there is one, so that ranks end together."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    log.debug("rank %s left", os.environ.get("RANK", "0"))

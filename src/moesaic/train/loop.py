@@ -1,0 +1,262 @@
+"""The one training loop: pretrain, tune and distill differ only in data and loss weights.
+
+A killed run goes on from its last checkpoint: same data order, same random numbers, same weights, bit for bit on a CPU.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moesaic import config
+from moesaic.data.sampler import Sample, Sampler
+from moesaic.errors import InputError, Interrupted
+from moesaic.flow import files, manifest, metrics, signals, track
+from moesaic.flow.progress import Progress
+from moesaic.flow.step import Context, Result
+from moesaic.model import load, size
+from moesaic.train import balance, checkpoint, hardware
+from moesaic.train.engine import Engine, close
+from moesaic.train.objectives import Trainee
+from moesaic.train.streams import Stream, collate, count_targets
+
+log = logging.getLogger("moesaic.train")
+
+
+@dataclass
+class Job:
+    """What a stage hands to the loop."""
+
+    context: Context
+    settings: dict[str, Any]
+    """schema.Training as a dict."""
+    trainee: Trainee
+    mixture: Any
+    train: Stream
+    validation: Stream
+    tokenizer_from: Path
+    """Model folder whose tokenizer goes with the result."""
+
+
+def train(job: Job) -> Result | None:
+    """Train to the end, save `model/`. None on ranks other than 0.
+
+    Raises:
+        Interrupted: asked to stop; a checkpoint was written. InputError: loss not finite, no room on the disk, batch and ranks do not fit.
+    """
+    settings, context = job.settings, job.context
+    torch.manual_seed(context.settings["seed"])
+    engine = Engine(job.trainee, settings["optimizer"], settings["steps"])
+    _check_batch(settings, engine.world)
+    sampler = Sampler(job.mixture, job.train.sizes, context.settings["seed"])
+    folder = context.work / "checkpoints"
+    state = _resume(job, engine, sampler, folder)
+    start, seen = (state["step"], state["tokens"]) if state else (0, 0)
+    recorder = _Recorder(context, start if state else None) if engine.main else None
+    progress = Progress(context.name, settings["steps"], "steps", start=start)
+    signals.install()
+    peak = hardware.peak_flops(engine.device)
+    flops = size.count(job.trainee.model).flops_per_token(training=True)
+    loss = math.nan
+    engine.trainee.train()
+    began = time.monotonic()
+    first_seen = seen
+    for step in range(start, settings["steps"]):
+        tick = time.monotonic()
+        values, tokens = _step(job, engine, sampler, step)
+        loss = values["train/loss"]
+        if not math.isfinite(loss) or not math.isfinite(values["train/grad_norm"]):
+            raise InputError(
+                f"{context.name}: the loss is not finite at step {step + 1} (loss {loss}, gradient norm {values['train/grad_norm']}); "
+                f"lower {context.name.split('/')[-1]}.optimizer.lr or look at the data; a rerun goes on from the last checkpoint in {folder}"
+            )
+        seen += tokens
+        speed = tokens / (time.monotonic() - tick)
+        values |= {"train/tokens": seen, "train/tokens_per_second": speed, "memory/rss_gb": hardware.memory_gb(), "routing/dropped": 0.0}
+        if peak:
+            values["train/mfu"] = flops * speed / (peak * engine.world)
+        due = step + 1 == settings["steps"] or (settings["validate_every"] and (step + 1) % settings["validate_every"] == 0)
+        if due:
+            values |= validate(job, engine)
+        if recorder:
+            recorder.log(step + 1, values)
+        progress.update(detail=f"loss {loss:.3f}, {speed:.0f} tokens/s")
+        stop = engine.any(signals.stop_requested()) and step + 1 < settings["steps"]
+        if stop or (step + 1) % settings["save_every"] == 0 and step + 1 < settings["steps"]:
+            _save(job, engine, sampler, folder, step + 1, seen)
+        if stop:
+            close()
+            raise Interrupted(f"{context.name}: stopped after step {step + 1} of {settings['steps']}, checkpoint written; run again to go on")
+    result = _finish(job, engine, sampler, loss, seen, (seen - first_seen) / max(1e-9, time.monotonic() - began)) if engine.main else None
+    engine.barrier()
+    if engine.main:
+        checkpoint.clear(folder)
+    if recorder:
+        recorder.close()
+    close()
+    return result
+
+
+def _step(job: Job, engine: Engine, sampler: Sampler, step: int) -> tuple[dict[str, float], int]:
+    """One optimizer step; returns the values to log and the number of tokens of all ranks."""
+    settings = job.settings
+    samples = sampler.next(settings["batch"])
+    rows = job.train.rows(samples)
+    targets = count_targets(rows)
+    each = settings["batch"] // engine.world
+    mine = range(engine.rank * each, (engine.rank + 1) * each)
+    names = sorted(job.train.sizes)
+    sums = _Sums(names)
+    micro = settings["micro_batch"]
+    for begin in range(mine.start, mine.stop, micro):
+        part = rows[begin : begin + micro]
+        domains = [sample.domain for sample in samples[begin : begin + micro]]
+        batch = collate(part, domains, targets, len(part) / settings["batch"], engine.device)
+        loss, statistics = engine.forward_backward(batch, last=begin + micro >= mine.stop)
+        sums.add(loss, statistics, domains, len(part) / settings["batch"])
+    norm, rate = engine.step(step)
+    values = sums.reduced(engine, targets) | {"train/grad_norm": norm, "train/lr": rate}
+    values |= {f"mixture/weight/{name}": weight for name, weight in job.mixture.weights.items()}
+    values |= {f"mixture/drawn/{name}": float(count) for name, count in sampler.drawn.items()}
+    return values, sum(len(ids) for ids, _ in rows)
+
+
+class _Sums:
+    """Adds up what the micro-batches of a step report, then over ranks."""
+
+    def __init__(self, names: list[str]):
+        self.names = names
+        self.domain = torch.zeros(len(names), 3, dtype=torch.float64)
+        self.scalars = torch.zeros(4, dtype=torch.float64)
+        self.load: Tensor | None = None
+
+    def add(self, loss: Tensor, statistics: Mapping[str, Tensor], domains: list[str], share: float) -> None:
+        for i, name in enumerate(domains):
+            row = torch.stack([statistics["nll_B"][i], statistics["kl_B"][i], statistics["targets_B"][i]]).double().cpu()
+            self.domain[self.names.index(name)] += row
+        self.scalars[0] += float(loss)
+        if "load_LE" in statistics:
+            for i, key in enumerate(("balance", "z", "entropy"), 1):
+                self.scalars[i] += share * float(statistics[key])
+            load = statistics["load_LE"].double().cpu()
+            self.load = load if self.load is None else self.load + load
+
+    def reduced(self, engine: Engine, targets: int) -> dict[str, float]:
+        domain, scalars = engine.sum(self.domain).cpu(), engine.sum(self.scalars).cpu()
+        out = {"train/loss": float(scalars[0]), "train/loss/lm": float(domain[:, 0].sum()) / targets}
+        if domain[:, 1].any():
+            out["train/loss/kl"] = float(domain[:, 1].sum()) / targets
+        for name, (nll, _, count) in zip(self.names, domain.tolist(), strict=True):
+            if count:
+                out[f"train/loss/domain/{name}"] = nll / count
+        if self.load is not None:
+            cv_L = balance.load_cv(engine.sum(self.load).cpu())
+            out |= {"train/loss/balance": float(scalars[1]), "train/loss/z": float(scalars[2]), "routing/entropy": float(scalars[3])}
+            out["routing/load_cv"] = float(cv_L.mean())
+            out |= {f"routing/load_cv/layer_{i}": float(value) for i, value in enumerate(cv_L)}
+        return out
+
+
+def validate(job: Job, engine: Engine) -> dict[str, float]:
+    """Next-token loss per domain on the first validation rows, `valid/loss/{domain}`, nats per target."""
+    settings, out = job.settings, {}
+    with engine.evaluating() as trainee:
+        for name, count in sorted(job.validation.sizes.items()):
+            chosen = list(range(min(count, settings["validation_batches"] * settings["micro_batch"])))[engine.rank :: engine.world]
+            sums = torch.zeros(2, dtype=torch.float64)
+            for begin in range(0, len(chosen), settings["micro_batch"]):
+                rows = job.validation.rows([Sample(name, row) for row in chosen[begin : begin + settings["micro_batch"]]])
+                batch = collate(rows, [name] * len(rows), max(1, count_targets(rows)), 0.0, engine.device)
+                _, statistics = trainee(batch)
+                sums += torch.stack([statistics["nll_B"].sum(), statistics["targets_B"].sum()]).double().cpu()
+            total = engine.sum(sums).tolist()
+            out[f"valid/loss/{name}"] = total[0] / max(1.0, total[1])
+    return out
+
+
+def _identity(job: Job) -> str:
+    """Digest of everything that the result depends on: a checkpoint of another identity is not ours to go on from."""
+    inputs = {name: files.sha256(item.folder / manifest.NAME) for name, item in job.context.inputs.items()}
+    return config.digest({"settings": job.context.settings, "inputs": inputs})
+
+
+def _resume(job: Job, engine: Engine, sampler: Sampler, folder: Path) -> dict[str, Any] | None:
+    newest = checkpoint.latest(folder) if engine.main or engine.world > 1 else None
+    engine.barrier()
+    if newest is None:
+        return None
+    state = checkpoint.load_state(newest)
+    if state["identity"] != _identity(job):
+        engine.barrier()
+        if engine.main:
+            log.warning("%s: settings or inputs changed since the checkpoint at step %d; starting anew", job.context.name, state["step"])
+            checkpoint.clear(folder)
+        engine.barrier()
+        return None
+    engine.load_weights(checkpoint.load_tensors(newest, "weights"))
+    engine.load_optimizer_state(checkpoint.load_tensors(newest, "optimizer"))
+    checkpoint.set_rng_state(checkpoint.load_tensors(newest, "rng"))
+    sampler.load_state(state["sampler"])
+    job.mixture.load_state(state["mixture"])
+    log.info("%s: going on from step %d", job.context.name, state["step"])
+    return state
+
+
+def _save(job: Job, engine: Engine, sampler: Sampler, folder: Path, step: int, seen: int) -> None:
+    if engine.main:
+        state = {"step": step, "tokens": seen, "identity": _identity(job), "sampler": sampler.state(), "mixture": job.mixture.state()}
+        tensors = {"weights": engine.weights(), "optimizer": engine.optimizer_state(), "rng": checkpoint.rng_state()}
+        checkpoint.save(folder, step, tensors, state, job.settings["keep_checkpoints"])
+    engine.barrier()
+
+
+def _finish(job: Job, engine: Engine, sampler: Sampler, loss: float, seen: int, speed: float) -> Result:
+    model: Any = job.trainee.model
+    with files.atomic_path(job.context.out / "model") as folder:
+        model.save_pretrained(folder)
+        load.load_tokenizer(job.tokenizer_from).save_pretrained(folder)
+    counted = size.count(model)
+    epochs = sampler.epochs()
+    for name, value in epochs.items():
+        if value > 1:
+            log.info("%s: domain %s was gone through %.1f times", job.context.name, name, value)
+    result = {
+        "architecture": model.config.architectures[0],
+        "vocab_size": model.config.vocab_size,
+        "steps": job.settings["steps"],
+        "tokens": seen,
+        "final_loss": round(loss, 6) if math.isfinite(loss) else None,
+        "drawn": dict(sampler.drawn),
+        "epochs": {name: round(value, 4) for name, value in epochs.items()},
+        "parameters": counted.total,
+        "active_parameters": counted.active,
+    }
+    measured = {"tokens_per_second": speed, "ranks": engine.world, "device": str(engine.device), "memory_gb": hardware.memory_gb()}
+    return Result(["model"], result, measured)
+
+
+def _check_batch(settings: Mapping[str, Any], world: int) -> None:
+    if settings["batch"] % (world * settings["micro_batch"]):
+        raise InputError(f"batch: {settings['batch']} sequences do not divide by {world} ranks times micro_batch {settings['micro_batch']}")
+
+
+class _Recorder:
+    """metrics.jsonl, and live MLflow where the tracking server is reached over http."""
+
+    def __init__(self, context: Context, resume_at: int | None):
+        self.file = metrics.MetricsFile(context.work / metrics.NAME, resume_at)
+        self.live = track.live_from_environment(context)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        ts = self.file.log(step, values)
+        if self.live:
+            self.live.log(step, values, ts)
+
+    def close(self) -> None:
+        self.file.close()

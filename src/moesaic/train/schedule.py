@@ -1,0 +1,15 @@
+"""Learning rate as a function of the step alone, so that there is no scheduler state to lose."""
+
+import math
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int, floor: float) -> float:
+    """Linear warm-up, then cosine from `peak` to `floor * peak` at the last step.
+
+    Args:
+        step: optimizer step, from 0. steps: all of them. warmup: steps of warm-up. floor: final share of the peak.
+    """
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1, steps - warmup)
+    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))

@@ -1,0 +1,86 @@
+"""Training data as rows of token ids and targets, by domain: packed text, or conversations with a loss mask."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moesaic.data import chat, packed
+from moesaic.data.sampler import Sample
+from moesaic.errors import InputError
+from moesaic.flow import manifest
+from moesaic.flow.manifest import Manifest
+from moesaic.train.objectives import IGNORE, Batch
+
+Row = tuple[np.ndarray, np.ndarray]
+"""Token ids [T] and targets [T]: the next token, or IGNORE."""
+
+
+class Stream(Protocol):
+    """Random access to the rows of every domain."""
+
+    sizes: dict[str, int]
+
+    def rows(self, samples: Sequence[Sample]) -> list[Row]: ...
+
+
+class TextStream:
+    """Packed blocks of the corpus; a target at every position but the last."""
+
+    def __init__(self, tokens: Manifest, split: str, held_out: Sequence[str] = ()):
+        names = [name for name in packed.domains(tokens) if name not in held_out]
+        if not names:
+            raise InputError("data.domains: every domain is held out, none is left to train on")
+        manifest.verify(tokens, only=[f"{name}.{split}" for name in names])
+        self.blocks = {name: packed.open_blocks(tokens, name, split) for name in names}
+        self.sizes = {name: len(blocks) for name, blocks in self.blocks.items()}
+
+    def rows(self, samples: Sequence[Sample]) -> list[Row]:
+        found = []
+        for sample in samples:
+            ids = self.blocks[sample.domain].tokens([sample.row])[0]
+            found.append((ids, np.append(ids[1:], IGNORE)))
+        return found
+
+
+class ChatStream:
+    """Conversations; a target where the next token belongs to an answer."""
+
+    def __init__(self, chats: Manifest, split: str):
+        manifest.verify(chats, only=[split])
+        self.sets = chat.open_chat(chats, split)
+        self.sizes = {name: len(items) for name, items in self.sets.items() if len(items)}
+
+    def rows(self, samples: Sequence[Sample]) -> list[Row]:
+        found = []
+        for sample in samples:
+            ids, mask = self.sets[sample.domain][sample.row]
+            ids = np.asarray(ids)
+            found.append((ids, np.append(np.where(np.asarray(mask)[1:] == 1, ids[1:], IGNORE), IGNORE)))
+        return found
+
+
+def collate(rows: Sequence[Row], domains: list[str], step_targets: int, share: float, device: torch.device) -> Batch:
+    """Pad to the longest row (to the right) and move to the device; without padding there is no mask."""
+    longest = max(len(ids) for ids, _ in rows)
+    ids_BT = np.zeros((len(rows), longest), dtype=np.int64)
+    targets_BT = np.full((len(rows), longest), IGNORE, dtype=np.int64)
+    mask_BT = np.zeros((len(rows), longest), dtype=np.int64)
+    for i, (ids, targets) in enumerate(rows):
+        ids_BT[i, : len(ids)], targets_BT[i, : len(ids)], mask_BT[i, : len(ids)] = ids, targets, 1
+    mask: Tensor | None = None if mask_BT.all() else torch.from_numpy(mask_BT).to(device)
+    return Batch(torch.from_numpy(ids_BT).to(device), torch.from_numpy(targets_BT).to(device), mask, domains, step_targets, share)
+
+
+def count_targets(rows: Sequence[Row]) -> int:
+    """Positions on which a loss falls."""
+    return int(sum((targets != IGNORE).sum() for _, targets in rows))
+
+
+def check_vocabulary(data: Manifest, model: Any, name: str) -> None:
+    """Refuse data tokenised for another vocabulary."""
+    found, expected = data.metrics.get("vocab_size"), model.config.vocab_size
+    if found is not None and found != expected:
+        raise InputError(f"{data.folder}: tokenised for a vocabulary of {found}, the model of {name} has {expected}; run the {data.step} step again")
