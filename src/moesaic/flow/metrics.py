@@ -25,12 +25,13 @@ class MetricsFile:
             path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Write values of one step; the time stamp (ms) goes into the file, so replays are idempotent."""
+    def log(self, step: int, values: Mapping[str, float]) -> int:
+        """Write values of one step. Returns the time stamp (ms), which is in the file too, so replays are idempotent."""
         ts = int(time.time() * 1000)
         for key, value in values.items():
             self._file.write(json.dumps({"ts": ts, "step": step, "key": key, "value": float(value)}) + "\n")
         self._file.flush()
+        return ts
 
     def close(self) -> None:
         self._file.close()

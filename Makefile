@@ -1,0 +1,51 @@
+# Two commands do everything on a fresh machine with Python 3.11, pip, make and git: `make run` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Spinning OpenMP threads cost up to 33x on busy cores.
+export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 0
+
+.PHONY: run test lint format report ui sync slurm-test bench clean
+
+run: .venv/.done  ## the main job on config/config.yaml
+	snakemake --profile profiles/local --cores $(CORES)
+
+test: .venv/.done  ## all tests that this machine can run
+	pytest -q -n $(CORES) --dist loadfile
+
+lint: .venv/.done  ## ruff, mypy, snakefmt, Snakemake's lint
+	ruff check src tests benchmarks
+	ruff format --check src tests benchmarks
+	mypy
+	snakefmt --check Snakefile rules
+	snakemake --lint
+
+format: .venv/.done
+	ruff check --fix src tests benchmarks
+	ruff format src tests benchmarks
+	snakefmt Snakefile rules
+
+report: .venv/.done  ## make the report page again
+	snakemake --profile profiles/local --cores $(CORES) --forcerun report
+
+ui: .venv/.done  ## MLflow on http://127.0.0.1:5000
+	mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
+
+sync: .venv/.done  ## replay all finished and running steps into MLflow
+	moesaic sync
+
+slurm-test: .venv/.done  ## tests on a real two-node Slurm on this host (Debian packages munge slurmctld slurmd slurm-client; root)
+	MOESAIC_REQUIRE_SLURM=1 pytest -q tests/slurm
+
+bench: .venv/.done
+	python benchmarks/prepare.py
+
+clean:  ## remove results, logs and the MLflow database; the environment stays
+	rm -rf results logs mlflow.db mlartifacts .snakemake
+
+.venv/.done: pyproject.toml envs/cpu.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c envs/cpu.txt -e '.[dev]'
+	touch $@

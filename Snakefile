@@ -1,0 +1,49 @@
+"""Moesaic: dense LLM -> Mixture of Experts. This file is the table of contents; the steps are in rules/, the science in src/."""
+
+from snakemake.utils import min_version
+
+min_version("9.6")
+
+# A configuration given by --configfile replaces the embedded default as a whole; mixing two corpora is never meant.
+if not workflow.overwrite_configfiles:
+
+    configfile: "config/config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/prepare.smk"
+include: "rules/construct.smk"
+include: "rules/pretrain.smk"
+include: "rules/tune.smk"
+include: "rules/distill.smk"
+include: "rules/evaluate.smk"
+include: "rules/report.smk"
+
+
+onstart:
+    start_tracking()
+
+
+onsuccess:
+    finish_tracking("FINISHED")
+    show_summary()
+
+
+onerror:
+    finish_tracking("FAILED")
+
+
+rule all:
+    default_target: True
+    input:
+        "results/report.html",
+
+
+rule models:
+    input:
+        [at(stage, variant=variant) for variant in CONFIG.variants for stage in CONFIG.stages],
+
+
+localrules:
+    all,
+    models,

@@ -1,0 +1,44 @@
+rule evaluate_dense:
+    input:
+        upstream("evaluate", "dense"),
+    output:
+        "results/dense/evaluate/manifest.json",
+    log:
+        "logs/dense/evaluate.log",
+    benchmark:
+        "logs/benchmarks/dense/evaluate.jsonl"
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    params:
+        settings=settings("evaluate", "dense"),
+        inputs=named("evaluate", "dense"),
+        version=version("evaluate"),
+    message:
+        "dense parent: evaluate"
+    shell:
+        "moesaic evaluate --settings {params.settings:q} --in {params.inputs:q} --out $(dirname {output[0]})"
+        " --threads {threads} --log {log}"
+
+
+rule evaluate:
+    input:
+        upstream("evaluate"),
+    output:
+        "results/{variant}/evaluate/{stage}/manifest.json",
+    log:
+        "logs/{variant}/evaluate/{stage}.log",
+    benchmark:
+        "logs/benchmarks/{variant}/evaluate/{stage}.jsonl"
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    params:
+        settings=settings("evaluate"),
+        inputs=named("evaluate"),
+        version=version("evaluate"),
+    message:
+        "{wildcards.variant}: evaluate after {wildcards.stage}"
+    shell:
+        "moesaic evaluate --settings {params.settings:q} --in {params.inputs:q} --out $(dirname {output[0]})"
+        " --threads {threads} --log {log}"

@@ -1,0 +1,109 @@
+rule dense:
+    input:
+        upstream("dense"),
+    output:
+        "results/dense/manifest.json",
+    log:
+        "logs/dense.log",
+    benchmark:
+        "logs/benchmarks/dense.jsonl"
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    params:
+        settings=settings("dense"),
+        inputs=named("dense"),
+        version=version("dense"),
+    message:
+        "dense parent: load, check, save"
+    shell:
+        "moesaic dense --settings {params.settings:q} --in {params.inputs:q} --out $(dirname {output[0]})"
+        " --threads {threads} --log {log}"
+
+
+rule documents:
+    input:
+        upstream("documents"),
+    output:
+        "results/prepare/documents/manifest.json",
+    log:
+        "logs/prepare/documents.log",
+    benchmark:
+        "logs/benchmarks/prepare/documents.jsonl"
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    params:
+        settings=settings("documents"),
+        inputs=named("documents"),
+        version=version("documents"),
+    message:
+        "documents: clean, deduplicate, split"
+    shell:
+        "moesaic documents --settings {params.settings:q} --in {params.inputs:q} --out $(dirname {output[0]})"
+        " --threads {threads} --log {log}"
+
+
+rule tokens:
+    input:
+        upstream("tokens"),
+    output:
+        "results/prepare/tokens/manifest.json",
+    log:
+        "logs/prepare/tokens.log",
+    benchmark:
+        "logs/benchmarks/prepare/tokens.jsonl"
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    params:
+        settings=settings("tokens"),
+        inputs=named("tokens"),
+        version=version("tokens"),
+    message:
+        "tokens: tokenise and pack"
+    shell:
+        "moesaic tokens --settings {params.settings:q} --in {params.inputs:q} --out $(dirname {output[0]})"
+        " --threads {threads} --log {log}"
+
+
+rule chat:
+    input:
+        upstream("chat"),
+    output:
+        "results/prepare/chat/manifest.json",
+    log:
+        "logs/prepare/chat.log",
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    params:
+        settings=settings("chat"),
+        inputs=named("chat"),
+        version=version("chat"),
+    message:
+        "chat: render conversations, mask answers"
+    shell:
+        "moesaic chat --settings {params.settings:q} --in {params.inputs:q} --out $(dirname {output[0]})"
+        " --threads {threads} --log {log}"
+
+
+rule tasks:
+    input:
+        upstream("tasks"),
+    output:
+        "results/prepare/tasks/manifest.json",
+    log:
+        "logs/prepare/tasks.log",
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    params:
+        settings=settings("tasks"),
+        inputs=named("tasks"),
+        version=version("tasks"),
+    message:
+        "tasks: write lm-eval task folders"
+    shell:
+        "moesaic tasks --settings {params.settings:q} --in {params.inputs:q} --out $(dirname {output[0]})"
+        " --threads {threads} --log {log}"
