@@ -1,0 +1,273 @@
+"""MLflow, made from files: `start` opens the workflow's run, `replay` writes every step into it.
+
+The files are the truth, and replaying them any number of times gives the same rows. One parent run per configuration, one
+child run per step. A child is the same run as long as the step's settings and inputs are the same and it was not begun
+afresh; otherwise a new one is made and the old one tagged `moesaic.superseded`. A child belongs to the newest parent that
+used it, as the results folder itself does. SQLite is written by the workflow's main process only.
+"""
+
+import datetime
+import hashlib
+import json
+import logging
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moesaic import config as configuration
+from moesaic.errors import InputError
+from moesaic.flow import files, manifest, metrics, paths, store
+from moesaic.flow.live import Live, live, live_from_environment
+from moesaic.flow.manifest import Manifest
+from moesaic.schema import Config
+
+__all__ = ["Live", "git_commit", "live", "live_from_environment", "places", "replay", "start"]
+
+log = logging.getLogger("moesaic.track")
+WORKSPACE = "tracking.json"
+"""In results/: an id, so that two folders with equal configurations are never mixed up on a shared server."""
+ARTIFACTS = ("manifest.json", "scores.json", "equivalence.json", "audit.json", "stats.json", "samples.json", "routing.parquet")
+LARGEST_ARTIFACT = 5_000_000
+
+
+@dataclass(frozen=True)
+class Place:
+    """One step of the configuration, where it may have run."""
+
+    key: str
+    step: str
+    variant: str | None
+    stage: str | None
+    folder: Path
+    settings: dict[str, Any]
+    inputs: dict[str, Path]
+
+
+def start(config: Config, results: Path) -> str:
+    """Create or migrate the database, open the parent run, note this invocation. Call it once, in the main process.
+
+    Returns:
+        The parent's run id; empty when an http server does not answer, which never stops a run.
+    """
+    try:
+        client, experiment = store.open_experiment(config.track.uri, config.track.experiment)
+        parent = _parent(client, experiment, config, results)
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        count = sum(tag.startswith("moesaic.invocation.") for tag in parent.data.tags)
+        note = f"{now} {git_commit()} {' '.join(sys.argv)}"
+        store.log_tags(client, parent.info.run_id, {f"moesaic.invocation.{count + 1:03d}": note})
+        client.update_run(parent.info.run_id, status="RUNNING")
+        return str(parent.info.run_id)
+    except Exception as error:
+        if not store.is_http(config.track.uri):
+            raise
+        log.warning("MLflow at %s: %s; going on, `moesaic sync` fills it later", config.track.uri, store.one_line(error))
+        return ""
+
+
+def replay(config: Config, results: Path, status: str | None = None) -> None:
+    """Write all steps that ran, finished or not, into MLflow. Doing it again changes nothing.
+
+    Args:
+        status: FINISHED or FAILED closes the parent run; None leaves it open unless every step is finished.
+
+    Raises:
+        InputError: an http server does not answer; only without `status`, since tracking never stops a workflow.
+    """
+    try:
+        count = _replay(config, results, status)
+    except Exception as error:
+        if not store.is_http(config.track.uri):
+            raise
+        reason = f"MLflow at {config.track.uri}: {store.one_line(error)}"
+        if status is None:
+            raise InputError(f"track.uri: {reason}") from error
+        log.warning("%s; `moesaic sync` fills it later", reason)
+        return
+    log.info("MLflow has %d steps of run %s in %s; look at them with `make ui`", count, config.name, config.track.uri)
+
+
+def places(config: Config, results: Path) -> Iterator[Place]:
+    """Every step of a configuration, in the order of the workflow."""
+
+    def place(step: str, variant: str | None = None, stage: str | None = None) -> Place:
+        plan = paths.plan_step(config, step, variant, stage)
+        inputs = {name: results.joinpath(*path.parts[1:]) for name, path in plan.inputs.items()}
+        parts = plan.out.parts[1:]
+        return Place("/".join(parts) or step, step, variant, stage, results.joinpath(*parts), plan.settings, inputs)
+
+    yield place("dense")
+    yield from map(place, paths.PREPARE)
+    yield place("evaluate", None, "dense")
+    for variant in config.variants:
+        for stage in config.stages:
+            yield place(stage, variant)
+            yield place("evaluate", variant, stage)
+    yield place("report")
+
+
+def git_commit() -> str:
+    """Commit of the working directory, with -dirty for uncommitted changes; empty outside of a git repository."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+# ---------------------------------------------------------------- steps
+
+
+def _replay(config: Config, results: Path, status: str | None) -> int:
+    """Returns how many steps ran."""
+    client, experiment = store.open_experiment(config.track.uri, config.track.experiment)
+    parent = _parent(client, experiment, config, results)
+    run_id, workspace = parent.info.run_id, _workspace(results)
+    known = list(store.search(client, experiment, workspace=workspace, kind="step"))
+    finished = [
+        _replay_step(client, experiment, run_id, workspace, known, place, status) for place in places(config, results)
+    ]
+    _replay_parent(client, run_id, results)
+    status = status or ("FINISHED" if all(finished) else None)
+    if status and parent.info.status != status:
+        client.set_terminated(run_id, status)
+    return sum(item is not None for item in finished)
+
+
+def _replay_step(
+    client: Any, experiment: str, parent: str, workspace: str, known: list[Any], place: Place, status: str | None
+) -> bool | None:
+    """True: finished; False: begun; None: not begun (or with settings that are no longer the configured ones)."""
+    path = place.folder / "run.json"
+    record_path = path if path.exists() else place.folder / "work" / "run.json"
+    if not record_path.exists():
+        return None
+    record = json.loads(record_path.read_text(encoding="utf-8"))
+    done = manifest.read(place.folder) if (place.folder / manifest.NAME).exists() else None
+    if done:
+        settings, digest = done.settings, store.identity(done.settings, done.inputs)
+    elif record["settings_digest"] == configuration.digest(place.settings):
+        settings = place.settings
+        digest = store.identity(settings, {name: files.sha256(path) for name, path in place.inputs.items() if path.exists()})
+    else:
+        return None
+    run = store.child(client, experiment, parent, workspace, known, place.key, digest, record["started"])
+    run_id = run.info.run_id
+    store.supersede(client, known, place.key, run_id)
+    state = _state(place, record_path)
+    if run.data.tags.get("moesaic.synced") != state:
+        store.log_metrics(client, run, _metrics(place, record, done))
+        store.log_params(client, run, settings)
+        store.log_tags(client, run_id, _tags(place, record, done))
+        for file in (place.folder / name for name in ARTIFACTS):
+            if done and file.is_file() and file.stat().st_size <= LARGEST_ARTIFACT:
+                client.log_artifact(run_id, str(file))
+        client.set_tag(run_id, "moesaic.synced", state)
+    running = not done and not status and (place.folder / "work" / "lease.json").exists()
+    wanted = "FINISHED" if done else "RUNNING" if running else "FAILED"
+    if run.info.status != wanted:
+        if running:
+            client.update_run(run_id, status=wanted)
+        else:
+            client.set_terminated(run_id, wanted, store.ms(record.get("ended")))
+    return done is not None
+
+
+def _metrics(place: Place, record: Mapping[str, Any], done: Manifest | None) -> Iterator[tuple[str, float, int, int]]:
+    """(key, value, timestamp, step) of everything that the step's files hold."""
+    for item in metrics.read(place.folder / "work" / metrics.NAME):
+        yield item["key"], item["value"], item["ts"], item["step"]
+    if not done:
+        return
+    ended = store.ms(record["ended"])
+    assert ended is not None
+    values = store.flatten({"measured": record["measured"], "seconds": record["seconds"], **done.metrics}, "/")
+    scores = place.folder / "scores.json"
+    for score in json.loads(scores.read_text(encoding="utf-8")) if scores.exists() else []:
+        name = f"eval/{score['task']}/{score['metric']}"
+        values |= {name: score["value"], f"{name}/ci_low": score["ci_low"], f"{name}/ci_high": score["ci_high"]}
+    for key, value in values.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield key, float(value), ended, 0
+
+
+def _tags(place: Place, record: Mapping[str, Any], done: Manifest | None) -> dict[str, Any]:
+    inputs = {f"moesaic.input.{name}": value for name, value in (done.inputs if done else {}).items()}
+    return inputs | {
+        "moesaic.step": place.step,
+        "moesaic.variant": place.variant,
+        "moesaic.stage": place.stage or (place.step if place.variant else None),
+        "moesaic.folder": place.folder,
+        "moesaic.host": record["host"],
+        "moesaic.attempts": record["attempts"],
+        "moesaic.slurm_job_id": record.get("slurm_job_id"),
+        "moesaic.versions": json.dumps(record.get("versions", {}), sort_keys=True),
+        "mlflow.source.name": " ".join(record.get("command", [])),
+        "mlflow.source.git.commit": record.get("git_commit"),
+    }
+
+
+def _state(place: Place, record: Path) -> str:
+    """Digest of the files that a run is made from; when it is the one of the last replay, there is nothing to do."""
+    found = [record, place.folder / manifest.NAME, place.folder / "work" / metrics.NAME]
+    return hashlib.sha256("".join(files.sha256(path) for path in found if path.exists()).encode()).hexdigest()
+
+
+# ---------------------------------------------------------------- the parent
+
+
+def _parent(client: Any, experiment: str, config: Config, results: Path) -> Any:
+    """The workflow's run for this configuration and results folder."""
+    raw = config.model_dump(mode="json", exclude={"track"})
+    digest, workspace = configuration.digest(raw), _workspace(results)
+    for run in store.search(client, experiment, workspace=workspace, kind="workflow", config_digest=digest):
+        return run
+    tags = {
+        "moesaic.run": f"{config.name} {digest[:12]}",
+        "moesaic.config_digest": digest,
+        "moesaic.workspace": workspace,
+        "moesaic.kind": "workflow",
+        "mlflow.user": store.user(),
+        "mlflow.source.git.commit": git_commit(),
+    }
+    run = client.create_run(experiment, tags={key: value for key, value in tags.items() if value}, run_name=config.name)
+    store.log_params(client, run, raw)
+    return run
+
+
+def _replay_parent(client: Any, run_id: str, results: Path) -> None:
+    """The table of the report as metrics, its verdict as the run's description, the page as an artifact."""
+    page, table = results / "report.html", results / "summary.json"
+    if not (results / manifest.NAME).exists():
+        return
+    run = client.get_run(run_id)
+    state = files.sha256(results / manifest.NAME)
+    if run.data.tags.get("moesaic.synced") == state:
+        return
+    from mlflow.entities import Metric
+
+    summary = json.loads(table.read_text(encoding="utf-8"))
+    ended = store.ms(json.loads((results / "run.json").read_text(encoding="utf-8"))["ended"])
+    found = [
+        Metric(store.clean(f"{row['label']}/{name}"), row[name]["value"], ended, 0)
+        for row in summary["rows"]
+        for name in ("bits_per_byte", "held_out", "accuracy")
+        if row[name] is not None
+    ]
+    for i in range(0, len(found), store.METRICS_PER_BATCH):
+        client.log_batch(run_id, metrics=found[i : i + store.METRICS_PER_BATCH])
+    store.log_tags(client, run_id, {"mlflow.note.content": summary["verdict"]})
+    for path in (page, table):
+        client.log_artifact(run_id, str(path))
+    client.set_tag(run_id, "moesaic.synced", state)
+
+
+def _workspace(results: Path) -> str:
+    path = results / WORKSPACE
+    if not path.exists():
+        files.write_json(path, {"workspace": uuid.uuid4().hex})
+    return str(json.loads(path.read_text(encoding="utf-8"))["workspace"])

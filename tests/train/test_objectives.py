@@ -1,0 +1,139 @@
+"""Losses against naive computations, and gradients against autograd on full logits."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from moesaic.experts import calibrate, convert
+from moesaic.model import families
+from moesaic.train import balance
+from moesaic.train.chunked import chunked_loss
+from moesaic.train.objectives import IGNORE, Batch, Trainee, Weights, forward_kl
+from moesaic.train.schedule import learning_rate
+
+
+def moe(llama, settings):
+    settings = settings | {"split": "random", "router": "random"}
+    layers = calibrate.construct_layers(llama, lambda: iter(()), 0, settings, convert.scale_factor(settings), 0)
+    return convert.build(llama, layers, settings, refitted=False)
+
+
+def batch(rows=4, length=20, seed=0, padded=False):
+    ids = torch.randint(3, 512, (rows, length), generator=torch.Generator().manual_seed(seed))
+    targets = torch.cat([ids[:, 1:], torch.full((rows, 1), IGNORE)], dim=1)
+    mask = None
+    if padded:
+        mask = torch.ones_like(ids)
+        mask[0, length // 2 :] = 0
+        targets[0, length // 2 - 1 :] = IGNORE
+    return Batch(ids, targets, mask, ["a", "b", "a", "b"][:rows], int((targets != IGNORE).sum()), 1.0)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
+def test_chunked_cross_entropy_equals_full_logits(chunk):
+    torch.manual_seed(0)
+    hidden, head = torch.randn(50, 16, requires_grad=True), torch.randn(97, 16, requires_grad=True)
+    targets = torch.randint(0, 97, (50,))
+
+    def loss(logits, where):
+        nll = functional.cross_entropy(logits, targets[where], reduction="none")
+        return nll.sum(), nll[:, None]
+
+    total, statistics = chunked_loss(hidden, head, loss, chunk)
+    (total * 0.5).backward()
+    found = hidden.grad.clone(), head.grad.clone()
+    hidden.grad = head.grad = None
+    expected = functional.cross_entropy(hidden @ head.T, targets, reduction="sum")
+    (expected * 0.5).backward()
+    assert torch.allclose(total, expected, rtol=1e-5)
+    assert torch.allclose(statistics[:, 0].sum(), expected, rtol=1e-5)
+    assert torch.allclose(found[0], hidden.grad, atol=1e-5)
+    assert torch.allclose(found[1], head.grad, atol=1e-4)
+
+
+def test_cross_entropy_equals_transformers(llama):
+    item = batch()
+    loss, statistics = Trainee(llama, Weights())(item)
+    expected = llama(input_ids=item.ids_BT, labels=item.ids_BT).loss
+    assert torch.allclose(loss, expected, rtol=1e-5)
+    assert float(statistics["nll_B"].sum()) == pytest.approx(float(expected) * item.step_targets, rel=1e-5)
+
+
+def test_accumulation_and_sharding_do_not_change_the_gradient(llama, experts_settings):
+    model = moe(llama, experts_settings)
+    item = batch(padded=True)
+    trainee = Trainee(model, Weights())
+    trainee(item)[0].backward()
+    whole = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    for rows in (slice(0, 1), slice(1, 4)):
+        part = Batch(item.ids_BT[rows], item.targets_BT[rows], item.mask_BT[rows], item.domains[rows], item.step_targets, 0.5)
+        trainee(part)[0].backward()
+    for name, p in model.named_parameters():
+        assert torch.allclose(p.grad, whole[name], atol=1e-5), name
+
+
+def test_padding_changes_nothing(llama, experts_settings):
+    model = moe(llama, experts_settings)
+    plain = batch(rows=2)
+    longer = Batch(
+        torch.cat([plain.ids_BT, torch.zeros(2, 5, dtype=torch.long)], 1), torch.cat([plain.targets_BT, torch.full((2, 5), IGNORE)], 1),
+        torch.cat([torch.ones(2, 20), torch.zeros(2, 5)], 1).long(), plain.domains, plain.step_targets, 1.0,
+    )  # fmt: skip
+    trainee = Trainee(model, Weights(balance=0.1, z=0.01))
+    one, two = trainee(plain), trainee(longer)
+    assert torch.allclose(one[0], two[0], rtol=1e-5)
+    assert torch.equal(one[1]["load_LE"], two[1]["load_LE"])
+
+
+def test_kl_by_hand_and_zero_for_equal_models(llama):
+    student, teacher = torch.randn(5, 11), torch.randn(5, 11)
+    p, q = teacher.softmax(1), student.softmax(1)
+    assert torch.allclose(forward_kl(student, teacher, 1.0), (p * (p / q).log()).sum(1), atol=1e-6)
+    loss, statistics = Trainee(llama, Weights(kl=1.0), llama)(batch())
+    assert abs(float(loss)) < 1e-6
+    assert float(statistics["nll_B"].sum()) > 0
+
+
+def test_kl_gradient_points_to_the_teacher():
+    torch.manual_seed(0)
+    hidden, head = torch.randn(6, 8), torch.randn(20, 8, requires_grad=True)
+    teacher = torch.randn(6, 20)
+    total, _ = chunked_loss(hidden, head, lambda logits, where: (forward_kl(logits, teacher[where], 2.0).sum(), logits[:, :1]), 4)
+    total.backward()
+    expected = forward_kl(hidden @ head, teacher, 2.0) if head.shape[0] == 8 else forward_kl(hidden @ head.T, teacher, 2.0)
+    (grad,) = torch.autograd.grad(expected.sum(), head)
+    assert torch.allclose(head.grad, grad, atol=1e-5)
+    assert float(forward_kl(hidden @ (head - 0.01 * head.grad).T, teacher, 2.0).sum()) < float(total)
+
+
+def test_balance_loss_pushes_against_skew(llama, experts_settings):
+    """Value 1 when even, larger when skewed, and a gradient that lowers the busy expert's logit (LLaMA-MoE v2's has none)."""
+    model = moe(llama, experts_settings)
+    parts = list(families.parts(model))
+    with torch.no_grad():
+        for part in parts:
+            part.router.weight.zero_()
+            part.router.weight[0] += 0.3
+    with families.Routing(model) as routing:
+        model(input_ids=torch.randint(3, 512, (2, 20)))
+    routing.logits = {0: torch.tensor([[3.0, 0, 0, 0]] * 10, requires_grad=True)}
+    routing.indices = {0: torch.tensor([[0, 1]] * 10)}
+    terms = balance.router_terms(routing, None)
+    terms.balance.backward()
+    gradient = routing.logits[0].grad.sum(0)
+    assert float(terms.balance) > 1.3
+    assert gradient[0] > 0
+    assert gradient[2] < 0
+    even = torch.arange(8).view(4, 2) % 4
+    routing.logits, routing.indices = {0: torch.zeros(4, 4)}, {0: even}
+    assert float(balance.router_terms(routing, None).balance) == pytest.approx(1.0)
+
+
+def test_learning_rate_shape():
+    rates = [learning_rate(step, 100, 1.0, 10, 0.1) for step in range(100)]
+    assert rates[0] == pytest.approx(1 / 11)
+    assert max(rates) == rates[10] == 1.0
+    assert rates[-1] == pytest.approx(0.1, abs=0.01)
+    assert all(a <= b for a, b in zip(rates[:10], rates[1:11], strict=True))
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
