@@ -137,6 +137,8 @@ def _environment() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # Progress is shown by flow/progress.py, one line at a time; libraries' own bars would garble parallel jobs and log files.
+    os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def _logging(path: Path | None) -> None:
