@@ -20,11 +20,17 @@ BASE = {
     [
         ({"experts": {"expert": 3}}, ["experts.expert", "unknown key", "did you mean 'experts'"]),
         ({"experts": {"split": "activaton"}}, ["experts.split", "'activaton'", "did you mean 'activation'"]),
-        ({"data": {"domains": {"a": {"sources": [{"at": {"kind": "files", "pth": "x"}}]}}}}, ["data.domains.a.sources.0.at.pth", "'path'"]),
+        (
+            {"data": {"domains": {"a": {"sources": [{"at": {"kind": "files", "pth": "x"}}]}}}},
+            ["data.domains.a.sources.0.at.pth", "'path'"],
+        ),
         ({"experts": {"per_token": 9}}, ["experts", "per_token (9)"]),
         ({"pretrain": {"batch": 5}}, ["pretrain", "micro_batch (4) must divide batch (5)"]),
         ({"stages": ["pretrain"]}, ["stages must start with construct"]),
-        ({"variants": {"v": {"pretrain": {"stps": 3}}}}, ["variants.v", "pretrain.stps", "did you mean 'steps'"]),
+        (
+            {"variants": {"v": {"pretrain": {"stps": 3}}}},
+            ["variants.v", "pretrain.stps", "did you mean 'steps'"],
+        ),
         ({"variants": {"v": {"dta": {}}}}, ["variants.v.dta", "a variant may override"]),
         ({"variants": {"dense": {}}}, ["variants.dense"]),
         ({"seed": -1}, ["seed", "-1"]),
@@ -45,7 +51,9 @@ def test_all_errors_are_reported_at_once():
 
 
 def test_variant_overrides_only_what_it_names():
-    loaded = config.check(config.merge(BASE, {"pretrain": {"steps": 7}, "variants": {"v": {"experts": {"shared": 8}}}}))
+    loaded = config.check(
+        config.merge(BASE, {"pretrain": {"steps": 7}, "variants": {"v": {"experts": {"shared": 8}}}})
+    )
     own = config.variant_config(loaded, "v")
     assert own.experts.shared == 8
     assert own.pretrain.steps == 7
@@ -63,7 +71,18 @@ def test_variant_overrides_only_what_it_names():
     ],
 )
 def test_a_key_touches_only_its_step(key, value, changed):
-    steps = ["dense", "documents", "tokens", "chat", "tasks", "construct", "pretrain", "tune", "distill", "evaluate"]
+    steps = [
+        "dense",
+        "documents",
+        "tokens",
+        "chat",
+        "tasks",
+        "construct",
+        "pretrain",
+        "tune",
+        "distill",
+        "evaluate",
+    ]
     shared = {"dense", "documents", "tokens", "chat", "tasks"}
     before = config.check(BASE)
     after = config.check(config.merge(BASE, config.parse_override(f"{key}={json.dumps(value)}")))

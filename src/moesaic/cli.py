@@ -37,28 +37,41 @@ def main(argv: Sequence[str] | None = None) -> None:
         if error.errno != 28:
             raise
         logging.getLogger("moesaic").error(
-            "error: no room left on the disk for %s; free some space and run again, finished steps and checkpoints are kept", error.filename or "a file"
+            "error: no room left on the disk for %s; free some space and run again, finished steps and checkpoints are kept",
+            error.filename or "a file",
         )
         sys.exit(2)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="moesaic", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="moesaic", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for step in STEPS.values():
         command = commands.add_parser(step.name, help=f"run the {step.name} step")
-        command.add_argument("--config", help="configuration file; settings, inputs and folder follow from it")
+        command.add_argument(
+            "--config", help="configuration file; settings, inputs and folder follow from it"
+        )
         command.add_argument("--variant", help="which variant of the configuration")
-        command.add_argument("--stage", help="evaluate only: the stage whose model is evaluated (dense, construct, ...)")
-        command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a configuration key")
+        command.add_argument(
+            "--stage", help="evaluate only: the stage whose model is evaluated (dense, construct, ...)"
+        )
+        command.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE", help="override a configuration key"
+        )
         command.add_argument("--settings", help="the step's own settings as JSON (what the workflow passes)")
-        command.add_argument("--in", dest="inputs", nargs="+", default=[], metavar="NAME=MANIFEST", help="upstream manifests")
+        command.add_argument(
+            "--in", dest="inputs", nargs="+", default=[], metavar="NAME=MANIFEST", help="upstream manifests"
+        )
         command.add_argument("--out", type=Path, help="the step's folder")
         command.add_argument("--log", type=Path, help="also write the log to this file")
         command.add_argument("--threads", type=int, help="CPU threads per rank")
         if step.distributed:
             command.add_argument("--nodes", type=int, default=1)
-            command.add_argument("--ranks-per-node", type=int, default=1, help="processes per node, usually one per GPU")
+            command.add_argument(
+                "--ranks-per-node", type=int, default=1, help="processes per node, usually one per GPU"
+            )
         command.set_defaults(call=_run_step, step=step)
     check = commands.add_parser("check", help="validate a configuration file")
     check.add_argument("config")
@@ -67,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     schema = commands.add_parser("schema", help="write the JSON schema of the configuration")
     schema.add_argument("out", type=Path)
     schema.set_defaults(call=_schema)
-    sync = commands.add_parser("sync", help="replay metrics, parameters and tags of all finished and running steps into MLflow")
+    sync = commands.add_parser(
+        "sync", help="replay metrics, parameters and tags of all finished and running steps into MLflow"
+    )
     sync.add_argument("--config", default="config/config.yaml")
     sync.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     sync.add_argument("--results", type=Path, default=Path("results"))
@@ -104,13 +119,20 @@ def _run_step(arguments: argparse.Namespace) -> None:
             inputs[name] = Path(path)
     else:
         raise InputError(f"moesaic {arguments.step.name}: give --config, or --settings with --in and --out")
-    ranks = launch.Ranks(getattr(arguments, "nodes", 1), getattr(arguments, "ranks_per_node", 1), arguments.threads)
+    ranks = launch.Ranks(
+        getattr(arguments, "nodes", 1), getattr(arguments, "ranks_per_node", 1), arguments.threads
+    )
     launch.run(arguments.step, settings, inputs, out, ranks)
 
 
 def _check(arguments: argparse.Namespace) -> None:
     loaded = _load(arguments)
-    logging.getLogger("moesaic").info("%s is valid: variants %s, stages %s", arguments.config, ", ".join(loaded.variants), ", ".join(loaded.stages))
+    logging.getLogger("moesaic").info(
+        "%s is valid: variants %s, stages %s",
+        arguments.config,
+        ", ".join(loaded.variants),
+        ", ".join(loaded.stages),
+    )
 
 
 def _schema(arguments: argparse.Namespace) -> None:
@@ -146,8 +168,24 @@ def _logging(path: Path | None) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(path, encoding="utf-8"))
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers, force=True)
-    for noisy in ("httpx", "urllib3", "datasets", "fsspec", "filelock", "huggingface_hub", "lm_eval", "alembic", "matplotlib"):
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+        handlers=handlers,
+        force=True,
+    )
+    for noisy in (
+        "httpx",
+        "urllib3",
+        "datasets",
+        "fsspec",
+        "filelock",
+        "huggingface_hub",
+        "lm_eval",
+        "alembic",
+        "matplotlib",
+    ):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

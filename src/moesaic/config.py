@@ -39,10 +39,14 @@ def check(raw: Mapping[str, Any], where: str = "config") -> Config:
     config = _validate(raw, where)
     for name, changes in config.variants.items():
         if name in RESERVED_VARIANTS or not name.replace("-", "").replace("_", "").isalnum():
-            raise InputError(f"{where}: variants.{name}: a variant name may hold letters, digits, - and _ and not be one of {sorted(RESERVED_VARIANTS)}")
+            raise InputError(
+                f"{where}: variants.{name}: a variant name may hold letters, digits, - and _ and not be one of {sorted(RESERVED_VARIANTS)}"
+            )
         for key in changes:
             if key not in VARIANT_KEYS:
-                raise InputError(f"{where}: variants.{name}.{key}: a variant may override {', '.join(VARIANT_KEYS)}{_nearest(key, VARIANT_KEYS)}")
+                raise InputError(
+                    f"{where}: variants.{name}.{key}: a variant may override {', '.join(VARIANT_KEYS)}{_nearest(key, VARIANT_KEYS)}"
+                )
         variant_config(config, name, where)
     return config
 
@@ -61,7 +65,11 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     out = dict(base)
     for key, value in changes.items():
         old = out.get(key)
-        if isinstance(value, Mapping) and isinstance(old, Mapping) and value.get("kind", old.get("kind")) == old.get("kind"):
+        if (
+            isinstance(value, Mapping)
+            and isinstance(old, Mapping)
+            and value.get("kind", old.get("kind")) == old.get("kind")
+        ):
             out[key] = merge(old, value)
         else:
             out[key] = value
@@ -100,7 +108,12 @@ def step_settings(config: Config, step: str, variant: str | None = None) -> dict
             return {"model": raw["model"]}
         case "documents":
             domains = {name: {"sources": domain["sources"]} for name, domain in data["domains"].items()}
-            return {"domains": domains, "clean": data["clean"], "validation": data["validation"], "seed": seed}
+            return {
+                "domains": domains,
+                "clean": data["clean"],
+                "validation": data["validation"],
+                "seed": seed,
+            }
         case "tokens":
             return {key: data[key] for key in ("block", "max_train_tokens", "max_validation_tokens")}
         case "chat":
@@ -119,7 +132,12 @@ def step_settings(config: Config, step: str, variant: str | None = None) -> dict
         case "evaluate":
             return {"evaluate": raw["evaluate"], "held_out": held_out, "seed": seed}
         case "report":
-            return {"name": raw["name"], "stages": raw["stages"], "variants": list(raw["variants"]), "held_out": held_out}
+            return {
+                "name": raw["name"],
+                "stages": raw["stages"],
+                "variants": list(raw["variants"]),
+                "held_out": held_out,
+            }
     raise ValueError(f"unknown step {step}")
 
 
@@ -163,9 +181,9 @@ def _strip_tags(location: tuple[Any, ...], raw: Any) -> list[Any]:
     out: list[Any] = []
     node = raw
     for i, part in enumerate(location):
-        if isinstance(node, Mapping) and part in node:
-            node = node[part]
-        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
+        if (isinstance(node, Mapping) and part in node) or (
+            isinstance(node, list) and isinstance(part, int) and part < len(node)
+        ):
             node = node[part]
         elif i < len(location) - 1 or not isinstance(node, Mapping | list):
             continue
@@ -196,4 +214,8 @@ def _nearest(key: str, known: Any) -> str:
 
 def _near_value(value: Any, item: Any) -> str:
     expected = str(item.get("ctx", {}).get("expected", ""))
-    return _nearest(str(value), [part.strip("' ") for part in expected.replace(" or ", ",").split(",")]) if expected else ""
+    return (
+        _nearest(str(value), [part.strip("' ") for part in expected.replace(" or ", ",").split(",")])
+        if expected
+        else ""
+    )

@@ -359,6 +359,12 @@ class Config(Strict):
     @model_validator(mode="after")
     def _stages_in_order(self) -> "Config":
         order = ["construct", "pretrain", "tune", "distill"]
-        if not self.stages or self.stages[0] != "construct" or self.stages != sorted(set(self.stages), key=order.index):
-            raise ValueError(f"stages must start with construct and keep the order {order}, each at most once")
+        if (
+            not self.stages
+            or self.stages[0] != "construct"
+            or self.stages != sorted(set(self.stages), key=order.index)
+        ):
+            raise ValueError(
+                f"stages must start with construct and keep the order {order}, each at most once"
+            )
         return self

@@ -25,7 +25,9 @@ def test_counts_follow_the_weights_and_epochs_do_not_repeat():
     for name, size in SIZES.items():
         rows = [s.row for s in samples if s.domain == name][:size]
         assert sorted(set(rows)) == sorted(rows), "a row came twice within an epoch"
-    assert [s.row for s in samples if s.domain == "a"][:10] != [s.row for s in samples if s.domain == "a"][10:]
+    assert [s.row for s in samples if s.domain == "a"][:10] != [s.row for s in samples if s.domain == "a"][
+        10:
+    ]
 
 
 @settings(max_examples=50, deadline=None)
@@ -58,14 +60,22 @@ def test_seeds_differ():
 def test_presets_are_the_published_ones_and_renormalised():
     assert sum(PRESETS["llama"].values()) == pytest.approx(1.0)
     assert sum(PRESETS["sheared-llama"].values()) == pytest.approx(1.0)
-    mix = mixtures.build({"method": "static", "weights": "llama"}, {"x": 1, "y": 1, "z": 1}, {"x": "c4", "y": "books", "z": "books"})
+    mix = mixtures.build(
+        {"method": "static", "weights": "llama"},
+        {"x": 1, "y": 1, "z": 1},
+        {"x": "c4", "y": "books", "z": "books"},
+    )
     assert mix.weights["x"] == pytest.approx(0.15 / 0.195)
     assert mix.weights["y"] == mix.weights["z"] == pytest.approx(0.0225 / 0.195)
 
 
 @pytest.mark.parametrize(
     ("weights", "like", "message"),
-    [("llama", {"a": None, "b": "c4", "c": "c4"}, r"data\.domains\.a\.like"), ({"q": 1.0}, {}, r"mixture\.weights\.q"), ({"a": 0.0}, {}, "all weights are 0")],
+    [
+        ("llama", {"a": None, "b": "c4", "c": "c4"}, r"data\.domains\.a\.like"),
+        ({"q": 1.0}, {}, r"mixture\.weights\.q"),
+        ({"a": 0.0}, {}, "all weights are 0"),
+    ],
 )
 def test_wrong_weights_are_named(weights, like, message):
     with pytest.raises(InputError, match=message):

@@ -11,7 +11,12 @@ from moesaic.experts.features import Activations, Ffn
 
 def layer(seed=0, tokens=400, hidden=24, width=64):
     generator = torch.Generator().manual_seed(seed)
-    ffn = Ffn(*(torch.randn(*shape, generator=generator) / hidden**0.5 for shape in ((width, hidden), (width, hidden), (hidden, width))))
+    ffn = Ffn(
+        *(
+            torch.randn(*shape, generator=generator) / hidden**0.5
+            for shape in ((width, hidden), (width, hidden), (hidden, width))
+        )
+    )
     x = torch.randn(tokens, hidden, generator=generator)
     return Activations(ffn, x, ffn.hidden(x))
 
@@ -81,12 +86,20 @@ def test_routing_by_hand():
 
 def test_calibrated_stream_equals_the_converted_model(llama, experts_settings):
     """The hidden states on which layers are fitted are those of the finished model: refit error of the last layer agrees."""
-    settings = experts_settings | {"reconstruct": "least-squares", "split": "activation", "router": "least-squares"}
+    settings = experts_settings | {
+        "reconstruct": "least-squares",
+        "split": "activation",
+        "router": "least-squares",
+    }
     ids = torch.randint(0, 512, (4, 32), generator=torch.Generator().manual_seed(1))
     seen = {}
-    layers = calibrate.construct_layers(llama, lambda: iter([ids]), 1, settings, convert.scale_factor(settings), 0)
+    layers = calibrate.construct_layers(
+        llama, lambda: iter([ids]), 1, settings, convert.scale_factor(settings), 0
+    )
     model = convert.build(llama, layers, settings, refitted=True)
-    handle = model.model.layers[-1].post_attention_layernorm.register_forward_hook(lambda m, i, o: seen.update(x=o))
+    handle = model.model.layers[-1].post_attention_layernorm.register_forward_hook(
+        lambda m, i, o: seen.update(x=o)
+    )
     model(input_ids=ids)
     handle.remove()
     ffn = calibrate.ffns(llama)[-1]

@@ -15,7 +15,9 @@ from moesaic.model import families, load, size
 def test_all_experts_on_equals_dense(experts_settings, shared, tied, scale):
     dense = tiny_llama(tie_word_embeddings=tied)
     settings = experts_settings | {"shared": shared, "split": "random", "router": "random", "scale": scale}
-    layers = calibrate.construct_layers(dense, lambda: iter(()), 0, settings, convert.scale_factor(settings), 0)
+    layers = calibrate.construct_layers(
+        dense, lambda: iter(()), 0, settings, convert.scale_factor(settings), 0
+    )
     model = convert.build(dense, layers, settings, refitted=False)
     ids = torch.randint(0, 512, (2, 24))
     before = model(input_ids=ids).logits
@@ -27,7 +29,9 @@ def test_all_experts_on_equals_dense(experts_settings, shared, tied, scale):
 
 def test_a_wrong_conversion_fails_the_check(llama, experts_settings):
     settings = experts_settings | {"split": "random", "router": "random"}
-    layers = calibrate.construct_layers(llama, lambda: iter(()), 0, settings, convert.scale_factor(settings), 0)
+    layers = calibrate.construct_layers(
+        llama, lambda: iter(()), 0, settings, convert.scale_factor(settings), 0
+    )
     model = convert.build(llama, layers, settings, refitted=False)
     with torch.no_grad():
         next(families.parts(model)).experts.down_proj[0, 0, 0] += 5.0
@@ -38,7 +42,9 @@ def test_a_wrong_conversion_fails_the_check(llama, experts_settings):
 @pytest.mark.parametrize("shared", [0, 32])
 def test_save_and_load_keep_the_logits(tmp_path, llama, experts_settings, shared):
     settings = experts_settings | {"shared": shared, "split": "random", "router": "random"}
-    layers = calibrate.construct_layers(llama, lambda: iter(()), 0, settings, convert.scale_factor(settings), 0)
+    layers = calibrate.construct_layers(
+        llama, lambda: iter(()), 0, settings, convert.scale_factor(settings), 0
+    )
     model = convert.build(llama, layers, settings, refitted=False)
     model.save_pretrained(tmp_path)
     ids = torch.randint(0, 512, (2, 24))
@@ -48,7 +54,9 @@ def test_save_and_load_keep_the_logits(tmp_path, llama, experts_settings, shared
 def test_sizes_by_hand(llama, experts_settings):
     dense = size.count(llama)
     settings = experts_settings | {"split": "random", "router": "random"}
-    layers = calibrate.construct_layers(llama, lambda: iter(()), 0, settings, convert.scale_factor(settings), 0)
+    layers = calibrate.construct_layers(
+        llama, lambda: iter(()), 0, settings, convert.scale_factor(settings), 0
+    )
     moe = size.count(convert.build(llama, layers, settings, refitted=False))
     routers = 3 * 4 * 48
     assert moe.total == dense.total + routers
@@ -59,7 +67,9 @@ def test_sizes_by_hand(llama, experts_settings):
 
 def test_routing_matches_the_model(llama, experts_settings):
     settings = experts_settings | {"split": "random", "router": "random"}
-    layers = calibrate.construct_layers(llama, lambda: iter(()), 0, settings, convert.scale_factor(settings), 0)
+    layers = calibrate.construct_layers(
+        llama, lambda: iter(()), 0, settings, convert.scale_factor(settings), 0
+    )
     model = convert.build(llama, layers, settings, refitted=False)
     with families.Routing(model) as routing:
         model(input_ids=torch.randint(0, 512, (2, 24)))

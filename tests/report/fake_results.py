@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moesaic import config as configuration
-from moesaic.config import step_settings
 from moesaic.flow import files, manifest, paths
 from moesaic.flow.step import STEPS
 from moesaic.schema import Config
@@ -29,7 +28,9 @@ LOSS = {"construct": 0.42, "pretrain": 0.16, "tune": 0.17, "distill": 0.21}
 START = 1_790_000_000_000
 
 
-def load_config(stages: Sequence[str] | None = None, variants: Sequence[str] | None = None, **changes: Any) -> Config:
+def load_config(
+    stages: Sequence[str] | None = None, variants: Sequence[str] | None = None, **changes: Any
+) -> Config:
     """The embedded default with some of its variants and stages."""
     loaded = configuration.load(ROOT / "config" / "config.yaml", changes)
     raw = loaded.model_dump(mode="json", exclude_unset=True)
@@ -93,7 +94,9 @@ def unfinish(folder: Path) -> None:
 
 def _shared(loaded: Config) -> None:
     folder = paths.folder("dense")
-    _weights(folder, {"intermediate_size": FFN, "num_hidden_layers": LAYERS, "architectures": ["LlamaForCausalLM"]})
+    _weights(
+        folder, {"intermediate_size": FFN, "num_hidden_layers": LAYERS, "architectures": ["LlamaForCausalLM"]}
+    )
     sizes = {"parameters": DENSE, "active_parameters": DENSE, "layers": LAYERS, "hidden": HIDDEN, "ffn": FFN}
     sizes |= {"vocab_size": VOCABULARY, "architecture": "LlamaForCausalLM", "probe_loss": 2.71}  # type: ignore[dict-item]
     finish(loaded, "dense", ["model"], sizes)
@@ -106,7 +109,12 @@ def _shared(loaded: Config) -> None:
     short = {name: item | {"dropped": sum(item["dropped"].values())} for name, item in domains.items()}  # type: ignore[attr-defined]
     finish(loaded, "documents", ["stats.json"], short)
     counts = {
-        name: {"train_blocks": 110 - i, "train_tokens": (110 - i) * 512, "validation_blocks": 8, "validation_tokens": 4096}
+        name: {
+            "train_blocks": 110 - i,
+            "train_tokens": (110 - i) * 512,
+            "validation_blocks": 8,
+            "validation_tokens": 4096,
+        }
         for i, name in enumerate(loaded.data.domains)
     }
     files.write_json(paths.folder("tokens") / "stats.json", counts)
@@ -139,10 +147,20 @@ def _model(loaded: Config, variant: str, stage: str, worse: float) -> None:
     total = DENSE + LAYERS * HIDDEN * experts.experts
     sizes = {"architecture": architecture, "parameters": total, "active_parameters": total - idle}
     if stage == "construct":
-        audit = [{"error": 0.2 + 0.005 * i, "expected_load": [1 / experts.experts] * experts.experts} for i in range(LAYERS)]
-        files.write_json(folder / "equivalence.json", {"max_logit_error": 3.1e-5, "tolerance": 2.4e-3, "max_logit": 24.1})
+        audit = [
+            {"error": 0.2 + 0.005 * i, "expected_load": [1 / experts.experts] * experts.experts}
+            for i in range(LAYERS)
+        ]
+        files.write_json(
+            folder / "equivalence.json", {"max_logit_error": 3.1e-5, "tolerance": 2.4e-3, "max_logit": 24.1}
+        )
         files.write_json(folder / "audit.json", {"layers": audit})
-        shape_metrics = {"experts": experts.experts, "per_token": per_token, "shared": experts.shared, "neurons": neurons}
+        shape_metrics = {
+            "experts": experts.experts,
+            "per_token": per_token,
+            "shared": experts.shared,
+            "neurons": neurons,
+        }
         finish(
             loaded,
             stage,
@@ -190,7 +208,10 @@ def _training_log(path: Path, steps: int, names: list[str], worse: float, stage:
             values[f"mixture/drawn/{name}"] = float(2 * step // len(names))
         if step == steps:
             values |= {f"valid/loss/{name}": loss + 0.1 for name in names}
-        lines += [{"ts": START + 6000 * step, "step": step, "key": key, "value": value} for key, value in values.items()]
+        lines += [
+            {"ts": START + 6000 * step, "step": step, "key": key, "value": value}
+            for key, value in values.items()
+        ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -200,7 +221,13 @@ def _evaluation(loaded: Config, variant: str | None, stage: str, gain: float) ->
     scores: list[dict[str, Any]] = []
 
     def score(task: str, metric: str, value: float, half: float, n: int, chance: float | None = None) -> None:
-        row = {"task": task, "metric": metric, "value": value, "ci_low": value - half, "ci_high": value + half}
+        row = {
+            "task": task,
+            "metric": metric,
+            "value": value,
+            "ci_low": value - half,
+            "ci_high": value + half,
+        }
         scores.append(row | {"n": n, "chance": chance})
 
     for name, bits in BPB.items():
@@ -223,9 +250,16 @@ def _evaluation(loaded: Config, variant: str | None, stage: str, gain: float) ->
         outputs.append("routing.parquet")
     files.write_json(folder / "scores.json", scores)
     texts = ["The capital of France is", "def fibonacci(n):", "<b>Water</b> & ice:"]
-    written = [{"prompt": text, "text": f" a thing that {variant or 'the parent'} wrote <after> {stage}.\n" * 3} for text in texts]
+    written = [
+        {"prompt": text, "text": f" a thing that {variant or 'the parent'} wrote <after> {stage}.\n" * 3}
+        for text in texts
+    ]
     files.write_json(folder / "samples.json", written)
-    speed = {"tokens_per_second": 1500.0 if variant is None else 1750.0, "generation_tokens_per_second": 21.5, "seconds": 41.0}
+    speed = {
+        "tokens_per_second": 1500.0 if variant is None else 1750.0,
+        "generation_tokens_per_second": 21.5,
+        "seconds": 41.0,
+    }
     finish(loaded, "evaluate", outputs, {"tasks": list(TASKS)}, variant, stage, measured=speed)
 
 

@@ -268,6 +268,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if reason := missing():
         sys.stderr.write(f"no Slurm test cluster: {reason}\n")
         return 2
+    # A SIGTERM must end the daemons as well, not only this process.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with start() as cluster:
         return subprocess.run(cluster.inside(command)).returncode
 

@@ -14,7 +14,9 @@ from moesaic.train.schedule import learning_rate
 
 def moe(llama, settings):
     settings = settings | {"split": "random", "router": "random"}
-    layers = calibrate.construct_layers(llama, lambda: iter(()), 0, settings, convert.scale_factor(settings), 0)
+    layers = calibrate.construct_layers(
+        llama, lambda: iter(()), 0, settings, convert.scale_factor(settings), 0
+    )
     return convert.build(llama, layers, settings, refitted=False)
 
 
@@ -67,7 +69,14 @@ def test_accumulation_and_sharding_do_not_change_the_gradient(llama, experts_set
     whole = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
     for rows in (slice(0, 1), slice(1, 4)):
-        part = Batch(item.ids_BT[rows], item.targets_BT[rows], item.mask_BT[rows], item.domains[rows], item.step_targets, 0.5)
+        part = Batch(
+            item.ids_BT[rows],
+            item.targets_BT[rows],
+            item.mask_BT[rows],
+            item.domains[rows],
+            item.step_targets,
+            0.5,
+        )
         trainee(part)[0].backward()
     for name, p in model.named_parameters():
         assert torch.allclose(p.grad, whole[name], atol=1e-5), name
@@ -99,9 +108,15 @@ def test_kl_gradient_points_to_the_teacher():
     torch.manual_seed(0)
     hidden, head = torch.randn(6, 8), torch.randn(20, 8, requires_grad=True)
     teacher = torch.randn(6, 20)
-    total, _ = chunked_loss(hidden, head, lambda logits, where: (forward_kl(logits, teacher[where], 2.0).sum(), logits[:, :1]), 4)
+    total, _ = chunked_loss(
+        hidden, head, lambda logits, where: (forward_kl(logits, teacher[where], 2.0).sum(), logits[:, :1]), 4
+    )
     total.backward()
-    expected = forward_kl(hidden @ head, teacher, 2.0) if head.shape[0] == 8 else forward_kl(hidden @ head.T, teacher, 2.0)
+    expected = (
+        forward_kl(hidden @ head, teacher, 2.0)
+        if head.shape[0] == 8
+        else forward_kl(hidden @ head.T, teacher, 2.0)
+    )
     (grad,) = torch.autograd.grad(expected.sum(), head)
     assert torch.allclose(head.grad, grad, atol=1e-5)
     assert float(forward_kl(hidden @ (head - 0.01 * head.grad).T, teacher, 2.0).sum()) < float(total)

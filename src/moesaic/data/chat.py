@@ -19,19 +19,36 @@ from moesaic.model.load import load_tokenizer
 from moesaic.schema import ChatSource
 
 Messages = list[dict[str, str]]
-SCHEMA = pa.schema([("id", pa.string()), ("source", pa.string()), ("input_ids", pa.list_(pa.int32())), ("loss_mask", pa.list_(pa.int8()))])
-SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("input_ids", pa.list_(pa.int32())),
+        ("loss_mask", pa.list_(pa.int8())),
+    ]
+)
+SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
 
 
 def run(context: Context) -> Result:
     """Write train.parquet, validation.parquet and stats.json; conversations in = kept + dropped by reason."""
     settings, seed = context.settings["chat"], context.settings["seed"]
     if not settings["sources"]:
-        raise InputError("data.chat.sources: empty; add a source of conversations, or leave tune and distill on chat out of stages")
+        raise InputError(
+            "data.chat.sources: empty; add a source of conversations, or leave tune and distill on chat out of stages"
+        )
     dense = context.inputs["dense"]
     tokenizer = load_tokenizer(dense.folder / "model")
     if not tokenizer.chat_template:
-        raise InputError("model.chat_template: the tokenizer has no chat template; set model.chat_template to a Jinja file")
+        raise InputError(
+            "model.chat_template: the tokenizer has no chat template; set model.chat_template to a Jinja file"
+        )
     rows: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
     stats: dict[str, Any] = {}
     seen: set[str] = set()
@@ -47,20 +64,33 @@ def run(context: Context) -> Result:
                 split = _split(item.pop("prompt"), settings["validation"], seed)
                 rows[split].append({"id": f"{index}:{row}", "source": source.name, **item})
         if not counts["kept"]:
-            raise InputError(f"data.chat.sources.{index}: no conversation is left of {sum(counts.values())} (dropped: {dict(counts)}); check format and max_tokens")
+            raise InputError(
+                f"data.chat.sources.{index}: no conversation is left of {sum(counts.values())} (dropped: {dict(counts)}); check format and max_tokens"
+            )
         stats.setdefault(source.name, Counter()).update(counts)
     for split, items in rows.items():
         if not items:
-            raise InputError(f"data.chat: no conversation fell into {split}; add conversations or change data.chat.validation")
+            raise InputError(
+                f"data.chat: no conversation fell into {split}; add conversations or change data.chat.validation"
+            )
         with files.atomic_path(context.out / f"{split}.parquet") as temporary:
             pq.write_table(pa.Table.from_pylist(items, schema=SCHEMA), temporary, compression="zstd")
-    report = {name: {"in": sum(c.values()), "kept": c["kept"], "dropped": {k: v for k, v in sorted(c.items()) if k != "kept"}} for name, c in stats.items()}
+    report = {
+        name: {
+            "in": sum(c.values()),
+            "kept": c["kept"],
+            "dropped": {k: v for k, v in sorted(c.items()) if k != "kept"},
+        }
+        for name, c in stats.items()
+    }
     files.write_json(context.out / "stats.json", report)
     metrics = {
         "vocab_size": dense.metrics["vocab_size"],
         "sources": sorted(stats),
         "conversations": {split: len(items) for split, items in rows.items()},
-        "answer_tokens": {split: sum(sum(item["loss_mask"]) for item in items) for split, items in rows.items()},
+        "answer_tokens": {
+            split: sum(sum(item["loss_mask"]) for item in items) for split, items in rows.items()
+        },
     }
     return Result(["train.parquet", "validation.parquet", "stats.json"], metrics)
 
@@ -74,8 +104,13 @@ def to_messages(record: dict[str, Any], form: str) -> Messages:
     elif form == "messages":
         messages = [{"role": item["role"], "content": item["content"]} for item in record["messages"]]
     else:
-        messages = [{"role": SHAREGPT_ROLES[item["from"]], "content": item["value"]} for item in record["conversations"]]
-    if not any(message["role"] == "assistant" for message in messages) or not all(isinstance(m["content"], str) for m in messages):
+        messages = [
+            {"role": SHAREGPT_ROLES[item["from"]], "content": item["value"]}
+            for item in record["conversations"]
+        ]
+    if not any(message["role"] == "assistant" for message in messages) or not all(
+        isinstance(m["content"], str) for m in messages
+    ):
         raise ValueError("no answer, or content that is not text")
     return messages
 
@@ -107,7 +142,9 @@ def _template(tokenizer: Any, messages: Messages, generate: bool) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _prepare(record: dict[str, Any], form: str, tokenizer: Any, limit: int, seen: set[str]) -> tuple[str, dict[str, Any] | None]:
+def _prepare(
+    record: dict[str, Any], form: str, tokenizer: Any, limit: int, seen: set[str]
+) -> tuple[str, dict[str, Any] | None]:
     try:
         messages = to_messages(record, form)
     except (KeyError, TypeError, ValueError):
@@ -124,13 +161,19 @@ def _prepare(record: dict[str, Any], form: str, tokenizer: Any, limit: int, seen
     ids, mask = rendered
     if len(ids) > limit:
         return "too_long", None
-    prompt = next(m["content"] for m in messages if m["role"] == "user") if any(m["role"] == "user" for m in messages) else ""
+    prompt = (
+        next(m["content"] for m in messages if m["role"] == "user")
+        if any(m["role"] == "user" for m in messages)
+        else ""
+    )
     return "kept", {"prompt": " ".join(prompt.lower().split()), "input_ids": ids, "loss_mask": mask}
 
 
 def _split(prompt: str, share: float, seed: int) -> str:
     """By the first prompt, so that one prompt with two answers stays on one side."""
-    value = int.from_bytes(hashlib.blake2b(f"{seed}:{prompt}".encode(), digest_size=8).digest(), "little") / 2**64
+    value = (
+        int.from_bytes(hashlib.blake2b(f"{seed}:{prompt}".encode(), digest_size=8).digest(), "little") / 2**64
+    )
     return "validation" if value < share else "train"
 
 
@@ -138,14 +181,19 @@ class ChatSet:
     """Conversations of one source."""
 
     def __init__(self, table: pa.Table):
-        self._ids, self._mask = table.column("input_ids").combine_chunks(), table.column("loss_mask").combine_chunks()
+        self._ids, self._mask = (
+            table.column("input_ids").combine_chunks(),
+            table.column("loss_mask").combine_chunks(),
+        )
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """Token ids [T] and loss mask [T]."""
-        return np.asarray(self._ids[row].values, dtype=np.int64), np.asarray(self._mask[row].values, dtype=np.int8)
+        return np.asarray(self._ids[row].values, dtype=np.int64), np.asarray(
+            self._mask[row].values, dtype=np.int8
+        )
 
 
 def open_chat(manifest: Manifest, split: str) -> dict[str, ChatSet]:
@@ -154,6 +202,8 @@ def open_chat(manifest: Manifest, split: str) -> dict[str, ChatSet]:
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: damaged ({' '.join(str(error).split())[:150]}); delete {manifest.folder / 'manifest.json'} and run again") from error
+        raise InputError(
+            f"{path}: damaged ({' '.join(str(error).split())[:150]}); delete {manifest.folder / 'manifest.json'} and run again"
+        ) from error
     names = np.asarray(table.column("source").to_pylist())
     return {name: ChatSet(table.filter(pa.array(names == name))) for name in sorted(set(names.tolist()))}

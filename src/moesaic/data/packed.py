@@ -23,7 +23,12 @@ class PackedBlocks:
             ) from error
         column = self._table.column("tokens")
         self.block = column.type.list_size
-        self._chunks = [np.frombuffer(c.values.buffers()[1], dtype=np.int32)[c.values.offset :][: len(c) * self.block].reshape(-1, self.block) for c in column.chunks]
+        self._chunks = [
+            np.frombuffer(c.values.buffers()[1], dtype=np.int32)[c.values.offset :][
+                : len(c) * self.block
+            ].reshape(-1, self.block)
+            for c in column.chunks
+        ]
         self._ends = np.cumsum([len(c) for c in self._chunks])
 
     def __len__(self) -> int:

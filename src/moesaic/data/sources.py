@@ -44,7 +44,9 @@ def documents(source: Source, key: str) -> Iterator[Document]:
         elif source.field in record:
             text = record[source.field]
         else:
-            raise InputError(f"{key}.field: records of {name} have no field '{source.field}'; they have {', '.join(sorted(map(str, record)))}")
+            raise InputError(
+                f"{key}.field: records of {name} have no field '{source.field}'; they have {', '.join(sorted(map(str, record)))}"
+            )
         if text is None:
             text = ""
         if not isinstance(text, str):
@@ -96,7 +98,9 @@ def _named_records(at: Any) -> Iterator[tuple[str, Any]]:
         except (OSError, EOFError, UnicodeDecodeError, zlib.error, lzma.LZMAError, csv.Error) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            raise InputError(f"{path}: damaged or cut short ({' '.join(str(error).split())}); fetch or make it again") from error
+            raise InputError(
+                f"{path}: damaged or cut short ({' '.join(str(error).split())}); fetch or make it again"
+            ) from error
 
 
 def _read(path: Path) -> Iterator[Any]:
@@ -112,7 +116,9 @@ def _read(path: Path) -> Iterator[Any]:
             try:
                 loaded = json.load(file)
             except json.JSONDecodeError as error:
-                raise InputError(f"{path}: not valid JSON at line {error.lineno} ({error.msg}); fetch or make it again") from error
+                raise InputError(
+                    f"{path}: not valid JSON at line {error.lineno} ({error.msg}); fetch or make it again"
+                ) from error
             if not isinstance(loaded, list):
                 raise InputError(f"{path}: expected a JSON list of records")
             yield from loaded
@@ -129,7 +135,11 @@ def _open_text(path: Path) -> TextIO:
     if suffix == ".zst":
         import zstandard
 
-        return io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True), encoding="utf-8", newline="")
+        return io.TextIOWrapper(
+            zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True),
+            encoding="utf-8",
+            newline="",
+        )
     if suffix in COMPRESSED:
         return COMPRESSED[suffix](path, "rt", encoding="utf-8", newline="")  # type: ignore[no-any-return,operator]
     if any(s in STRUCTURED for s in (suffix,)):
@@ -148,7 +158,9 @@ def _lines(path: Path, file: TextIO) -> Iterator[Any]:
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            raise InputError(f"{path}: line {number} is not valid JSON ({error.msg}); fetch or make the file again, or delete the line") from error
+            raise InputError(
+                f"{path}: line {number} is not valid JSON ({error.msg}); fetch or make the file again, or delete the line"
+            ) from error
         if not isinstance(record, dict):
             raise InputError(f"{path}: line {number} is not a JSON object")
         yield record
@@ -163,15 +175,21 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
             for batch in file.iter_batches(batch_size=1024):
                 yield from batch.to_pylist()
     except pa.ArrowException as error:
-        raise InputError(f"{path}: damaged Parquet file ({' '.join(str(error).split())[:200]}); fetch or make it again") from error
+        raise InputError(
+            f"{path}: damaged Parquet file ({' '.join(str(error).split())[:200]}); fetch or make it again"
+        ) from error
 
 
 def _hub(at: HubDataset) -> Iterator[tuple[str, Any]]:
     import datasets
 
     try:
-        rows = datasets.load_dataset(at.dataset, at.subset, split=at.split, revision=at.revision, streaming=True)
+        rows = datasets.load_dataset(
+            at.dataset, at.subset, split=at.split, revision=at.revision, streaming=True
+        )
         for index, record in enumerate(rows):
             yield f"{at.dataset}:{index}", record
     except (ConnectionError, FileNotFoundError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise InputError(f"hub dataset {at.dataset}: cannot be read ({' '.join(str(error).split())[:200]}); check id, subset, split and network, or use files") from error
+        raise InputError(
+            f"hub dataset {at.dataset}: cannot be read ({' '.join(str(error).split())[:200]}); check id, subset, split and network, or use files"
+        ) from error

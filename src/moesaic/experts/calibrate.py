@@ -42,7 +42,14 @@ def ffns(dense: Any) -> list[Ffn]:
 
 
 @torch.no_grad()
-def construct_layers(dense: Any, batches: Callable[[], Iterator[Tensor]], count: int, settings: dict[str, Any], scale: float, seed: int) -> list[Layer]:
+def construct_layers(
+    dense: Any,
+    batches: Callable[[], Iterator[Tensor]],
+    count: int,
+    settings: dict[str, Any],
+    scale: float,
+    seed: int,
+) -> list[Layer]:
     """Split every layer.
 
     Args:
@@ -61,7 +68,9 @@ def construct_layers(dense: Any, batches: Callable[[], Iterator[Tensor]], count:
         sizes = (ffn.width, settings["shared"], settings["experts"])
         assignment: Assignment = split.split(activations, *sizes, seed, index)
         assignment.check(ffn.width)
-        router_ED: Tensor = router.fit(activations, assignment, ffn.down_DF.shape[0], settings["ridge"], seed, index)
+        router_ED: Tensor = router.fit(
+            activations, assignment, ffn.down_DF.shape[0], settings["ridge"], seed, index
+        )
         if settings["scale"] == "unit":
             router_ED = router_ED * UNIT_TEMPERATURE
         down_DF, audit = ffn.down_DF, {}
@@ -73,7 +82,13 @@ def construct_layers(dense: Any, batches: Callable[[], Iterator[Tensor]], count:
     return layers
 
 
-def _fit(activations: Activations, assignment: Assignment, router_ED: Tensor, settings: dict[str, Any], scale: float) -> tuple[Tensor, dict[str, Any], Tensor]:
+def _fit(
+    activations: Activations,
+    assignment: Assignment,
+    router_ED: Tensor,
+    settings: dict[str, Any],
+    scale: float,
+) -> tuple[Tensor, dict[str, Any], Tensor]:
     ffn = activations.ffn
     routed = reconstruct.route(activations.x_TD, router_ED, settings["per_token"], scale)
     a_TF = reconstruct.masked(activations, assignment, routed)
@@ -108,7 +123,9 @@ class _Stream:
         for i, hidden in enumerate(self.hidden):
             dtype = block.self_attn.q_proj.weight.dtype
             attended, _ = block.self_attn(
-                hidden_states=block.input_layernorm(hidden.to(dtype)), position_embeddings=self.rotary, attention_mask=None
+                hidden_states=block.input_layernorm(hidden.to(dtype)),
+                position_embeddings=self.rotary,
+                attention_mask=None,
             )
             self.hidden[i] = hidden + attended.float()
             inputs.append(block.post_attention_layernorm(self.hidden[i].to(dtype)).float().flatten(0, 1))

@@ -88,7 +88,9 @@ def _reload_error(model: Any, folder: Path, ids_BT: Tensor) -> float:
     again = load.load_model(folder, "construct")
     error = float((again(input_ids=ids_BT).logits - model(input_ids=ids_BT).logits).abs().max())
     if error != 0.0:
-        raise InputError(f"construct: the saved model in {folder} computes other logits than the one in memory (difference {error:.3g})")
+        raise InputError(
+            f"construct: the saved model in {folder} computes other logits than the one in memory (difference {error:.3g})"
+        )
     return error
 
 
@@ -100,6 +102,8 @@ def _write_assignment(path: Path, layers: list[calibrate.Layer]) -> None:
         columns["neuron"] += range(width)
         columns["expert"] += layer.assignment.expert_of().tolist()
         columns["score"] += layer.assignment.score_F.tolist()
-    schema = pa.schema([("layer", pa.int32()), ("neuron", pa.int32()), ("expert", pa.int32()), ("score", pa.float32())])
+    schema = pa.schema(
+        [("layer", pa.int32()), ("neuron", pa.int32()), ("expert", pa.int32()), ("score", pa.float32())]
+    )
     with files.atomic_path(path) as temporary:
         pq.write_table(pa.table(columns, schema=schema), temporary, compression="zstd")

@@ -17,7 +17,9 @@ def neurons_per_expert(ffn: int, settings: dict[str, Any]) -> int:
     """Width M of a routed expert. Raises InputError when the routed neurons do not divide by the experts."""
     shared, experts = settings["shared"], settings["experts"]
     if shared >= ffn:
-        raise InputError(f"experts.shared: {shared} shared neurons leave none of the model's {ffn} for routed experts")
+        raise InputError(
+            f"experts.shared: {shared} shared neurons leave none of the model's {ffn} for routed experts"
+        )
     if (ffn - shared) % experts:
         near = [n for n in range(1, 65) if (ffn - shared) % n == 0]
         raise InputError(
@@ -30,7 +32,12 @@ def neurons_per_expert(ffn: int, settings: dict[str, Any]) -> int:
 def scale_factor(settings: dict[str, Any]) -> float:
     """Factor on the softmax weights of the chosen experts; it is folded into their down projections."""
     experts, per_token = settings["experts"], settings["per_token"]
-    return {"mean": float(per_token), "unit": float(per_token), "n-over-k": experts / per_token, "softmax": 1.0}[settings["scale"]]
+    return {
+        "mean": float(per_token),
+        "unit": float(per_token),
+        "n-over-k": experts / per_token,
+        "softmax": 1.0,
+    }[settings["scale"]]
 
 
 @torch.no_grad()
@@ -41,7 +48,9 @@ def build(dense: Any, layers: list[Layer], settings: dict[str, Any], refitted: b
         refitted: take the refitted down projections; False takes the dense ones (for the equivalence check).
     """
     neurons = neurons_per_expert(dense.config.intermediate_size, settings)
-    config = families.moe_config(dense.config, settings["experts"], settings["per_token"], neurons, settings["shared"])
+    config = families.moe_config(
+        dense.config, settings["experts"], settings["per_token"], neurons, settings["shared"]
+    )
     model = families.build(config)
     own, given = model.state_dict(), dense.state_dict()
     missing = [name for name in given if ".mlp." not in name and name not in own]
@@ -76,7 +85,9 @@ def equivalence(dense: Any, model: Any, settings: dict[str, Any], ids_BT: Tensor
         InputError: the largest difference exceeds the tolerance of the dtype.
     """
     per_token = model.config.num_experts_per_tok
-    kept = [(part, part.router.weight.clone(), part.experts.down_proj.clone()) for part in families.parts(model)]  # type: ignore[operator,union-attr]
+    kept = [
+        (part, part.router.weight.clone(), part.experts.down_proj.clone()) for part in families.parts(model)
+    ]  # type: ignore[operator,union-attr]
     families.set_per_token(model, settings["experts"])
     for part, _, _ in kept:
         part.router.weight.zero_()  # type: ignore[operator]

@@ -14,7 +14,9 @@ from moesaic.experts.features import Activations
 NEEDS_ACTIVATIONS = True
 
 
-def fit(activations: Activations | None, assignment: Assignment, hidden: int, ridge: float, seed: int, layer: int) -> Tensor:
+def fit(
+    activations: Activations | None, assignment: Assignment, hidden: int, ridge: float, seed: int, layer: int
+) -> Tensor:
     """Router weights [E, D]."""
     assert activations is not None
     x_TD = activations.x_TD.double()
@@ -29,4 +31,10 @@ def fit(activations: Activations | None, assignment: Assignment, hidden: int, ri
 def contributions(activations: Activations, assignment: Assignment) -> Tensor:
     """Length of every expert's output for every token, [T, E]."""
     ffn = activations.ffn
-    return torch.stack([(activations.h_TF[:, neurons] @ ffn.down_DF[:, neurons].T).norm(dim=1) for neurons in assignment.routed_EM], dim=1)
+    return torch.stack(
+        [
+            (activations.h_TF[:, neurons] @ ffn.down_DF[:, neurons].T).norm(dim=1)
+            for neurons in assignment.routed_EM
+        ],
+        dim=1,
+    )

@@ -14,7 +14,9 @@ NEEDS_ACTIVATIONS = True
 MAX_ITERATIONS = 20
 
 
-def split(activations: Activations | None, width: int, shared: int, experts: int, seed: int, layer: int) -> Assignment:
+def split(
+    activations: Activations | None, width: int, shared: int, experts: int, seed: int, layer: int
+) -> Assignment:
     """Assign the neurons of one layer; deterministic for a seed."""
     assert activations is not None
     rate_F = activations.rate()
@@ -35,5 +37,7 @@ def balanced_clusters(points_NP: torch.Tensor, clusters: int, seed: int) -> torc
         return torch.zeros(points_NP.shape[0], dtype=torch.long)
     if size == 1:
         return torch.arange(points_NP.shape[0])
-    model = KMeansConstrained(clusters, size_min=size, size_max=size, n_init=1, max_iter=MAX_ITERATIONS, random_state=seed)
+    model = KMeansConstrained(
+        clusters, size_min=size, size_max=size, n_init=1, max_iter=MAX_ITERATIONS, random_state=seed
+    )
     return torch.from_numpy(model.fit_predict(points_NP.numpy())).long()

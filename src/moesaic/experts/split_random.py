@@ -11,7 +11,13 @@ from moesaic.experts.features import Activations
 NEEDS_ACTIVATIONS = False
 
 
-def split(activations: Activations | None, width: int, shared: int, experts: int, seed: int, layer: int) -> Assignment:
+def split(
+    activations: Activations | None, width: int, shared: int, experts: int, seed: int, layer: int
+) -> Assignment:
     """Assign `width` neurons at random: `shared` always on, the rest in equal experts."""
     order = torch.randperm(width, generator=generator(seed, layer, 0))
-    return Assignment(order[:shared].sort().values, order[shared:].reshape(experts, -1).sort(dim=1).values, torch.zeros(width))
+    return Assignment(
+        order[:shared].sort().values,
+        order[shared:].reshape(experts, -1).sort(dim=1).values,
+        torch.zeros(width),
+    )

@@ -33,7 +33,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     _remove(temporary)
     try:
         yield temporary
-        for file in [temporary] if temporary.is_file() else sorted(p for p in temporary.rglob("*") if p.is_file()):
+        for file in (
+            [temporary] if temporary.is_file() else sorted(p for p in temporary.rglob("*") if p.is_file())
+        ):
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
         if path.is_dir():

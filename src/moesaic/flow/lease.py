@@ -60,7 +60,16 @@ class Lease:
     def _content(self) -> str:
         beat = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         job = os.environ.get("SLURM_JOB_ID")
-        return json.dumps({"token": self._token, "host": platform.node(), "pid": os.getpid(), "start": _started(os.getpid()), "job": job, "beat": beat})
+        return json.dumps(
+            {
+                "token": self._token,
+                "host": platform.node(),
+                "pid": os.getpid(),
+                "start": _started(os.getpid()),
+                "job": job,
+                "beat": beat,
+            }
+        )
 
     def _take(self) -> bool:
         """Create the lease in one atomic call (link fails when the name exists, on NFS too)."""
@@ -76,7 +85,12 @@ class Lease:
 
     def _take_over(self, dead: dict[str, Any]) -> None:
         """Move the dead owner's lease away; when another process was quicker and it is theirs, put it back."""
-        log.warning("%s: taking over the lease of a dead process (host %s, pid %s)", self.path, dead["host"], dead["pid"])
+        log.warning(
+            "%s: taking over the lease of a dead process (host %s, pid %s)",
+            self.path,
+            dead["host"],
+            dead["pid"],
+        )
         aside = self.path.parent / f".{self.path.name}.dead.{os.getpid()}.{time.time_ns()}"
         try:
             os.rename(self.path, aside)
@@ -92,7 +106,9 @@ class Lease:
         except FileNotFoundError:
             return None
         except json.JSONDecodeError as error:
-            raise InputError(f"{self.path}: damaged lease; make sure that no process writes here, delete it and run again") from error
+            raise InputError(
+                f"{self.path}: damaged lease; make sure that no process writes here, delete it and run again"
+            ) from error
         return owner
 
     def _alive(self, owner: dict[str, Any]) -> bool:

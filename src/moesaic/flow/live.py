@@ -85,7 +85,9 @@ class Live:
         parent = client.get_run(self.parent)
         experiment, workspace = parent.info.experiment_id, parent.data.tags["moesaic.workspace"]
         known = list(store.search(client, experiment, workspace=workspace, kind="step", step_key=self.key))
-        run = store.child(client, experiment, self.parent, workspace, known, self.key, self.digest, self.started)
+        run = store.child(
+            client, experiment, self.parent, workspace, known, self.key, self.digest, self.started
+        )
         store.supersede(client, known, self.key, run.info.run_id)
         client.update_run(run.info.run_id, status="RUNNING")
         if "train/loss" not in run.data.metrics:
@@ -102,7 +104,9 @@ class Live:
 
     def _complain(self, reason: str) -> None:
         if not self._complained:
-            log.warning("MLflow at %s: %s; training goes on, the values are in metrics.jsonl", self.uri, reason)
+            log.warning(
+                "MLflow at %s: %s; training goes on, the values are in metrics.jsonl", self.uri, reason
+            )
         self._complained = True
 
 
@@ -119,4 +123,6 @@ def live_from_environment(context: Context) -> Live | None:
     inputs = {name: files.sha256(manifest.path_of(item.folder)) for name, item in context.inputs.items()}
     digest = store.identity(context.settings, inputs)
     record = json.loads((context.work / "run.json").read_text(encoding="utf-8"))
-    return live(uri, os.environ.get("MOESAIC_EXPERIMENT", ""), parent, context.name, digest, record["started"])
+    return live(
+        uri, os.environ.get("MOESAIC_EXPERIMENT", ""), parent, context.name, digest, record["started"]
+    )

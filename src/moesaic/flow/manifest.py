@@ -61,7 +61,9 @@ def read(path: str | Path) -> Manifest:
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path}: damaged manifest ({error}); delete it and run its step again") from error
     if manifest.schema_version != SCHEMA_VERSION:
-        raise InputError(f"{path}: schema version {manifest.schema_version}, this moesaic reads {SCHEMA_VERSION}; run its step again")
+        raise InputError(
+            f"{path}: schema version {manifest.schema_version}, this moesaic reads {SCHEMA_VERSION}; run its step again"
+        )
     return manifest
 
 
@@ -76,7 +78,9 @@ def verify(manifest: Manifest, only: Iterable[str] | None = None) -> None:
         if not path.is_file():
             raise InputError(f"{path}: missing, though the manifest lists it; {remedy}")
         if path.stat().st_size != output.bytes:
-            raise InputError(f"{path}: damaged, {path.stat().st_size} bytes where the manifest says {output.bytes}; {remedy}")
+            raise InputError(
+                f"{path}: damaged, {path.stat().st_size} bytes where the manifest says {output.bytes}; {remedy}"
+            )
         if files.sha256(path) != output.sha256:
             raise InputError(f"{path}: damaged, its SHA-256 differs from the manifest; {remedy}")
 
@@ -99,7 +103,11 @@ def write(
     found: list[Output] = []
     for name in sorted(set(outputs)):
         top = folder / name
-        members = [top] if top.is_file() else sorted(p for p in top.rglob("*") if p.is_file() and not p.name.startswith("."))
+        members = (
+            [top]
+            if top.is_file()
+            else sorted(p for p in top.rglob("*") if p.is_file() and not p.name.startswith("."))
+        )
         assert members, f"step {step} declared an output that it did not write: {top}"
         found += [Output(str(p.relative_to(folder)), p.stat().st_size, files.sha256(p)) for p in members]
     manifest = Manifest(

@@ -39,7 +39,9 @@ def before(config: Config, stage: str) -> str:
     return config.stages[config.stages.index(stage) - 1]  # type: ignore[call-overload,no-any-return]
 
 
-def inputs(config: Config, step: str, variant: str | None = None, stage: str | None = None) -> dict[str, Path]:
+def inputs(
+    config: Config, step: str, variant: str | None = None, stage: str | None = None
+) -> dict[str, Path]:
     """Name -> manifest of everything that a step reads."""
 
     def at(name: str, **where: Any) -> Path:
@@ -84,7 +86,9 @@ def inputs(config: Config, step: str, variant: str | None = None, stage: str | N
 
 def plan_step(config: Config, step: str, variant: str | None = None, stage: str | None = None) -> Plan:
     """Settings, inputs and folder of one step. Raises InputError when the variant or the stage is missing or unknown."""
-    per_variant = step in ("construct", "pretrain", "tune", "distill") or (step == "evaluate" and stage != "dense")
+    per_variant = step in ("construct", "pretrain", "tune", "distill") or (
+        step == "evaluate" and stage != "dense"
+    )
     if per_variant and variant is None:
         raise InputError(f"step {step} needs --variant, one of {', '.join(config.variants)}")
     known = ("dense", *config.stages)
@@ -94,4 +98,8 @@ def plan_step(config: Config, step: str, variant: str | None = None, stage: str 
         raise InputError(f"stages: {step} is not among the configured stages {config.stages}")
     if not per_variant:
         variant = None
-    return Plan(step_settings(config, step, variant), inputs(config, step, variant, stage), folder(step, variant, stage))
+    return Plan(
+        step_settings(config, step, variant),
+        inputs(config, step, variant, stage),
+        folder(step, variant, stage),
+    )

@@ -31,7 +31,17 @@ class Progress:
         made = self.done - self.first
         left = gone / made * (self.total - self.done) if made else 0.0
         tail = f", {detail}" if detail else ""
-        log.info("%s [%s] %d/%d %s%s, %s gone, %s left", self.name, bar, self.done, self.total, self.unit, tail, _clock(gone), _clock(left))
+        log.info(
+            "%s [%s] %d/%d %s%s, %s gone, %s left",
+            self.name,
+            bar,
+            self.done,
+            self.total,
+            self.unit,
+            tail,
+            _clock(gone),
+            _clock(left),
+        )
 
 
 def track(items: Iterable[T], name: str, total: int, unit: str = "") -> Iterator[T]:

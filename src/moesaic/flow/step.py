@@ -79,11 +79,21 @@ STEPS: dict[str, Step] = {
 }
 
 
-def execute(step: Step, settings: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, rank: int = 0) -> None:
+def execute(
+    step: Step, settings: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, rank: int = 0
+) -> None:
     """Run a step in this process. Ranks other than 0 only call the function; they write nothing of the contract."""
-    function: Callable[[Context], Result | None] = getattr(importlib.import_module(step.module), step.function)
+    function: Callable[[Context], Result | None] = getattr(
+        importlib.import_module(step.module), step.function
+    )
     parts = out.parts[1:] if len(out.parts) > 1 else out.parts
-    context = Context(dict(settings), {name: manifest.read(path) for name, path in inputs.items()}, out, out / "work", "/".join(parts))
+    context = Context(
+        dict(settings),
+        {name: manifest.read(path) for name, path in inputs.items()},
+        out,
+        out / "work",
+        "/".join(parts),
+    )
     if rank != 0:
         function(context)
         return
@@ -120,12 +130,17 @@ def _run_record(step: Step, settings: Mapping[str, Any], path: Path) -> dict[str
         "git_commit": os.environ.get("MOESAIC_GIT_COMMIT"),
         "python": platform.python_version(),
         "command": sys.argv,
-        "versions": {name: metadata.version(name) for name in ("moesaic", "torch", "transformers", "pyarrow", "snakemake")},
+        "versions": {
+            name: metadata.version(name)
+            for name in ("moesaic", "torch", "transformers", "pyarrow", "snakemake")
+        },
     }
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
         if before.get("settings_digest") == digest and not (path.parent.parent / "run.json").exists():
-            record.update(started=before["started"], attempts=before["attempts"] + 1, seconds=before.get("seconds", 0.0))
+            record.update(
+                started=before["started"], attempts=before["attempts"] + 1, seconds=before.get("seconds", 0.0)
+            )
     (path.parent.parent / "run.json").unlink(missing_ok=True)
     files.write_json(path, record)
     return record

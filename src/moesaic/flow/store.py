@@ -65,7 +65,9 @@ def open_experiment(uri: str, name: str) -> tuple[Any, str]:
         found = made.get_experiment_by_name(name)
     except Exception as error:
         if "out-of-date database schema" not in str(error) or database is None:
-            raise InputError(f"track.uri: {uri} cannot be opened as an MLflow database: {one_line(error)}") from error
+            raise InputError(
+                f"track.uri: {uri} cannot be opened as an MLflow database: {one_line(error)}"
+            ) from error
         _migrate(uri, database)
         made = client(uri)
         found = made.get_experiment_by_name(name)
@@ -98,7 +100,9 @@ def _migrate(uri: str, database: Path) -> None:
 def _rehome(database: Path, experiment: str, old: str, new: str) -> None:
     """MLflow stores absolute artifact paths; after the folder was moved or copied, make them ours again."""
     with sqlite3.connect(database) as connection:
-        connection.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (new, experiment))
+        connection.execute(
+            "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (new, experiment)
+        )
         connection.execute(
             "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE experiment_id = ? AND substr(artifact_uri, 1, ?) = ?",
             (new, len(old) + 1, experiment, len(old), old),
@@ -123,7 +127,14 @@ def search(client: Any, experiment: str, **tags: str) -> Iterator[Any]:
 
 
 def child(
-    client: Any, experiment: str, parent: str, workspace: str, known: list[Any], key: str, digest: str, started: str
+    client: Any,
+    experiment: str,
+    parent: str,
+    workspace: str,
+    known: list[Any],
+    key: str,
+    digest: str,
+    started: str,
 ) -> Any:
     """The run of a step: the one that has these settings, inputs and beginning, else a new one (added to `known`)."""
     wanted = {"moesaic.step_key": key, "moesaic.settings_digest": digest, "moesaic.started": started}
@@ -134,7 +145,9 @@ def child(
             return run
     tags = wanted | {"moesaic.workspace": workspace, "moesaic.kind": "step", "mlflow.parentRunId": parent}
     name = " / ".join(key.split("/"))
-    run = client.create_run(experiment, start_time=ms(started), tags=tags | {"mlflow.user": user()}, run_name=name)
+    run = client.create_run(
+        experiment, start_time=ms(started), tags=tags | {"mlflow.user": user()}, run_name=name
+    )
     known.append(run)
     return run
 
@@ -191,7 +204,9 @@ def log_tags(client: Any, run_id: str, tags: Mapping[str, Any]) -> None:
     """Tags that have a value; longer ones are cut."""
     from mlflow.entities import RunTag
 
-    new = [RunTag(clean(key), str(value)[:TAG_LENGTH]) for key, value in tags.items() if value not in (None, "")]
+    new = [
+        RunTag(clean(key), str(value)[:TAG_LENGTH]) for key, value in tags.items() if value not in (None, "")
+    ]
     for i in range(0, len(new), PARAMS_PER_BATCH):
         client.log_batch(run_id, tags=new[i : i + PARAMS_PER_BATCH])
 

@@ -30,7 +30,15 @@ __all__ = ["Live", "git_commit", "live", "live_from_environment", "places", "rep
 log = logging.getLogger("moesaic.track")
 WORKSPACE = "tracking.json"
 """In results/: an id, so that two folders with equal configurations are never mixed up on a shared server."""
-ARTIFACTS = ("manifest.json", "scores.json", "equivalence.json", "audit.json", "stats.json", "samples.json", "routing.parquet")
+ARTIFACTS = (
+    "manifest.json",
+    "scores.json",
+    "equivalence.json",
+    "audit.json",
+    "stats.json",
+    "samples.json",
+    "routing.parquet",
+)
 LARGEST_ARTIFACT = 5_000_000
 
 
@@ -65,7 +73,11 @@ def start(config: Config, results: Path) -> str:
     except Exception as error:
         if not store.is_http(config.track.uri):
             raise
-        log.warning("MLflow at %s: %s; going on, `moesaic sync` fills it later", config.track.uri, store.one_line(error))
+        log.warning(
+            "MLflow at %s: %s; going on, `moesaic sync` fills it later",
+            config.track.uri,
+            store.one_line(error),
+        )
         return ""
 
 
@@ -88,7 +100,12 @@ def replay(config: Config, results: Path, status: str | None = None) -> None:
             raise InputError(f"track.uri: {reason}") from error
         log.warning("%s; `moesaic sync` fills it later", reason)
         return
-    log.info("MLflow has %d steps of run %s in %s; look at them with `make ui`", count, config.name, config.track.uri)
+    log.info(
+        "MLflow has %d steps of run %s in %s; look at them with `make ui`",
+        count,
+        config.name,
+        config.track.uri,
+    )
 
 
 def places(config: Config, results: Path) -> Iterator[Place]:
@@ -98,7 +115,9 @@ def places(config: Config, results: Path) -> Iterator[Place]:
         plan = paths.plan_step(config, step, variant, stage)
         inputs = {name: results.joinpath(*path.parts[1:]) for name, path in plan.inputs.items()}
         parts = plan.out.parts[1:]
-        return Place("/".join(parts) or step, step, variant, stage, results.joinpath(*parts), plan.settings, inputs)
+        return Place(
+            "/".join(parts) or step, step, variant, stage, results.joinpath(*parts), plan.settings, inputs
+        )
 
     yield place("dense")
     yield from map(place, paths.PREPARE)
@@ -129,7 +148,8 @@ def _replay(config: Config, results: Path, status: str | None) -> int:
     run_id, workspace = parent.info.run_id, _workspace(results)
     known = list(store.search(client, experiment, workspace=workspace, kind="step"))
     finished = [
-        _replay_step(client, experiment, run_id, workspace, known, place, status) for place in places(config, results)
+        _replay_step(client, experiment, run_id, workspace, known, place, status)
+        for place in places(config, results)
     ]
     _replay_parent(client, run_id, results)
     status = status or ("FINISHED" if all(finished) else None)
@@ -139,7 +159,13 @@ def _replay(config: Config, results: Path, status: str | None) -> int:
 
 
 def _replay_step(
-    client: Any, experiment: str, parent: str, workspace: str, known: list[Any], place: Place, status: str | None
+    client: Any,
+    experiment: str,
+    parent: str,
+    workspace: str,
+    known: list[Any],
+    place: Place,
+    status: str | None,
 ) -> bool | None:
     """True: finished; False: begun; None: not begun (or with settings that are no longer the configured ones)."""
     path = place.folder / "run.json"
@@ -152,7 +178,9 @@ def _replay_step(
         settings, digest = done.settings, store.identity(done.settings, done.inputs)
     elif record["settings_digest"] == configuration.digest(place.settings):
         settings = place.settings
-        digest = store.identity(settings, {name: files.sha256(path) for name, path in place.inputs.items() if path.exists()})
+        digest = store.identity(
+            settings, {name: files.sha256(path) for name, path in place.inputs.items() if path.exists()}
+        )
     else:
         return None
     run = store.child(client, experiment, parent, workspace, known, place.key, digest, record["started"])
@@ -177,7 +205,9 @@ def _replay_step(
     return done is not None
 
 
-def _metrics(place: Place, record: Mapping[str, Any], done: Manifest | None) -> Iterator[tuple[str, float, int, int]]:
+def _metrics(
+    place: Place, record: Mapping[str, Any], done: Manifest | None
+) -> Iterator[tuple[str, float, int, int]]:
     """(key, value, timestamp, step) of everything that the step's files hold."""
     for item in metrics.read(place.folder / "work" / metrics.NAME):
         yield item["key"], item["value"], item["ts"], item["step"]
@@ -185,11 +215,17 @@ def _metrics(place: Place, record: Mapping[str, Any], done: Manifest | None) -> 
         return
     ended = store.ms(record["ended"])
     assert ended is not None
-    values = store.flatten({"measured": record["measured"], "seconds": record["seconds"], **done.metrics}, "/")
+    values = store.flatten(
+        {"measured": record["measured"], "seconds": record["seconds"], **done.metrics}, "/"
+    )
     scores = place.folder / "scores.json"
     for score in json.loads(scores.read_text(encoding="utf-8")) if scores.exists() else []:
         name = f"eval/{score['task']}/{score['metric']}"
-        values |= {name: score["value"], f"{name}/ci_low": score["ci_low"], f"{name}/ci_high": score["ci_high"]}
+        values |= {
+            name: score["value"],
+            f"{name}/ci_low": score["ci_low"],
+            f"{name}/ci_high": score["ci_high"],
+        }
     for key, value in values.items():
         if isinstance(value, int | float) and not isinstance(value, bool):
             yield key, float(value), ended, 0
@@ -234,7 +270,9 @@ def _parent(client: Any, experiment: str, config: Config, results: Path) -> Any:
         "mlflow.user": store.user(),
         "mlflow.source.git.commit": git_commit(),
     }
-    run = client.create_run(experiment, tags={key: value for key, value in tags.items() if value}, run_name=config.name)
+    run = client.create_run(
+        experiment, tags={key: value for key, value in tags.items() if value}, run_name=config.name
+    )
     store.log_params(client, run, raw)
     return run
 

@@ -69,7 +69,9 @@ def check_tokenizer(tokenizer: Any, vocabulary: int) -> None:
             f"model.tokenizer: this tokenizer does not belong to the model: it makes token id {highest}, the model's vocabulary ends at {vocabulary - 1}"
         )
     if len(ids) < vocabulary / 2:
-        raise InputError(f"model.tokenizer: this tokenizer does not belong to the model: {len(ids)} tokens for a vocabulary of {vocabulary}")
+        raise InputError(
+            f"model.tokenizer: this tokenizer does not belong to the model: {len(ids)} tokens for a vocabulary of {vocabulary}"
+        )
 
 
 @torch.no_grad()
@@ -103,7 +105,9 @@ def _hub(repository: str, revision: str | None) -> Path:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"model.at.repository: cannot get {repository} from the hub ({reason}); check the name, the network and HF_TOKEN, or give a folder") from error
+        raise InputError(
+            f"model.at.repository: cannot get {repository} from the hub ({reason}); check the name, the network and HF_TOKEN, or give a folder"
+        ) from error
 
 
 def _gguf_file(at: dict[str, Any]) -> Path:
@@ -126,11 +130,19 @@ def _from_gguf(path: Path, tokenizer: str | None, dtype: torch.dtype) -> tuple[A
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     log.info("dequantising %s", path.name)
-    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "local_files_only": True}
+    where = {
+        "pretrained_model_name_or_path": str(path.parent),
+        "gguf_file": path.name,
+        "local_files_only": True,
+    }
     try:
-        model = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype, quantization_config=GgufConfig(dequantize=True))
+        model = AutoModelForCausalLM.from_pretrained(
+            **where, dtype=dtype, quantization_config=GgufConfig(dequantize=True)
+        )
     except (ValueError, IndexError, KeyError) as error:
-        raise InputError(f"model.at: {path} cannot be read as GGUF ({' '.join(str(error).split())[:200]}); fetch it again or give another file") from error
+        raise InputError(
+            f"model.at: {path} cannot be read as GGUF ({' '.join(str(error).split())[:200]}); fetch it again or give another file"
+        ) from error
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     found = load.load_tokenizer(Path(tokenizer)) if tokenizer else AutoTokenizer.from_pretrained(**where)

@@ -34,12 +34,18 @@ class Parts:
 def check_parent(config: Any) -> None:
     """Refuse a dense parent that no MoE family can represent. Raises InputError naming what is in the way."""
     if config.model_type not in PARENTS:
-        raise InputError(f"model.at: architecture {config.model_type} is not supported; supported: {', '.join(PARENTS)}")
+        raise InputError(
+            f"model.at: architecture {config.model_type} is not supported; supported: {', '.join(PARENTS)}"
+        )
     if getattr(config, "sliding_window", None):
-        raise InputError("model.at: sliding-window attention (config.json: sliding_window) has no counterpart in the MoE families; use a checkpoint without it")
+        raise InputError(
+            "model.at: sliding-window attention (config.json: sliding_window) has no counterpart in the MoE families; use a checkpoint without it"
+        )
     for key in ("attention_bias", "mlp_bias"):
         if getattr(config, key, False):
-            raise InputError(f"model.at: biases in the blocks (config.json: {key}) have no counterpart in the MoE families")
+            raise InputError(
+                f"model.at: biases in the blocks (config.json: {key}) have no counterpart in the MoE families"
+            )
 
 
 def moe_config(dense: Any, experts: int, per_token: int, neurons: int, shared: int) -> Any:
@@ -117,7 +123,9 @@ def parts(model: nn.Module) -> Iterator[Parts]:
 def set_per_token(model: Any, per_token: int) -> None:
     """Run another number of routed experts per token from now on."""
     if not 1 <= per_token <= model.config.num_local_experts:
-        raise InputError(f"per_token: {per_token} is not between 1 and the model's {model.config.num_local_experts} experts")
+        raise InputError(
+            f"per_token: {per_token} is not between 1 and the model's {model.config.num_local_experts} experts"
+        )
     model.config.num_experts_per_tok = per_token
     for part in parts(model):
         part.router.top_k = per_token  # type: ignore[assignment]

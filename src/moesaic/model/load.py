@@ -17,17 +17,23 @@ def check_folder(folder: Path, key: str) -> dict[str, Any]:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise InputError(f"{key}: {folder} holds no config.json; give a folder in Hugging Face format, a GGUF file or a hub id")
+        raise InputError(
+            f"{key}: {folder} holds no config.json; give a folder in Hugging Face format, a GGUF file or a hub id"
+        )
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise InputError(f"{key}: {path} is not valid JSON ({error}); fetch it again") from error
     if "auto_map" in config:
-        raise InputError(f"{key}: {path} asks for code of its own (auto_map); only architectures built into transformers are loaded, never remote code")
+        raise InputError(
+            f"{key}: {path} asks for code of its own (auto_map); only architectures built into transformers are loaded, never remote code"
+        )
     if not list(folder.glob("*.safetensors")):
         pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
         if pickles:
-            raise InputError(f"{key}: {folder} holds only pickled weights ({pickles[0]}), which can run code when opened; convert them to safetensors first")
+            raise InputError(
+                f"{key}: {folder} holds only pickled weights ({pickles[0]}), which can run code when opened; convert them to safetensors first"
+            )
         raise InputError(f"{key}: {folder} holds no *.safetensors")
     return config
 
@@ -44,13 +50,22 @@ def load_model(folder: Path, key: str = "model", dtype: torch.dtype | str = "aut
     check_folder(folder, key)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=dtype, trust_remote_code=False, use_safetensors=True, local_files_only=True, output_loading_info=True
+            str(folder),
+            dtype=dtype,
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
         )
     except SafetensorError as error:
-        raise InputError(f"{key}: damaged weights in {folder} ({error}); delete them and make or fetch them again") from error
+        raise InputError(
+            f"{key}: damaged weights in {folder} ({error}); delete them and make or fetch them again"
+        ) from error
     if info["missing_keys"] or info["mismatched_keys"]:
         wrong = sorted([*info["missing_keys"], *(str(item) for item in info["mismatched_keys"])])
-        raise InputError(f"{key}: {folder} lacks weights of its architecture or has them in another shape, first: {wrong[0]} ({len(wrong)} in all)")
+        raise InputError(
+            f"{key}: {folder} lacks weights of its architecture or has them in another shape, first: {wrong[0]} ({len(wrong)} in all)"
+        )
     return model.eval()
 
 
@@ -59,5 +74,7 @@ def load_tokenizer(folder: Path, key: str = "model.tokenizer") -> Any:
     from transformers import AutoTokenizer
 
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise InputError(f"{key}: {folder} holds no tokenizer (tokenizer.json); set model.tokenizer to a folder that has the model's own")
+        raise InputError(
+            f"{key}: {folder} holds no tokenizer (tokenizer.json); set model.tokenizer to a folder that has the model's own"
+        )
     return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)

@@ -44,7 +44,12 @@ def router_terms(routing: Routing, valid_T: Tensor | None) -> RouterTerms:
         zs.append(logits_TE.logsumexp(dim=1).square().mean())
         loads.append(load_E)
         entropies.append(-(probability_TE * probability_TE.clamp_min(1e-12).log()).sum(dim=1).mean().detach())
-    return RouterTerms(torch.stack(balances).mean(), torch.stack(zs).mean(), torch.stack(loads), torch.stack(entropies).mean())
+    return RouterTerms(
+        torch.stack(balances).mean(),
+        torch.stack(zs).mean(),
+        torch.stack(loads),
+        torch.stack(entropies).mean(),
+    )
 
 
 def load_cv(load_LE: Tensor) -> Tensor:

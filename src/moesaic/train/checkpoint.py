@@ -21,7 +21,9 @@ log = logging.getLogger("moesaic.checkpoint")
 INDEX = "checkpoint.json"
 
 
-def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], keep: int) -> Path:
+def save(
+    folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], keep: int
+) -> Path:
     """Write checkpoint `step` below `folder`, then remove all but the newest `keep`.
 
     Args:
@@ -32,10 +34,18 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: 
     with files.atomic_path(path) as temporary:
         temporary.mkdir()
         for name, group in tensors.items():
-            save_file({key: value.detach().cpu().contiguous() for key, value in group.items()}, temporary / f"{name}.safetensors")
+            save_file(
+                {key: value.detach().cpu().contiguous() for key, value in group.items()},
+                temporary / f"{name}.safetensors",
+            )
         (temporary / "state.json").write_text(json.dumps(state, sort_keys=True), encoding="utf-8")
-        members = [{"path": p.name, "bytes": p.stat().st_size, "sha256": files.sha256(p)} for p in sorted(temporary.iterdir())]
-        (temporary / INDEX).write_text(json.dumps({"step": step, "files": members}, indent=1), encoding="utf-8")
+        members = [
+            {"path": p.name, "bytes": p.stat().st_size, "sha256": files.sha256(p)}
+            for p in sorted(temporary.iterdir())
+        ]
+        (temporary / INDEX).write_text(
+            json.dumps({"step": step, "files": members}, indent=1), encoding="utf-8"
+        )
     for old in steps(folder)[:-keep]:
         shutil.rmtree(old)
     return path
@@ -98,7 +108,9 @@ def rng_state() -> dict[str, Tensor]:
 def set_rng_state(state: dict[str, Tensor]) -> None:
     torch.set_rng_state(state["cpu"])
     if torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([state[f"cuda{i}"] for i in range(torch.cuda.device_count()) if f"cuda{i}" in state])
+        torch.cuda.set_rng_state_all(
+            [state[f"cuda{i}"] for i in range(torch.cuda.device_count()) if f"cuda{i}" in state]
+        )
 
 
 def _check_room(folder: Path, tensors: dict[str, dict[str, Tensor]]) -> None:

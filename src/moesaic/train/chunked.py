@@ -15,7 +15,9 @@ TokenLoss = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
 CHUNK = 1024
 
 
-def chunked_loss(hidden_ND: Tensor, head_VD: Tensor, loss: TokenLoss, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
+def chunked_loss(
+    hidden_ND: Tensor, head_VD: Tensor, loss: TokenLoss, chunk: int = CHUNK
+) -> tuple[Tensor, Tensor]:
     """Sum of a token loss over all positions, and its statistics [N, S].
 
     Gradients with respect to hidden states and head are computed in the forward pass, chunk by chunk, so nothing is recomputed.
@@ -23,8 +25,13 @@ def chunked_loss(hidden_ND: Tensor, head_VD: Tensor, loss: TokenLoss, chunk: int
     if torch.is_grad_enabled() and (hidden_ND.requires_grad or head_VD.requires_grad):
         total, statistics = _Chunked.apply(hidden_ND, head_VD, loss, chunk)  # type: ignore[no-untyped-call]
         return total, statistics
-    parts = [loss(functional.linear(hidden_ND[i : i + chunk], head_VD).float(), slice(i, i + chunk)) for i in range(0, len(hidden_ND), chunk)]
-    return torch.stack([total for total, _ in parts]).sum(), torch.cat([statistics for _, statistics in parts])
+    parts = [
+        loss(functional.linear(hidden_ND[i : i + chunk], head_VD).float(), slice(i, i + chunk))
+        for i in range(0, len(hidden_ND), chunk)
+    ]
+    return torch.stack([total for total, _ in parts]).sum(), torch.cat(
+        [statistics for _, statistics in parts]
+    )
 
 
 class _Chunked(torch.autograd.Function):

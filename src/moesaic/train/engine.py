@@ -21,7 +21,9 @@ class Engine:
         from accelerate import Accelerator
 
         cuda = torch.cuda.is_available()
-        self.accelerator = Accelerator(cpu=not cuda, mixed_precision="bf16" if cuda and torch.cuda.is_bf16_supported() else "no")
+        self.accelerator = Accelerator(
+            cpu=not cuda, mixed_precision="bf16" if cuda and torch.cuda.is_bf16_supported() else "no"
+        )
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
         self.settings, self.steps = settings, steps
@@ -52,7 +54,9 @@ class Engine:
     def step(self, step: int) -> tuple[float, float]:
         """Clip, update, clear. Returns the gradient norm before clipping and the learning rate."""
         norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), self.settings["clip"])
-        rate = learning_rate(step, self.steps, self.settings["lr"], self.settings["warmup"], self.settings["min_lr"])
+        rate = learning_rate(
+            step, self.steps, self.settings["lr"], self.settings["warmup"], self.settings["min_lr"]
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -91,7 +95,11 @@ class Engine:
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """Optimizer state as flat named tensors: `parameter/exp_avg`, `parameter/exp_avg_sq`, `parameter/step`."""
-        return {f"{name}/{key}": value for name, p in self.parameters.items() for key, value in self.optimizer.state[p].items()}
+        return {
+            f"{name}/{key}": value
+            for name, p in self.parameters.items()
+            for key, value in self.optimizer.state[p].items()
+        }
 
     def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
         by_parameter: dict[str, dict[str, Tensor]] = {}
@@ -101,14 +109,20 @@ class Engine:
         for name, p in self.parameters.items():
             if name in by_parameter:
                 state = by_parameter[name]
-                self.optimizer.state[p] = {key: value if key == "step" and p.device.type == "cpu" else value.to(p.device) for key, value in state.items()}
+                self.optimizer.state[p] = {
+                    key: value if key == "step" and p.device.type == "cpu" else value.to(p.device)
+                    for key, value in state.items()
+                }
 
 
 def _adamw(parameters: Mapping[str, nn.Parameter], settings: Mapping[str, Any]) -> torch.optim.AdamW:
     """AdamW; weight decay on matrices only, never on norms."""
     matrices = [p for p in parameters.values() if p.ndim >= 2]
     vectors = [p for p in parameters.values() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": settings["weight_decay"]}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": settings["weight_decay"]},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=settings["lr"], betas=tuple(settings["betas"]), fused=True)
 
 

@@ -4,7 +4,15 @@ import time
 
 import torch
 
-DENSE_BF16_TFLOPS = {"A100": 312.0, "H100": 989.0, "H200": 989.0, "L40S": 362.0, "A10": 125.0, "V100": 125.0, "B200": 2250.0}
+DENSE_BF16_TFLOPS = {
+    "A100": 312.0,
+    "H100": 989.0,
+    "H200": 989.0,
+    "L40S": 362.0,
+    "A10": 125.0,
+    "V100": 125.0,
+    "B200": 2250.0,
+}
 """Peak of NVIDIA data sheets, dense bfloat16 (V100: float16)."""
 
 

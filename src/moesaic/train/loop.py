@@ -78,22 +78,35 @@ def train(job: Job) -> Result | None:
             )
         seen += tokens
         speed = tokens / (time.monotonic() - tick)
-        values |= {"train/tokens": seen, "train/tokens_per_second": speed, "memory/rss_gb": hardware.memory_gb(), "routing/dropped": 0.0}
+        values |= {
+            "train/tokens": seen,
+            "train/tokens_per_second": speed,
+            "memory/rss_gb": hardware.memory_gb(),
+            "routing/dropped": 0.0,
+        }
         if peak:
             values["train/mfu"] = flops * speed / (peak * engine.world)
-        due = step + 1 == settings["steps"] or (settings["validate_every"] and (step + 1) % settings["validate_every"] == 0)
+        due = step + 1 == settings["steps"] or (
+            settings["validate_every"] and (step + 1) % settings["validate_every"] == 0
+        )
         if due:
             values |= validate(job, engine)
         if recorder:
             recorder.log(step + 1, values)
         progress.update(detail=f"loss {loss:.3f}, {speed:.0f} tokens/s")
         stop = engine.any(signals.stop_requested()) and step + 1 < settings["steps"]
-        if stop or (step + 1) % settings["save_every"] == 0 and step + 1 < settings["steps"]:
+        if stop or ((step + 1) % settings["save_every"] == 0 and step + 1 < settings["steps"]):
             _save(job, engine, sampler, folder, step + 1, seen)
         if stop:
             close()
-            raise Interrupted(f"{context.name}: stopped after step {step + 1} of {settings['steps']}, checkpoint written; run again to go on")
-    result = _finish(job, engine, sampler, loss, seen, (seen - first_seen) / max(1e-9, time.monotonic() - began)) if engine.main else None
+            raise Interrupted(
+                f"{context.name}: stopped after step {step + 1} of {settings['steps']}, checkpoint written; run again to go on"
+            )
+    result = (
+        _finish(job, engine, sampler, loss, seen, (seen - first_seen) / max(1e-9, time.monotonic() - began))
+        if engine.main
+        else None
+    )
     engine.barrier()
     if engine.main:
         checkpoint.clear(folder)
@@ -138,7 +151,11 @@ class _Sums:
 
     def add(self, loss: Tensor, statistics: Mapping[str, Tensor], domains: list[str], share: float) -> None:
         for i, name in enumerate(domains):
-            row = torch.stack([statistics["nll_B"][i], statistics["kl_B"][i], statistics["targets_B"][i]]).double().cpu()
+            row = (
+                torch.stack([statistics["nll_B"][i], statistics["kl_B"][i], statistics["targets_B"][i]])
+                .double()
+                .cpu()
+            )
             self.domain[self.names.index(name)] += row
         self.scalars[0] += float(loss)
         if "load_LE" in statistics:
@@ -157,7 +174,11 @@ class _Sums:
                 out[f"train/loss/domain/{name}"] = nll / count
         if self.load is not None:
             cv_L = balance.load_cv(engine.sum(self.load).cpu())
-            out |= {"train/loss/balance": float(scalars[1]), "train/loss/z": float(scalars[2]), "routing/entropy": float(scalars[3])}
+            out |= {
+                "train/loss/balance": float(scalars[1]),
+                "train/loss/z": float(scalars[2]),
+                "routing/entropy": float(scalars[3]),
+            }
             out["routing/load_cv"] = float(cv_L.mean())
             out |= {f"routing/load_cv/layer_{i}": float(value) for i, value in enumerate(cv_L)}
         return out
@@ -168,10 +189,14 @@ def validate(job: Job, engine: Engine) -> dict[str, float]:
     settings, out = job.settings, {}
     with engine.evaluating() as trainee:
         for name, count in sorted(job.validation.sizes.items()):
-            chosen = list(range(min(count, settings["validation_batches"] * settings["micro_batch"])))[engine.rank :: engine.world]
+            chosen = list(range(min(count, settings["validation_batches"] * settings["micro_batch"])))[
+                engine.rank :: engine.world
+            ]
             sums = torch.zeros(2, dtype=torch.float64)
             for begin in range(0, len(chosen), settings["micro_batch"]):
-                rows = job.validation.rows([Sample(name, row) for row in chosen[begin : begin + settings["micro_batch"]]])
+                rows = job.validation.rows(
+                    [Sample(name, row) for row in chosen[begin : begin + settings["micro_batch"]]]
+                )
                 batch = collate(rows, [name] * len(rows), max(1, count_targets(rows)), 0.0, engine.device)
                 _, statistics = trainee(batch)
                 sums += torch.stack([statistics["nll_B"].sum(), statistics["targets_B"].sum()]).double().cpu()
@@ -195,7 +220,11 @@ def _resume(job: Job, engine: Engine, sampler: Sampler, folder: Path) -> dict[st
     if state["identity"] != _identity(job):
         engine.barrier()
         if engine.main:
-            log.warning("%s: settings or inputs changed since the checkpoint at step %d; starting anew", job.context.name, state["step"])
+            log.warning(
+                "%s: settings or inputs changed since the checkpoint at step %d; starting anew",
+                job.context.name,
+                state["step"],
+            )
             checkpoint.clear(folder)
         engine.barrier()
         return None
@@ -210,8 +239,18 @@ def _resume(job: Job, engine: Engine, sampler: Sampler, folder: Path) -> dict[st
 
 def _save(job: Job, engine: Engine, sampler: Sampler, folder: Path, step: int, seen: int) -> None:
     if engine.main:
-        state = {"step": step, "tokens": seen, "identity": _identity(job), "sampler": sampler.state(), "mixture": job.mixture.state()}
-        tensors = {"weights": engine.weights(), "optimizer": engine.optimizer_state(), "rng": checkpoint.rng_state()}
+        state = {
+            "step": step,
+            "tokens": seen,
+            "identity": _identity(job),
+            "sampler": sampler.state(),
+            "mixture": job.mixture.state(),
+        }
+        tensors = {
+            "weights": engine.weights(),
+            "optimizer": engine.optimizer_state(),
+            "rng": checkpoint.rng_state(),
+        }
         checkpoint.save(folder, step, tensors, state, job.settings["keep_checkpoints"])
     engine.barrier()
 
@@ -237,13 +276,20 @@ def _finish(job: Job, engine: Engine, sampler: Sampler, loss: float, seen: int, 
         "parameters": counted.total,
         "active_parameters": counted.active,
     }
-    measured = {"tokens_per_second": speed, "ranks": engine.world, "device": str(engine.device), "memory_gb": hardware.memory_gb()}
+    measured = {
+        "tokens_per_second": speed,
+        "ranks": engine.world,
+        "device": str(engine.device),
+        "memory_gb": hardware.memory_gb(),
+    }
     return Result(["model"], result, measured)
 
 
 def _check_batch(settings: Mapping[str, Any], world: int) -> None:
     if settings["batch"] % (world * settings["micro_batch"]):
-        raise InputError(f"batch: {settings['batch']} sequences do not divide by {world} ranks times micro_batch {settings['micro_batch']}")
+        raise InputError(
+            f"batch: {settings['batch']} sequences do not divide by {world} ranks times micro_batch {settings['micro_batch']}"
+        )
 
 
 class _Recorder:

@@ -63,20 +63,33 @@ class Trainee(nn.Module):
         model: Any = self.model
         if self.moe:
             with families.Routing(model) as routing:
-                hidden = model.base_model(input_ids=batch.ids_BT, attention_mask=batch.mask_BT, use_cache=False).last_hidden_state
+                hidden = model.base_model(
+                    input_ids=batch.ids_BT, attention_mask=batch.mask_BT, use_cache=False
+                ).last_hidden_state
         else:
-            hidden = model.base_model(input_ids=batch.ids_BT, attention_mask=batch.mask_BT, use_cache=False).last_hidden_state
+            hidden = model.base_model(
+                input_ids=batch.ids_BT, attention_mask=batch.mask_BT, use_cache=False
+            ).last_hidden_state
         where = batch.targets_BT != IGNORE
-        total, token = chunked_loss(hidden[where], model.get_output_embeddings().weight, self._token_loss(batch, where))
+        total, token = chunked_loss(
+            hidden[where], model.get_output_embeddings().weight, self._token_loss(batch, where)
+        )
         loss = total / batch.step_targets
         rows = where.nonzero()[:, 0]
         statistics = {"targets_B": where.sum(dim=1)}
         for index, name in enumerate(("nll_B", "kl_B")):
-            statistics[name] = torch.zeros(len(batch.domains), device=hidden.device).index_add_(0, rows, token[:, index])
+            statistics[name] = torch.zeros(len(batch.domains), device=hidden.device).index_add_(
+                0, rows, token[:, index]
+            )
         if self.moe:
             terms = router_terms(routing, None if batch.mask_BT is None else batch.mask_BT.flatten().bool())
             loss = loss + batch.share * (self.weights.balance * terms.balance + self.weights.z * terms.z)
-            statistics |= {"balance": terms.balance.detach(), "z": terms.z.detach(), "load_LE": terms.load_LE, "entropy": terms.entropy}
+            statistics |= {
+                "balance": terms.balance.detach(),
+                "z": terms.z.detach(),
+                "load_LE": terms.load_LE,
+                "entropy": terms.entropy,
+            }
         return loss, statistics
 
     def _token_loss(self, batch: Batch, where_BT: Tensor) -> Any:
@@ -86,7 +99,9 @@ class Trainee(nn.Module):
         teacher: Any = self.teacher
         if teacher is not None and kl_share > 0:
             with torch.no_grad():
-                hidden = teacher.base_model(input_ids=batch.ids_BT, attention_mask=batch.mask_BT, use_cache=False).last_hidden_state
+                hidden = teacher.base_model(
+                    input_ids=batch.ids_BT, attention_mask=batch.mask_BT, use_cache=False
+                ).last_hidden_state
                 taught_ND = hidden[where_BT]
             head = teacher.get_output_embeddings().weight
 

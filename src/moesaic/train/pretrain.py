@@ -11,7 +11,9 @@ def run(context: Context) -> Result | None:
     model = stage.load_stage_model(context.inputs["model"])
     teacher = stage.load_stage_model(context.inputs["dense"]) if settings["teacher"] == "dense" else None
     train, validation = stage.text_streams(context, model)
-    weights = Weights(settings["balance"], settings["z_loss"], settings["teacher_weight"] if teacher is not None else 0.0)
+    weights = Weights(
+        settings["balance"], settings["z_loss"], settings["teacher_weight"] if teacher is not None else 0.0
+    )
     job = loop.Job(
         context=context,
         settings=settings,

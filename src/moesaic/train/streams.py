@@ -62,7 +62,9 @@ class ChatStream:
         return found
 
 
-def collate(rows: Sequence[Row], domains: list[str], step_targets: int, share: float, device: torch.device) -> Batch:
+def collate(
+    rows: Sequence[Row], domains: list[str], step_targets: int, share: float, device: torch.device
+) -> Batch:
     """Pad to the longest row (to the right) and move to the device; without padding there is no mask."""
     longest = max(len(ids) for ids, _ in rows)
     ids_BT = np.zeros((len(rows), longest), dtype=np.int64)
@@ -71,7 +73,14 @@ def collate(rows: Sequence[Row], domains: list[str], step_targets: int, share: f
     for i, (ids, targets) in enumerate(rows):
         ids_BT[i, : len(ids)], targets_BT[i, : len(ids)], mask_BT[i, : len(ids)] = ids, targets, 1
     mask: Tensor | None = None if mask_BT.all() else torch.from_numpy(mask_BT).to(device)
-    return Batch(torch.from_numpy(ids_BT).to(device), torch.from_numpy(targets_BT).to(device), mask, domains, step_targets, share)
+    return Batch(
+        torch.from_numpy(ids_BT).to(device),
+        torch.from_numpy(targets_BT).to(device),
+        mask,
+        domains,
+        step_targets,
+        share,
+    )
 
 
 def count_targets(rows: Sequence[Row]) -> int:
@@ -83,4 +92,6 @@ def check_vocabulary(data: Manifest, model: Any, name: str) -> None:
     """Refuse data tokenised for another vocabulary."""
     found, expected = data.metrics.get("vocab_size"), model.config.vocab_size
     if found is not None and found != expected:
-        raise InputError(f"{data.folder}: tokenised for a vocabulary of {found}, the model of {name} has {expected}; run the {data.step} step again")
+        raise InputError(
+            f"{data.folder}: tokenised for a vocabulary of {found}, the model of {name} has {expected}; run the {data.step} step again"
+        )

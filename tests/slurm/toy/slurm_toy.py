@@ -1,7 +1,7 @@
 """A small real training step under the step contract: gloo all-reduce, checkpoints in work/, stops when asked to.
 
-    python slurm_toy.py toy_train --settings '{"steps": 10, "pause": 0.0, "save": 5}' --in data=data/manifest.json
-        --out results/train --nodes 2 --ranks-per-node 2
+python slurm_toy.py toy_train --settings '{"steps": 10, "pause": 0.0, "save": 5}' --in data=data/manifest.json
+    --out results/train --nodes 2 --ranks-per-node 2
 """
 
 import json
@@ -11,6 +11,7 @@ import time
 
 import torch
 import torch.distributed as dist
+
 from moesaic import cli
 from moesaic.errors import InputError, Interrupted
 from moesaic.flow import files, metrics, signals
@@ -54,7 +55,9 @@ def train(context: Context) -> Result | None:
         if settings.get("raise") == [rank, step]:
             raise RuntimeError("told to raise")
         residual_B = x_BD @ w_D - y_B
-        packed = torch.cat([x_BD.T @ residual_B, (residual_B**2).sum()[None], torch.tensor([float(_stop())]).double()])
+        packed = torch.cat(
+            [x_BD.T @ residual_B, (residual_B**2).sum()[None], torch.tensor([float(_stop())]).double()]
+        )
         if world > 1:
             dist.all_reduce(packed)
         w_D = w_D - 0.005 * packed[:WIDTH]
