@@ -15,6 +15,10 @@ try:
 except InputError as error:
     raise WorkflowError(str(error)) from None
 
+# What the jobs read: the merged configuration under a name made of its digest, so that a job still waiting in a queue never sees
+# a configuration edited since. Written once, by `onstart`.
+CONFIG_FILE = f"results/config/{moesaic_config.digest(CONFIG.model_dump(mode='json'))[:12]}.json"
+
 
 wildcard_constraints:
     variant="|".join(CONFIG.variants),
@@ -41,11 +45,6 @@ def upstream(step, stage=None):
     return lambda wildcards: [str(path) for path in plan(step, wildcards, stage).inputs.values()]
 
 
-def named(step, stage=None):
-    """The same as NAME=PATH, for the command line."""
-    return lambda wildcards: [f"{name}={path}" for name, path in plan(step, wildcards, stage).inputs.items()]
-
-
 def version(step):
     """Raised by hand when a step's result changes, so that a reformat never restarts a week of GPUs."""
     from moesaic.flow.step import STEPS
@@ -54,8 +53,9 @@ def version(step):
 
 
 def start_tracking():
-    from moesaic.flow import track
+    from moesaic.flow import files, track
 
+    files.write_json(Path(CONFIG_FILE), CONFIG.model_dump(mode="json"))
     os.environ["MOESAIC_PARENT_RUN"] = track.start(CONFIG, Path("results"))
     os.environ["MOESAIC_GIT_COMMIT"] = track.git_commit()
     os.environ["MOESAIC_TRACKING_URI"] = CONFIG.track.uri

@@ -12,10 +12,9 @@ rule construct:
     threads: 1
     params:
         settings=settings("construct"),
-        inputs=named("construct"),
         version=version("construct"),
     message:
         "{wildcards.variant}: construct experts"
     shell:
-        "moesaic construct --settings {params.settings:q} --in {params.inputs:q} --out $(dirname {output[0]})"
+        "moesaic construct --config {CONFIG_FILE} --variant {wildcards.variant}"
         " --threads {threads} --log {log}"

@@ -15,10 +15,9 @@ rule distill:
         ranks_per_node=1,
     params:
         settings=settings("distill"),
-        inputs=named("distill"),
         version=version("distill"),
     message:
         "{wildcards.variant}: distillation"
     shell:
-        "moesaic distill --settings {params.settings:q} --in {params.inputs:q} --out $(dirname {output[0]})"
+        "moesaic distill --config {CONFIG_FILE} --variant {wildcards.variant}"
         " --nodes {resources.nodes} --ranks-per-node {resources.ranks_per_node} --threads {threads} --log {log}"

@@ -12,12 +12,11 @@ rule evaluate_dense:
     threads: 1
     params:
         settings=settings("evaluate", "dense"),
-        inputs=named("evaluate", "dense"),
         version=version("evaluate"),
     message:
         "dense parent: evaluate"
     shell:
-        "moesaic evaluate --settings {params.settings:q} --in {params.inputs:q} --out $(dirname {output[0]})"
+        "moesaic evaluate --config {CONFIG_FILE} --stage dense"
         " --threads {threads} --log {log}"
 
 
@@ -35,10 +34,9 @@ rule evaluate:
     threads: 1
     params:
         settings=settings("evaluate"),
-        inputs=named("evaluate"),
         version=version("evaluate"),
     message:
         "{wildcards.variant}: evaluate after {wildcards.stage}"
     shell:
-        "moesaic evaluate --settings {params.settings:q} --in {params.inputs:q} --out $(dirname {output[0]})"
+        "moesaic evaluate --config {CONFIG_FILE} --variant {wildcards.variant} --stage {wildcards.stage}"
         " --threads {threads} --log {log}"

@@ -12,12 +12,11 @@ rule dense:
     threads: 1
     params:
         settings=settings("dense"),
-        inputs=named("dense"),
         version=version("dense"),
     message:
         "dense parent: load, check, save"
     shell:
-        "moesaic dense --settings {params.settings:q} --in {params.inputs:q} --out $(dirname {output[0]})"
+        "moesaic dense --config {CONFIG_FILE}"
         " --threads {threads} --log {log}"
 
 
@@ -35,12 +34,11 @@ rule documents:
     threads: 1
     params:
         settings=settings("documents"),
-        inputs=named("documents"),
         version=version("documents"),
     message:
         "documents: clean, deduplicate, split"
     shell:
-        "moesaic documents --settings {params.settings:q} --in {params.inputs:q} --out $(dirname {output[0]})"
+        "moesaic documents --config {CONFIG_FILE}"
         " --threads {threads} --log {log}"
 
 
@@ -58,12 +56,11 @@ rule tokens:
     threads: 1
     params:
         settings=settings("tokens"),
-        inputs=named("tokens"),
         version=version("tokens"),
     message:
         "tokens: tokenise and pack"
     shell:
-        "moesaic tokens --settings {params.settings:q} --in {params.inputs:q} --out $(dirname {output[0]})"
+        "moesaic tokens --config {CONFIG_FILE}"
         " --threads {threads} --log {log}"
 
 
@@ -79,12 +76,11 @@ rule chat:
     threads: 1
     params:
         settings=settings("chat"),
-        inputs=named("chat"),
         version=version("chat"),
     message:
         "chat: render conversations, mask answers"
     shell:
-        "moesaic chat --settings {params.settings:q} --in {params.inputs:q} --out $(dirname {output[0]})"
+        "moesaic chat --config {CONFIG_FILE}"
         " --threads {threads} --log {log}"
 
 
@@ -100,10 +96,9 @@ rule tasks:
     threads: 1
     params:
         settings=settings("tasks"),
-        inputs=named("tasks"),
         version=version("tasks"),
     message:
         "tasks: write lm-eval task folders"
     shell:
-        "moesaic tasks --settings {params.settings:q} --in {params.inputs:q} --out $(dirname {output[0]})"
+        "moesaic tasks --config {CONFIG_FILE}"
         " --threads {threads} --log {log}"

@@ -15,10 +15,9 @@ rule pretrain:
         ranks_per_node=1,
     params:
         settings=settings("pretrain"),
-        inputs=named("pretrain"),
         version=version("pretrain"),
     message:
         "{wildcards.variant}: continual pre-training"
     shell:
-        "moesaic pretrain --settings {params.settings:q} --in {params.inputs:q} --out $(dirname {output[0]})"
+        "moesaic pretrain --config {CONFIG_FILE} --variant {wildcards.variant}"
         " --nodes {resources.nodes} --ranks-per-node {resources.ranks_per_node} --threads {threads} --log {log}"

@@ -12,10 +12,9 @@ rule report:
     threads: 1
     params:
         settings=settings("report"),
-        inputs=named("report"),
         version=version("report"),
     message:
         "report: tables, figures, one page"
     shell:
-        "moesaic report --settings {params.settings:q} --in {params.inputs:q} --out $(dirname {output[0]})"
+        "moesaic report --config {CONFIG_FILE}"
         " --threads {threads} --log {log}"

@@ -15,10 +15,9 @@ rule tune:
         ranks_per_node=1,
     params:
         settings=settings("tune"),
-        inputs=named("tune"),
         version=version("tune"),
     message:
         "{wildcards.variant}: supervised fine-tuning"
     shell:
-        "moesaic tune --settings {params.settings:q} --in {params.inputs:q} --out $(dirname {output[0]})"
+        "moesaic tune --config {CONFIG_FILE} --variant {wildcards.variant}"
         " --nodes {resources.nodes} --ranks-per-node {resources.ranks_per_node} --threads {threads} --log {log}"

@@ -2,7 +2,8 @@
 
 Examples:
     moesaic check config/config.yaml
-    moesaic pretrain --config config/config.yaml --variant activation     # settings and paths from the configuration
+    moesaic pretrain --config config/config.yaml --variant activation
+    moesaic evaluate --config config/config.yaml --stage dense --set evaluate.items=100
     moesaic pretrain --settings '{...}' --in tokens=results/prepare/tokens/manifest.json ... --out results/a/pretrain
 """
 
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     for step in STEPS.values():
         command = commands.add_parser(step.name, help=f"run the {step.name} step")
         command.add_argument(
-            "--config", help="configuration file; settings, inputs and folder follow from it"
+            "--config", default="config/config.yaml", help="settings, inputs and folder follow from it"
         )
         command.add_argument("--variant", help="which variant of the configuration")
         command.add_argument(
@@ -60,11 +61,6 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", help="override a configuration key"
         )
-        command.add_argument("--settings", help="the step's own settings as JSON (what the workflow passes)")
-        command.add_argument(
-            "--in", dest="inputs", nargs="+", default=[], metavar="NAME=MANIFEST", help="upstream manifests"
-        )
-        command.add_argument("--out", type=Path, help="the step's folder")
         command.add_argument("--log", type=Path, help="also write the log to this file")
         command.add_argument("--threads", type=int, help="CPU threads per rank")
         if step.distributed:
@@ -105,24 +101,11 @@ def _load(arguments: argparse.Namespace) -> Any:
 def _run_step(arguments: argparse.Namespace) -> None:
     from moesaic.flow import launch, paths
 
-    if arguments.config:
-        loaded = _load(arguments)
-        plan = paths.plan_step(loaded, arguments.step.name, arguments.variant, arguments.stage)
-        settings, inputs, out = plan.settings, plan.inputs, plan.out
-    elif arguments.settings and arguments.out:
-        settings = json.loads(arguments.settings)
-        inputs, out = {}, arguments.out
-        for item in arguments.inputs:
-            name, sep, path = item.partition("=")
-            if not sep:
-                raise InputError(f"--in {item}: expected NAME=MANIFEST")
-            inputs[name] = Path(path)
-    else:
-        raise InputError(f"moesaic {arguments.step.name}: give --config, or --settings with --in and --out")
+    plan = paths.plan_step(_load(arguments), arguments.step.name, arguments.variant, arguments.stage)
     ranks = launch.Ranks(
         getattr(arguments, "nodes", 1), getattr(arguments, "ranks_per_node", 1), arguments.threads
     )
-    launch.run(arguments.step, settings, inputs, out, ranks)
+    launch.run(arguments.step, plan.settings, plan.inputs, plan.out, ranks)
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -100,28 +100,30 @@ def _shared(loaded: Config) -> None:
     sizes = {"parameters": DENSE, "active_parameters": DENSE, "layers": LAYERS, "hidden": HIDDEN, "ffn": FFN}
     sizes |= {"vocab_size": VOCABULARY, "architecture": "LlamaForCausalLM", "probe_loss": 2.71}  # type: ignore[dict-item]
     finish(loaded, "dense", ["model"], sizes)
-    domains = {}
+    stats: dict[str, Any] = {}
     for i, name in enumerate(loaded.data.domains):
-        reasons = {"too short": 20 + i, "near duplicate": 3 * i, "few letters": 2}
+        dropped = {"too short": 20 + i, "near duplicate": 3 * i, "few letters": 2}
         kept = 400 - 30 * i
-        domains[name] = {"in": kept + sum(reasons.values()), "kept": kept, "dropped": reasons}
-    files.write_json(paths.folder("documents") / "stats.json", domains)
-    short = {name: item | {"dropped": sum(item["dropped"].values())} for name, item in domains.items()}  # type: ignore[attr-defined]
-    finish(loaded, "documents", ["stats.json"], short)
-    counts = {
-        name: {
-            "train_blocks": 110 - i,
-            "train_tokens": (110 - i) * 512,
-            "validation_blocks": 8,
-            "validation_tokens": 4096,
-        }
-        for i, name in enumerate(loaded.data.domains)
-    }
-    files.write_json(paths.folder("tokens") / "stats.json", counts)
-    finish(loaded, "tokens", ["stats.json"], {"block": 512, "domains": counts})
+        count = kept + sum(dropped.values())
+        stats[name] = {"documents_in": count, "documents_kept": kept, "dropped": dropped}
+        stats[name] |= {"characters_in": 2000 * count, "characters_kept": 2000 * kept}
+    files.write_json(paths.folder("documents") / "stats.json", stats)
+    keys = {"in": "documents_in", "kept": "documents_kept", "dropped": "dropped"}
+    short = {name: {key: item[old] for key, old in keys.items()} for name, item in stats.items()}
+    finish(loaded, "documents", ["stats.json"], {"domains": short})
+    counts = {}
+    for i, name in enumerate(loaded.data.domains):
+        blocks = {"train": 110 - i, "validation": 8}
+        counts[name] = {f"{split}_blocks": n for split, n in blocks.items()}
+        counts[name] |= {f"{split}_tokens": n * 512 for split, n in blocks.items()}
+        counts[name] |= {f"{split}_bytes": n * 2048 for split, n in blocks.items()}
+    files.write_json(paths.folder("tokens") / "stats.json", {})
+    finish(loaded, "tokens", ["stats.json"], {"block": 512, "vocab_size": VOCABULARY, "domains": counts})
     chat = {"alpaca": {"in": 1000, "kept": 961, "dropped": {"too long": 37, "empty answer": 2}}}
     files.write_json(paths.folder("chat") / "stats.json", chat)
-    finish(loaded, "chat", ["stats.json"], {"train": 913, "validation": 48})
+    conversations = {"train": 913, "validation": 48}
+    answers = {"train": 81_000, "validation": 4_100}
+    finish(loaded, "chat", ["stats.json"], {"sources": ["alpaca"], "conversations": conversations, "answer_tokens": answers})
     files.write_json(paths.folder("tasks") / "tasks.json", list(TASKS))
     finish(loaded, "tasks", ["tasks.json"], {"tasks": list(TASKS)})
     _evaluation(loaded, None, "dense", 0.0)
@@ -245,7 +247,8 @@ def _evaluation(loaded: Config, variant: str | None, stage: str, gain: float) ->
     outputs = ["scores.json", "samples.json"]
     if variant is not None:
         experts = configuration.variant_config(loaded, variant).experts.experts
-        score("routing/load_cv", "mean", 0.3 * (1 + gain), 0.02, LAYERS)
+        row = {"task": "routing/load_cv", "metric": "load_cv", "value": 0.3 * (1 + gain), "ci_low": None, "ci_high": None}
+        scores.append(row | {"n": 6, "chance": None})
         _routing(folder / "routing.parquet", experts, f"{variant}{stage}")
         outputs.append("routing.parquet")
     files.write_json(folder / "scores.json", scores)

@@ -45,7 +45,7 @@ class PackedBlocks:
 
     def bytes(self, rows: Sequence[int]) -> np.ndarray:
         """UTF-8 bytes of the predicted tokens (positions 1 to block - 1) of each row, [rows]."""
-        return self._table.column("bytes").take(pa.array(rows, pa.int64())).to_numpy()  # type: ignore[no-any-return]
+        return self._table.column("bytes").take(pa.array(rows, pa.int64())).to_numpy()
 
     def starts(self, row: int) -> np.ndarray:
         """Positions in a block at which a document starts."""

@@ -141,7 +141,7 @@ def _open_text(path: Path) -> TextIO:
             newline="",
         )
     if suffix in COMPRESSED:
-        return COMPRESSED[suffix](path, "rt", encoding="utf-8", newline="")  # type: ignore[no-any-return,operator]
+        return COMPRESSED[suffix](path, "rt", encoding="utf-8", newline="")  # type: ignore[operator]
     if any(s in STRUCTURED for s in (suffix,)):
         return path.open(encoding="utf-8", newline="")
     data = path.read_bytes()

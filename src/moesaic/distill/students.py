@@ -49,7 +49,7 @@ def _fewer_experts(model: Any, per_token: int) -> None:
         )
     families.set_per_token(model, per_token)
     for part in families.parts(model):
-        part.experts.down_proj.mul_(per_token / before)  # type: ignore[operator]
+        part.experts.down_proj.mul_(per_token / before)
 
 
 def _drop_layers(model: Any, dropped: list[int]) -> None:

@@ -1,5 +1,6 @@
 """Step `evaluate`: one model, the same data and code at every stage, every figure with a 95 % interval."""
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -52,7 +53,7 @@ def run(context: Context) -> Result:
             _score(
                 f"text/{name}",
                 "perplexity",
-                Interval(*np.exp([loss.value, loss.low, loss.high]).tolist(), loss.n),
+                Interval(math.exp(loss.value), math.exp(loss.low), math.exp(loss.high), loss.n),
             )
         )
         items += [
@@ -137,8 +138,8 @@ def _task_scores(found: Mapping[str, harness.Task], resamples: int, seed: int) -
     choice = {name: task for name, task in found.items() if task.chance is not None}
     if choice:
         # Length-normalised accuracy, as published for OpenBookQA, HellaSwag, ARC and PIQA: sums of log-likelihoods favour short answers.
-        values = [task.items.get("acc_norm", task.items["acc"]) for task in choice.values()]
-        pairs = [(value, np.ones(len(value))) for value in values]
+        normed = [task.items.get("acc_norm", task.items["acc"]) for task in choice.values()]
+        pairs = [(value, np.ones(len(value))) for value in normed]
         chance = float(np.mean([task.chance for task in choice.values() if task.chance is not None]))
         scores.append(_score("mc/average", "acc_norm", bootstrap.macro(pairs, resamples, seed), chance))
     return scores

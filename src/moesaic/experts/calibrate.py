@@ -73,7 +73,7 @@ def construct_layers(
         )
         if settings["scale"] == "unit":
             router_ED = router_ED * UNIT_TEMPERATURE
-        down_DF, audit = ffn.down_DF, {}
+        down_DF, audit = ffn.down_DF, dict[str, Any]()
         if activations is not None and stream is not None:
             down_DF, audit, output_TD = _fit(activations, assignment, router_ED, settings, scale)
             stream.leave(output_TD)

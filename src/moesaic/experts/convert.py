@@ -67,12 +67,12 @@ def build(dense: Any, layers: list[Layer], settings: dict[str, Any], refitted: b
 def fill(part: families.Parts, layer: Layer, ffn: Any, down_DF: Tensor, scale: float) -> None:
     """Copy one layer's neurons into the MoE block's stacked tensors."""
     routed_EM, shared_S = layer.assignment.routed_EM, layer.assignment.shared_S
-    part.router.weight.copy_(layer.router_ED)  # type: ignore[operator]
-    part.experts.gate_up_proj.copy_(torch.cat([ffn.gate_FD[routed_EM], ffn.up_FD[routed_EM]], dim=1))  # type: ignore[operator]
-    part.experts.down_proj.copy_(scale * down_DF[:, routed_EM].transpose(0, 1))  # type: ignore[operator]
+    part.router.weight.copy_(layer.router_ED)
+    part.experts.gate_up_proj.copy_(torch.cat([ffn.gate_FD[routed_EM], ffn.up_FD[routed_EM]], dim=1))
+    part.experts.down_proj.copy_(scale * down_DF[:, routed_EM].transpose(0, 1))
     if part.shared is not None:
-        part.shared.input_linear.weight.copy_(torch.cat([ffn.gate_FD[shared_S], ffn.up_FD[shared_S]]))  # type: ignore[union-attr,operator]
-        part.shared.output_linear.weight.copy_(down_DF[:, shared_S])  # type: ignore[union-attr,operator]
+        part.shared.input_linear.weight.copy_(torch.cat([ffn.gate_FD[shared_S], ffn.up_FD[shared_S]]))
+        part.shared.output_linear.weight.copy_(down_DF[:, shared_S])
 
 
 @torch.no_grad()
@@ -87,16 +87,16 @@ def equivalence(dense: Any, model: Any, settings: dict[str, Any], ids_BT: Tensor
     per_token = model.config.num_experts_per_tok
     kept = [
         (part, part.router.weight.clone(), part.experts.down_proj.clone()) for part in families.parts(model)
-    ]  # type: ignore[operator,union-attr]
+    ]
     families.set_per_token(model, settings["experts"])
     for part, _, _ in kept:
-        part.router.weight.zero_()  # type: ignore[operator]
-        part.experts.down_proj.mul_(settings["experts"] / scale_factor(settings))  # type: ignore[operator]
+        part.router.weight.zero_()
+        part.experts.down_proj.mul_(settings["experts"] / scale_factor(settings))
     expected, found = dense(input_ids=ids_BT).logits.float(), model(input_ids=ids_BT).logits.float()
     families.set_per_token(model, per_token)
     for part, router, down in kept:
-        part.router.weight.copy_(router)  # type: ignore[operator]
-        part.experts.down_proj.copy_(down)  # type: ignore[operator]
+        part.router.weight.copy_(router)
+        part.experts.down_proj.copy_(down)
     error, largest = float((expected - found).abs().max()), float(expected.abs().max())
     tolerance = largest * (1e-4 if dense.dtype == torch.float32 else 5e-2)
     if not error <= tolerance:

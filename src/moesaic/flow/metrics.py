@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.errors import InputError
+from moesaic.flow import files
 
 NAME = "metrics.jsonl"
 
@@ -22,7 +23,8 @@ class MetricsFile:
             path.unlink(missing_ok=True)
         elif path.exists():
             kept = [line for line in read(path) if line["step"] <= resume_at]
-            path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            # Atomically: a kill in the middle must not cost the history.
+            files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, values: Mapping[str, float]) -> int:

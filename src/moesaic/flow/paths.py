@@ -36,7 +36,8 @@ def folder(step: str, variant: str | None = None, stage: str | None = None) -> P
 
 def before(config: Config, stage: str) -> str:
     """The stage whose model this stage starts from."""
-    return config.stages[config.stages.index(stage) - 1]  # type: ignore[call-overload,no-any-return]
+    names: list[str] = list(config.stages)
+    return names[names.index(stage) - 1]
 
 
 def inputs(

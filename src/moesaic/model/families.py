@@ -23,11 +23,11 @@ class Parts:
     """The pieces of one MoE decoder layer."""
 
     layer: int
-    router: nn.Module
+    router: Any
     """Has weight [E, D] and returns (logits [T, E], weights [T, K], indices [T, K])."""
-    experts: nn.Module
+    experts: Any
     """Has gate_up_proj [E, 2M, D] and down_proj [E, D, M]."""
-    shared: nn.Module | None
+    shared: Any
     """Has input_linear.weight [2S, D] and output_linear.weight [D, S]; None without shared neurons."""
 
 
@@ -128,7 +128,7 @@ def set_per_token(model: Any, per_token: int) -> None:
         )
     model.config.num_experts_per_tok = per_token
     for part in parts(model):
-        part.router.top_k = per_token  # type: ignore[assignment]
+        part.router.top_k = per_token
 
 
 class Routing:

@@ -28,6 +28,6 @@ def count(model: Any) -> Size:
     for part in families.parts(model):
         routed = sum(parameter.numel() for parameter in part.experts.parameters())
         experts, chosen = part.router.weight.shape[0], part.router.top_k
-        idle += routed * (experts - int(chosen)) // experts  # type: ignore[arg-type]
+        idle += routed * (experts - int(chosen)) // experts
     inputs, outputs = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     return Size(total, total - idle, 0 if inputs is outputs else inputs.numel())

@@ -23,7 +23,7 @@ def chunked_loss(
     Gradients with respect to hidden states and head are computed in the forward pass, chunk by chunk, so nothing is recomputed.
     """
     if torch.is_grad_enabled() and (hidden_ND.requires_grad or head_VD.requires_grad):
-        total, statistics = _Chunked.apply(hidden_ND, head_VD, loss, chunk)  # type: ignore[no-untyped-call]
+        total, statistics = _Chunked.apply(hidden_ND, head_VD, loss, chunk)
         return total, statistics
     parts = [
         loss(functional.linear(hidden_ND[i : i + chunk], head_VD).float(), slice(i, i + chunk))

@@ -1,4 +1,4 @@
-"""A small real training step under the step contract: gloo all-reduce, checkpoints in work/, stops when asked to.
+"""A small real training step under the step contract: gloo all-reduce, checkpoints, stops when asked to.
 
 python slurm_toy.py toy_train --settings '{"steps": 10, "pause": 0.0, "save": 5}' --in data=data/manifest.json
     --out results/train --nodes 2 --ranks-per-node 2
@@ -30,7 +30,7 @@ def make_data(context: Context) -> Result:
 
 
 def train(context: Context) -> Result | None:
-    """Full-batch gradient descent, rows shared out over the ranks; equal bits however often it is interrupted."""
+    """Gradient descent on rows shared out over the ranks; equal bits however often it is interrupted."""
     signals.install()
     settings, work = context.settings, context.work
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
@@ -65,6 +65,8 @@ def train(context: Context) -> Result | None:
         done, stop = step + 1, bool(packed[-1] > 0)
         if log is not None:
             log.log(done, {"loss": float(packed[WIDTH])})
+            if stop:
+                time.sleep(settings.get("slow_save", 0.0))  # a real checkpoint takes its time
             if stop or done % settings["save"] == 0:
                 files.write_json(work / "checkpoint.json", {"step": done, "w": w_D.tolist()})
         if stop and done < settings["steps"]:
@@ -81,10 +83,6 @@ def _load(context: Context) -> tuple[int, torch.Tensor]:
         return 0, torch.zeros(WIDTH, dtype=torch.float64)
     state = json.loads(path.read_text())
     return state["step"], torch.tensor(state["w"], dtype=torch.float64)
-
-
-def _stop() -> bool:
-    return signals.stop_requested()
 
 
 STEPS["toy_data"] = Step("toy_data", "slurm_toy", "make_data")

@@ -14,4 +14,4 @@ def build(settings: Mapping[str, Any], sizes: Mapping[str, int], like: Mapping[s
     Args:
         settings: schema.Mixture as a dict. sizes: tokens or items per domain. like: SlimPajama domain of each domain.
     """
-    return METHODS[settings["method"]](settings["weights"], sizes, like)  # type: ignore[no-any-return]
+    return METHODS[settings["method"]](settings["weights"], sizes, like)
