@@ -123,7 +123,12 @@ def _shared(loaded: Config) -> None:
     files.write_json(paths.folder("chat") / "stats.json", chat)
     conversations = {"train": 913, "validation": 48}
     answers = {"train": 81_000, "validation": 4_100}
-    finish(loaded, "chat", ["stats.json"], {"sources": ["alpaca"], "conversations": conversations, "answer_tokens": answers})
+    finish(
+        loaded,
+        "chat",
+        ["stats.json"],
+        {"sources": ["alpaca"], "conversations": conversations, "answer_tokens": answers},
+    )
     files.write_json(paths.folder("tasks") / "tasks.json", list(TASKS))
     finish(loaded, "tasks", ["tasks.json"], {"tasks": list(TASKS)})
     _evaluation(loaded, None, "dense", 0.0)
@@ -247,7 +252,13 @@ def _evaluation(loaded: Config, variant: str | None, stage: str, gain: float) ->
     outputs = ["scores.json", "samples.json"]
     if variant is not None:
         experts = configuration.variant_config(loaded, variant).experts.experts
-        row = {"task": "routing/load_cv", "metric": "load_cv", "value": 0.3 * (1 + gain), "ci_low": None, "ci_high": None}
+        row = {
+            "task": "routing/load_cv",
+            "metric": "load_cv",
+            "value": 0.3 * (1 + gain),
+            "ci_low": None,
+            "ci_high": None,
+        }
         scores.append(row | {"n": 6, "chance": None})
         _routing(folder / "routing.parquet", experts, f"{variant}{stage}")
         outputs.append("routing.parquet")

@@ -1,24 +1,33 @@
-"""Step `chat`: instruction data as token ids with a loss mask that covers exactly the answers and their end-of-turn token."""
+"""Step `chat`: instruction data as token ids with a loss mask that is 1 exactly on the answers and their end of turn."""
 
+import contextlib
 import hashlib
 import json
+import logging
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from moesaic.data import sources
+from moesaic.data.conversations import FIELDS, FORMATS, Message
+from moesaic.data.tokens import check_tokenizer
 from moesaic.errors import InputError
 from moesaic.flow import files
-from moesaic.flow.manifest import Manifest
+from moesaic.flow.manifest import Manifest, path_of
 from moesaic.flow.step import Context, Result
 from moesaic.model.load import load_tokenizer
-from moesaic.schema import ChatSource
+from moesaic.schema import Chat, ChatSource
 
-Messages = list[dict[str, str]]
+log = logging.getLogger("moesaic.chat")
+
+SPLITS = ("train", "validation")
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -27,183 +36,243 @@ SCHEMA = pa.schema(
         ("loss_mask", pa.list_(pa.int8())),
     ]
 )
-SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-}
+GROUP = 512
+
+
+class Dropped(Exception):
+    """A conversation that cannot be used; the message is the reason counted in stats.json."""
+
+
+@dataclass
+class Counts:
+    """Where every conversation of a source went."""
+
+    conversations_in: int = 0
+    kept: Counter[str] = field(default_factory=Counter)
+    answer_tokens: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
 
 
 def run(context: Context) -> Result:
-    """Write train.parquet, validation.parquet and stats.json; conversations in = kept + dropped by reason."""
-    settings, seed = context.settings["chat"], context.settings["seed"]
-    if not settings["sources"]:
+    """Write `{train,validation}.parquet` and `stats.json`. Metrics: conversations and answer tokens by split."""
+    settings = Chat.model_validate(context.settings["chat"])
+    if not settings.sources:
         raise InputError(
-            "data.chat.sources: empty; add a source of conversations, or leave tune and distill on chat out of stages"
+            "data.chat.sources is empty: add a source, or leave tune (and distill on chat) out of stages"
         )
     dense = context.inputs["dense"]
     tokenizer = load_tokenizer(dense.folder / "model")
+    check_tokenizer(tokenizer, dense.metrics["vocab_size"])
     if not tokenizer.chat_template:
         raise InputError(
-            "model.chat_template: the tokenizer has no chat template; set model.chat_template to a Jinja file"
+            "model.chat_template: the model's tokenizer has no chat template; give a Jinja file (ChatML, for example)"
         )
-    rows: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
-    stats: dict[str, Any] = {}
-    seen: set[str] = set()
-    for index, raw in enumerate(settings["sources"]):
-        source = ChatSource.model_validate(raw)
-        counts: Counter[str] = Counter()
-        for row, record in enumerate(sources.records(source.at)):
-            if source.max_conversations is not None and row >= source.max_conversations:
-                break
-            reason, item = _prepare(record, source.format, tokenizer, settings["max_tokens"], seen)
-            counts[reason] += 1
-            if item is not None:
-                split = _split(item.pop("prompt"), settings["validation"], seed)
-                rows[split].append({"id": f"{index}:{row}", "source": source.name, **item})
-        if not counts["kept"]:
-            raise InputError(
-                f"data.chat.sources.{index}: no conversation is left of {sum(counts.values())} (dropped: {dict(counts)}); check format and max_tokens"
+    counts: dict[str, Counts] = {}
+    seen: set[bytes] = set()
+    with contextlib.ExitStack() as stack:
+        write = {s: stack.enter_context(_writer(context.out / f"{s}.parquet")) for s in SPLITS}
+        for i, source in enumerate(settings.sources):
+            found = counts.setdefault(source.name, Counts())
+            _source(
+                source,
+                f"data.chat.sources.{i}",
+                settings,
+                context.settings["seed"],
+                tokenizer,
+                seen,
+                found,
+                write,
             )
-        stats.setdefault(source.name, Counter()).update(counts)
-    for split, items in rows.items():
-        if not items:
+        kept = {s: sum(c.kept[s] for c in counts.values()) for s in SPLITS}
+        if not kept["train"] or (settings.validation and not kept["validation"]):
+            side = "train" if not kept["train"] else "validation"
             raise InputError(
-                f"data.chat: no conversation fell into {split}; add conversations or change data.chat.validation"
+                f"data.chat: empty {side} split of {sum(kept.values())} usable conversations; add conversations or change data.chat.validation"
             )
-        with files.atomic_path(context.out / f"{split}.parquet") as temporary:
-            pq.write_table(pa.Table.from_pylist(items, schema=SCHEMA), temporary, compression="zstd")
-    report = {
-        name: {
-            "in": sum(c.values()),
-            "kept": c["kept"],
-            "dropped": {k: v for k, v in sorted(c.items()) if k != "kept"},
-        }
-        for name, c in stats.items()
-    }
-    files.write_json(context.out / "stats.json", report)
+    stats = {name: _summary(found) for name, found in counts.items()}
+    files.write_json(context.out / "stats.json", stats)
+    for name, found in counts.items():
+        log.info(
+            "%s %s: kept %d of %d conversations",
+            context.name,
+            name,
+            found.kept.total(),
+            found.conversations_in,
+        )
     metrics = {
+        "conversations": kept,
+        "answer_tokens": {s: sum(c.answer_tokens[s] for c in counts.values()) for s in SPLITS},
+        "sources": sorted(counts),
         "vocab_size": dense.metrics["vocab_size"],
-        "sources": sorted(stats),
-        "conversations": {split: len(items) for split, items in rows.items()},
-        "answer_tokens": {
-            split: sum(sum(item["loss_mask"]) for item in items) for split, items in rows.items()
-        },
     }
-    return Result(["train.parquet", "validation.parquet", "stats.json"], metrics)
+    return Result([*(f"{s}.parquet" for s in SPLITS), "stats.json"], metrics)
 
 
-def to_messages(record: dict[str, Any], form: str) -> Messages:
-    """A record in one of the three formats as role-content messages. Raises KeyError, TypeError or ValueError when malformed."""
-    if form == "alpaca":
-        extra = record.get("input") or ""
-        prompt = f"{record['instruction']}\n\n{extra}" if extra.strip() else record["instruction"]
-        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": record["output"]}]
-    elif form == "messages":
-        messages = [{"role": item["role"], "content": item["content"]} for item in record["messages"]]
-    else:
-        messages = [
-            {"role": SHAREGPT_ROLES[item["from"]], "content": item["value"]}
-            for item in record["conversations"]
-        ]
-    if not any(message["role"] == "assistant" for message in messages) or not all(
-        isinstance(m["content"], str) for m in messages
-    ):
-        raise ValueError("no answer, or content that is not text")
-    return messages
+def encode(messages: list[Message], tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Token ids of a conversation and its loss mask (0 or 1 per token).
 
+    Before each answer stands what generation starts from (the template with its generation prompt), so training and generation
+    see the same tokens. An answer's span is what it adds to these, up to and with its end-of-turn token.
 
-def render(messages: Messages, tokenizer: Any) -> tuple[list[int], list[int]] | None:
-    """Token ids and loss mask of a conversation; None when the template does not extend itself turn by turn.
-
-    For each answer the conversation is rendered up to the answer's start (with the generation prompt) and up to its end; the
-    tokens between are the answer and its end-of-turn token. What the template puts after that token (a newline) is not learned.
+    Raises:
+        Dropped: special_token when a message spells one out; template_mismatch when the template does not grow turn by turn.
     """
-    ids = _template(tokenizer, messages, generate=False)
+    special = set(tokenizer.all_special_ids) | {
+        i for i, t in tokenizer.added_tokens_decoder.items() if t.special
+    }
+    ids = _render(messages, tokenizer, False)
     mask = [0] * len(ids)
-    for turn, message in enumerate(messages):
+    for i, message in enumerate(messages):
+        if special & set(tokenizer(message["content"], add_special_tokens=False)["input_ids"]):
+            raise Dropped("special_token")
         if message["role"] != "assistant":
             continue
-        start = _template(tokenizer, messages[:turn], generate=True)
-        stop = _template(tokenizer, messages[: turn + 1], generate=False)
-        if ids[: len(start)] != start or ids[: len(stop)] != stop:
-            return None
-        end = len(stop)
-        while end > len(start) and not tokenizer.decode([ids[end - 1]]).strip():
-            end -= 1
-        mask[len(start) : end] = [1] * (end - len(start))
+        before, through = _render(messages[:i], tokenizer, True), _render(messages[: i + 1], tokenizer, False)
+        if through[: len(before)] != before or ids[: len(through)] != through:
+            raise Dropped("template_mismatch")
+        answer = through[len(before) :]
+        stop = next((j + 1 for j, token in enumerate(answer) if token in special), len(answer))
+        mask[len(before) : len(before) + stop] = [1] * stop
     return ids, mask
 
 
-def _template(tokenizer: Any, messages: Messages, generate: bool) -> list[int]:
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+def _render(messages: list[Message], tokenizer: Any, prompt: bool) -> list[int]:
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+    found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return found
 
 
-def _prepare(
-    record: dict[str, Any], form: str, tokenizer: Any, limit: int, seen: set[str]
-) -> tuple[str, dict[str, Any] | None]:
-    try:
-        messages = to_messages(record, form)
-    except (KeyError, TypeError, ValueError):
-        return "malformed", None
-    if any(m["role"] == "assistant" and not m["content"].strip() for m in messages):
-        return "empty_answer", None
-    digest = hashlib.sha256(json.dumps(messages).encode()).hexdigest()
+def _source(
+    source: ChatSource,
+    key: str,
+    settings: Chat,
+    seed: int,
+    tokenizer: Any,
+    seen: set[bytes],
+    counts: Counts,
+    write: dict[str, Any],
+) -> None:
+    """Stream one source; several sources may share a name, and so their counts."""
+    local = Counter[str]()
+    fields: list[str] = []
+    for record in sources.located(source.at, key):
+        if source.max_conversations is not None and local.total() >= source.max_conversations:
+            break
+        fields = fields or list(record.fields)
+        counts.conversations_in += 1
+        try:
+            messages = _messages(record.fields, source.format, seen)
+            ids, mask = encode(messages, tokenizer)
+            if len(ids) > settings.max_tokens:
+                raise Dropped("too_long")
+        except Dropped as reason:
+            counts.dropped[str(reason)] += 1
+            local[str(reason)] += 1
+            continue
+        split = split_of(messages, settings.validation, seed)
+        write[split](record.id, source.name, ids, mask)
+        counts.kept[split] += 1
+        counts.answer_tokens[split] += sum(mask)
+        local["kept"] += 1
+    if not local.total():
+        raise InputError(f"{key}: empty, there is no conversation in it")
+    if local["malformed"] == local.total():
+        raise InputError(
+            f"{key}.format: no record has the form of '{source.format}' ({FIELDS[source.format]}); its fields are {', '.join(fields)}"
+        )
+    if local["template_mismatch"] == local.total():
+        raise InputError(
+            "model.chat_template: with it a conversation does not begin like its own first turns, so answers cannot be told apart; give another"
+        )
+
+
+def _messages(record: dict[str, Any], form: str, seen: set[bytes]) -> list[Message]:
+    messages = FORMATS[form](record)
+    if messages is None:
+        raise Dropped("malformed")
+    if not all(m["content"] for m in messages if m["role"] == "assistant"):
+        raise Dropped("empty_answer")
+    digest = hashlib.blake2b(json.dumps(messages).encode(), digest_size=16).digest()
     if digest in seen:
-        return "duplicate", None
+        raise Dropped("duplicate")
     seen.add(digest)
-    rendered = render(messages, tokenizer)
-    if rendered is None:
-        return "template_mismatch", None
-    ids, mask = rendered
-    if len(ids) > limit:
-        return "too_long", None
-    prompt = (
-        next(m["content"] for m in messages if m["role"] == "user")
-        if any(m["role"] == "user" for m in messages)
-        else ""
-    )
-    return "kept", {"prompt": " ".join(prompt.lower().split()), "input_ids": ids, "loss_mask": mask}
+    return messages
 
 
-def _split(prompt: str, share: float, seed: int) -> str:
-    """By the first prompt, so that one prompt with two answers stays on one side."""
-    value = (
-        int.from_bytes(hashlib.blake2b(f"{seed}:{prompt}".encode(), digest_size=8).digest(), "little") / 2**64
-    )
-    return "validation" if value < share else "train"
+def split_of(messages: list[Message], validation: float, seed: int) -> str:
+    """The side of the split, from the seed and the question alone: equal questions never stand on both sides."""
+    question = next(m["content"] for m in messages if m["role"] == "user")
+    digest = hashlib.blake2b(f"{seed}:{question}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return "validation" if int.from_bytes(digest, "big") < validation * 2.0**64 else "train"
+
+
+def _summary(counts: Counts) -> dict[str, Any]:
+    kept, answers = ({s: c[s] for s in SPLITS} for c in (counts.kept, counts.answer_tokens))
+    return {
+        "conversations_in": counts.conversations_in,
+        "conversations_kept": counts.kept.total(),
+        "kept": kept,
+        "answer_tokens": answers,
+        "dropped": dict(counts.dropped),
+    }
+
+
+@contextlib.contextmanager
+def _writer(path: Path) -> Iterator[Any]:
+    rows: list[tuple[str, str, list[int], list[int]]] = []
+    with (
+        files.atomic_path(path) as temporary,
+        pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer,
+    ):
+
+        def flush() -> None:
+            if rows:
+                writer.write_table(
+                    pa.table([list(column) for column in zip(*rows, strict=True)], schema=SCHEMA)
+                )
+                rows.clear()
+
+        def write(*row: Any) -> None:
+            rows.append(row)  # type: ignore[arg-type]
+            if len(rows) >= GROUP:
+                flush()
+
+        yield write
+        flush()
+
+
+# ---------------------------------------------------------------- reading
 
 
 class ChatSet:
-    """Conversations of one source."""
+    """The conversations of one source; held in memory as Arrow (five bytes a token)."""
 
     def __init__(self, table: pa.Table):
-        self._ids, self._mask = (
-            table.column("input_ids").combine_chunks(),
-            table.column("loss_mask").combine_chunks(),
-        )
+        self.table = table.combine_chunks()
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return int(self.table.num_rows)
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids [T] and loss mask [T]."""
-        return np.asarray(self._ids[row].values, dtype=np.int64), np.asarray(
-            self._mask[row].values, dtype=np.int8
-        )
+        """Ids int32 [T] and loss mask int8 [T] of a conversation."""
+        ids, mask = (self.table.column(name)[row].values.to_numpy() for name in ("input_ids", "loss_mask"))
+        return ids, mask
 
 
 def open_chat(manifest: Manifest, split: str) -> dict[str, ChatSet]:
-    """Conversations by source; split is train or validation."""
-    path: Path = manifest.folder / f"{split}.parquet"
+    """The conversations of a split by source.
+
+    Raises:
+        InputError: a missing or damaged file (named, with what to do).
+    """
+    path = manifest.folder / f"{split}.parquet"
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
+        remedy = f"delete {path_of(manifest.folder)} and run the chat step again"
         raise InputError(
-            f"{path}: damaged ({' '.join(str(error).split())[:150]}); delete {manifest.folder / 'manifest.json'} and run again"
+            f"{path}: missing or damaged ({' '.join(str(error).split())[:120]}); {remedy}"
         ) from error
-    names = np.asarray(table.column("source").to_pylist())
-    return {name: ChatSet(table.filter(pa.array(names == name))) for name in sorted(set(names.tolist()))}
+    return {
+        name: ChatSet(table.filter(pc.equal(table["source"], name))) for name in manifest.metrics["sources"]
+    }

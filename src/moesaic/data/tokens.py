@@ -1,10 +1,13 @@
-"""Step `tokens`: tokenise with the model's own tokenizer, append end-of-document tokens, pack into fixed-length blocks.
+"""Step `tokens`: tokenise every domain and pack it into blocks, in memory-mappable Arrow files.
 
-Blocks are written as uncompressed Arrow, so that training maps them into memory: `tokens` [block] int32, `starts` (positions where
-a document begins), `bytes` (UTF-8 bytes of the predicted tokens, for bits per byte).
+Documents are concatenated in order, each followed by the end-of-document token, and cut every `block` tokens; blocks are put in
+random order by training, not here. Text is streamed: memory does not depend on the size of the corpus.
 """
 
+import logging
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,181 +15,227 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from moesaic.data import packed
+from moesaic.data.lengths import Encoder
 from moesaic.errors import InputError
-from moesaic.flow import files, manifest
-from moesaic.flow.manifest import Manifest
+from moesaic.flow import files
 from moesaic.flow.progress import Progress
 from moesaic.flow.step import Context, Result
-from moesaic.model.dense import check_tokenizer
 from moesaic.model.load import load_tokenizer
 
-BATCH = 256
-ROWS = 1024
+log = logging.getLogger("moesaic.tokens")
+
+SPLITS = ("train", "validation")
+# What one call of the tokenizer gets: enough to keep all cores busy, little enough to stay small in memory.
+BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 1 << 20
+
+
+@dataclass
+class Stats:
+    """Where every document and token of one split went: tokens_in == tokens_in_blocks + tokens_dropped_remainder."""
+
+    documents: int = 0
+    documents_not_used: int = 0
+    tokens_in: int = 0
+    tokens_in_blocks: int = 0
+    tokens_dropped_remainder: int = 0
+    text_bytes: int = 0
+    """UTF-8 bytes of the tokenised documents."""
+    predicted_bytes: int = 0
+    """UTF-8 bytes of the tokens that have a token before them in their block: what a loss over the blocks covers."""
+    blocks: int = 0
 
 
 def run(context: Context) -> Result:
-    """Write `{domain}.{split}.arrow` and `stats.json`; tokens made = tokens in blocks + remainder."""
+    """Write `{domain}.{train,validation}.arrow` and `stats.json`. Metrics: blocks, tokens and bytes of each domain."""
+    block = context.settings["block"]
     documents, dense = context.inputs["documents"], context.inputs["dense"]
-    manifest.verify(documents)
     tokenizer = load_tokenizer(dense.folder / "model")
-    check_tokenizer(tokenizer, dense.metrics["vocab_size"])
-    end = end_of_document(tokenizer)
-    lengths = byte_lengths(tokenizer)
-    stats: dict[str, Any] = {}
-    for name in sorted(documents.metrics["domains"]):
-        for split in ("train", "validation"):
-            counted = pack_file(
-                documents.folder / f"{name}.{split}.parquet", context.out / f"{name}.{split}.arrow", tokenizer, lengths, end,
-                context.settings["block"], context.settings[f"max_{split}_tokens"],
-            )  # fmt: skip
-            if counted["blocks"] == 0:
+    vocabulary = dense.metrics["vocab_size"]
+    check_tokenizer(tokenizer, vocabulary)
+    encoder, end = Encoder(tokenizer), end_of_document(tokenizer)
+    names = sorted(
+        {Path(o.path).name.rsplit(".", 2)[0] for o in documents.outputs if o.path.endswith(".parquet")}
+    )
+    stats: dict[str, dict[str, Stats]] = {}
+    for name in names:
+        for split in SPLITS:
+            source, target = (
+                documents.folder / f"{name}.{split}.parquet",
+                context.out / f"{name}.{split}.arrow",
+            )
+            limit = context.settings[f"max_{split}_tokens"]
+            found = pack_file(source, target, encoder, end, block, limit, f"{context.name} {name} {split}")
+            if not found.blocks:
                 raise InputError(
-                    f"data.domains.{name}: its {split} text fills no block of data.block = {context.settings['block']} tokens; add text, or lower data.block"
+                    f"data.domains.{name}: its {split} text is {found.tokens_in} tokens, less than one block of {block}; add documents, "
+                    f"make data.block smaller{', raise data.validation' if split == 'validation' else ''} "
+                    f"or raise data.max_{split}_tokens"
                 )
-            stats.setdefault(name, {})[split] = counted
-    files.write_json(context.out / "stats.json", stats)
-    domains = {
-        name: {f"{split}_{key}": item[split][key] for split in item for key in ("blocks", "tokens", "bytes")}
+            stats.setdefault(name, {})[split] = found
+    files.write_json(
+        context.out / "stats.json", {n: {s: asdict(v) for s, v in item.items()} for n, item in stats.items()}
+    )
+    outputs = [f"{name}.{split}.arrow" for name in names for split in SPLITS]
+    metrics = {
+        name: {
+            "train_blocks": item["train"].blocks,
+            "train_tokens": item["train"].tokens_in_blocks,
+            "validation_blocks": item["validation"].blocks,
+            "validation_tokens": item["validation"].tokens_in_blocks,
+            "validation_bytes": item["validation"].predicted_bytes,
+        }
         for name, item in stats.items()
     }
-    outputs = [f"{name}.{split}.arrow" for name in stats for split in ("train", "validation")]
-    head = {
-        "block": context.settings["block"],
-        "vocab_size": dense.metrics["vocab_size"],
-        "end_of_document": end,
-    }
-    return Result([*outputs, "stats.json"], head | {"domains": domains})
+    headline = {"block": block, "vocab_size": vocabulary, "end_of_document": end, "domains": metrics}
+    return Result([*outputs, "stats.json"], headline)
 
 
 def end_of_document(tokenizer: Any) -> int:
-    """Id that separates documents: <|endoftext|> where the vocabulary has it (a chat model's eos ends turns, not documents), else eos."""
-    found = tokenizer.get_vocab().get("<|endoftext|>", tokenizer.eos_token_id)
-    if found is None:
-        raise InputError(
-            "model.tokenizer: it has neither <|endoftext|> nor an end-of-sequence token to separate documents"
-        )
-    return int(found)
+    """The id that ends a document: <|endoftext|> when the vocabulary has it, otherwise the end-of-sequence token.
 
-
-def byte_lengths(tokenizer: Any) -> np.ndarray:
-    """UTF-8 bytes that each token id stands for, [V] int32; 0 for special tokens.
-
-    Byte-level BPE spells each byte as one printable character, so a token's length in characters is its length in bytes;
-    SentencePiece vocabularies write bytes as <0xAB> and blanks as U+2581.
+    Chat models often declare their end of turn (<|im_end|>) as end of sequence; text never ends a turn.
     """
-    vocabulary = tokenizer.get_vocab()
-    special = set(tokenizer.all_special_ids) | {
-        i for i, token in tokenizer.added_tokens_decoder.items() if token.special
-    }
-    byte_level = "ByteLevel" in tokenizer.backend_tokenizer.to_str()[:20_000] or "\u0120" in "".join(
-        list(vocabulary)[:20_000]
-    )
-    out = np.zeros(max(vocabulary.values()) + 1, dtype=np.int32)
-    for token, index in vocabulary.items():
-        if index in special:
-            continue
-        if byte_level:
-            out[index] = len(token)
-        elif len(token) == 6 and token.startswith("<0x"):
-            out[index] = 1
-        else:
-            out[index] = len(token.replace("\u2581", " ").encode())
-    return out
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    if "<|endoftext|>" in vocabulary:
+        return vocabulary["<|endoftext|>"]
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            "model.tokenizer: it has neither <|endoftext|> nor an end-of-sequence token to end documents with"
+        )
+    return int(tokenizer.eos_token_id)
+
+
+def check_tokenizer(tokenizer: Any, vocabulary: int) -> None:
+    """Refuse a tokenizer that makes ids outside of the model's embedding."""
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= vocabulary:
+        raise InputError(
+            f"model.tokenizer: this tokenizer does not belong to the model: it makes token id {highest}, "
+            f"the model's vocabulary ends at {vocabulary - 1}"
+        )
 
 
 def pack_file(
-    source: Path, target: Path, tokenizer: Any, lengths: np.ndarray, end: int, block: int, limit: int | None
-) -> dict[str, Any]:
-    """Tokenise one Parquet file of documents into one Arrow file of blocks, streaming.
+    source: Path,
+    target: Path,
+    encoder: Encoder,
+    end: int,
+    block: int,
+    limit: int | None = None,
+    name: str = "tokens",
+) -> Stats:
+    """Tokenise and pack one Parquet file of documents into one Arrow file.
 
-    Returns:
-        Counts: documents, documents_not_used (beyond `limit` tokens), tokens (in blocks), bytes (predicted), blocks, remainder.
+    Args:
+        end: id of the token after each document.
+        block: tokens in a block; what is left over at the end is dropped and counted.
+        limit: stop after the document in which this many tokens are reached; documents after it are counted as not used.
     """
-    counts = {
-        "documents": 0,
-        "documents_not_used": 0,
-        "tokens": 0,
-        "bytes": 0,
-        "blocks": 0,
-        "tokens_dropped_remainder": 0,
-    }
-    total = pq.ParquetFile(source).metadata.num_rows
-    progress = Progress(f"tokenise {source.stem}", total, "documents")
-    schema = pa.schema(
-        [("tokens", pa.list_(pa.int32(), block)), ("starts", pa.list_(pa.int32())), ("bytes", pa.int32())]
-    )
-    left = np.zeros(0, dtype=np.int32)
-    left_starts = np.zeros(0, dtype=np.int64)
-    made = 0
-    with (
-        files.atomic_path(target) as temporary,
-        pa.OSFile(str(temporary), "wb") as sink,
-        pa.ipc.new_file(sink, schema) as writer,
-    ):
-        for texts in _texts(source):
-            if limit is not None and made >= limit:
-                counts["documents_not_used"] += len(texts)
-                continue
-            pieces, starts = [left], [left_starts]
-            at = len(left)
-            for number, encoding in enumerate(
-                tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-            ):
-                if limit is not None and made >= limit:
-                    counts["documents_not_used"] += len(texts) - number
-                    break
-                ids = np.array([*encoding.ids, end], dtype=np.int32)
-                pieces.append(ids)
-                starts.append(np.array([at]))
-                at += len(ids)
-                made += len(ids)
-                counts["documents"] += 1
-            stream, begin = np.concatenate(pieces), np.concatenate(starts)
-            whole = len(stream) // block
-            if whole:
-                _write(writer, schema, stream[: whole * block].reshape(whole, block), begin, lengths, counts)
-            left, left_starts = stream[whole * block :], begin[begin >= whole * block] - whole * block
-            progress.update(len(texts), f"{made} tokens")
-    counts["tokens_dropped_remainder"] = len(left)
-    assert made == counts["tokens"] + len(left)
-    return counts
+    try:
+        reader = pq.ParquetFile(source)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"{source}: not readable ({error}); delete its manifest.json and run the documents step again"
+        ) from error
+    stats = Stats()
+    packer = Packer(block)
+    total = reader.metadata.num_rows
+    progress = Progress(name, total, "documents")
+    # One thread tokenises the next texts (outside of Python's lock, on all cores) while this one packs the last ones.
+    with reader, packed.writer(target, block) as write, ThreadPoolExecutor(1) as pool:
+        # A small limit needs little text: about 8 characters per token are surely enough for the first batch.
+        texts = _batches(reader, BATCH_CHARACTERS if limit is None else min(BATCH_CHARACTERS, 8 * limit))
+        batch = next(texts, None)
+        ahead = pool.submit(encoder.encode, batch, end) if batch else None
+        while ahead is not None:
+            batch = next(texts, None)
+            tokens, sizes, counts = ahead.result()
+            used = len(counts)
+            if limit is not None and stats.tokens_in + len(tokens) >= limit:
+                used = int(np.searchsorted(np.cumsum(counts) + stats.tokens_in, limit)) + 1
+                length = int(counts[:used].sum())
+                tokens, sizes, counts, batch = tokens[:length], sizes[:length], counts[:used], None
+            ahead = pool.submit(encoder.encode, batch, end) if batch else None
+            stats.documents += used
+            stats.tokens_in += len(tokens)
+            stats.text_bytes += int(sizes.sum())
+            for full in packer.add(tokens, sizes, counts):
+                _write(write, full, stats)
+            progress.update(used, f"{stats.tokens_in:,} tokens")
+        for full in packer.rest():
+            _write(write, full, stats)
+    stats.documents_not_used = total - stats.documents
+    stats.tokens_dropped_remainder = stats.tokens_in - stats.tokens_in_blocks
+    return stats
 
 
-def _texts(source: Path) -> Iterator[list[str]]:
-    with pq.ParquetFile(source) as file:
-        for batch in file.iter_batches(batch_size=BATCH, columns=["text"]):
-            yield batch.column("text").to_pylist()
+def _write(write: Any, full: packed.Columns, stats: Stats) -> None:
+    write(full)
+    stats.blocks += len(full.bytes)
+    stats.tokens_in_blocks += full.tokens.size
+    stats.predicted_bytes += int(full.bytes.sum())
 
 
-def _write(
-    writer: Any,
-    schema: Any,
-    blocks_NT: np.ndarray,
-    starts: np.ndarray,
-    lengths: np.ndarray,
-    counts: dict[str, Any],
-) -> None:
-    block = blocks_NT.shape[1]
-    predicted = lengths[blocks_NT[:, 1:]].sum(axis=1).astype(np.int32)
-    row, position = np.divmod(starts[starts < blocks_NT.size], block)
-    offsets = np.searchsorted(row, np.arange(len(blocks_NT) + 1)).astype(np.int32)
-    for begin in range(0, len(blocks_NT), ROWS):
-        end = min(begin + ROWS, len(blocks_NT))
-        inside = slice(offsets[begin], offsets[end])
-        columns = [
-            pa.FixedSizeListArray.from_arrays(pa.array(blocks_NT[begin:end].ravel()), block),
-            pa.ListArray.from_arrays(
-                pa.array(offsets[begin : end + 1] - offsets[begin]),
-                pa.array(position[inside].astype(np.int32)),
-            ),
-            pa.array(predicted[begin:end]),
-        ]
-        writer.write_batch(pa.record_batch(columns, schema=schema))
-    counts["blocks"] += len(blocks_NT)
-    counts["tokens"] += blocks_NT.size
-    counts["bytes"] += int(predicted.sum())
+def _batches(reader: pq.ParquetFile, characters: int) -> Iterator[list[str]]:
+    texts: list[str] = []
+    held = 0
+    for rows in reader.iter_batches(batch_size=64, columns=["text"]):
+        for text in rows.column(0).to_pylist():
+            texts.append(text)
+            held += len(text)
+            if len(texts) >= BATCH_DOCUMENTS or held >= characters:
+                yield texts
+                texts, held = [], 0
+    if texts:
+        yield texts
 
 
-def tokens_of(step: Manifest) -> int:
-    """All training tokens of the corpus."""
-    return sum(item["train_tokens"] for item in step.metrics["domains"].values())
+class Packer:
+    """Concatenates documents and cuts off record batches of full blocks."""
+
+    def __init__(self, block: int, batch: int = packed.BATCH):
+        self.block, self.batch = block, batch
+        self.tokens: list[np.ndarray] = []
+        self.sizes: list[np.ndarray] = []
+        self.starts: list[np.ndarray] = []
+        self.held = 0
+
+    def add(self, tokens: np.ndarray, sizes: np.ndarray, counts: np.ndarray) -> Iterator[packed.Columns]:
+        """Append whole documents; yield record batches of exactly `batch` blocks.
+
+        Args:
+            tokens, sizes: ids and UTF-8 bytes of the tokens, document after document [tokens].
+            counts: tokens in each document [documents].
+        """
+        first = np.zeros(len(tokens), dtype=bool)
+        first[(np.cumsum(counts) - counts)[counts > 0]] = True
+        self.tokens.append(tokens)
+        self.sizes.append(sizes)
+        self.starts.append(first)
+        self.held += len(tokens)
+        while self.held >= self.batch * self.block:
+            yield self._cut(self.batch)
+
+    def rest(self) -> Iterator[packed.Columns]:
+        """The full blocks that are left; the tokens after them are dropped."""
+        if count := self.held // self.block:
+            yield self._cut(count)
+
+    def _cut(self, blocks: int) -> packed.Columns:
+        size = blocks * self.block
+        parts = []
+        for name in ("tokens", "sizes", "starts"):
+            whole = np.concatenate(getattr(self, name))
+            parts.append(whole[:size].reshape(blocks, self.block))
+            # A copy: a view would keep the whole array alive.
+            setattr(self, name, [whole[size:].copy()])
+        self.held -= size
+        tokens, sizes, starts = parts
+        rows, positions = np.nonzero(starts)
+        return packed.Columns(
+            tokens=tokens.astype(np.int32, copy=False),
+            starts=positions.astype(np.int32),
+            starts_per_block=np.bincount(rows, minlength=blocks),
+            bytes=(sizes.sum(axis=1) - sizes[:, 0]).astype(np.int32),
+        )

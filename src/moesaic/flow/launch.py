@@ -190,10 +190,11 @@ def _conclude(outcomes: dict[int, Outcome], total: int, remark: str) -> None:
     if silent and not failed and signals.stop_requested():
         raise Interrupted(f"stopped; ranks {silent} ended before they could save, the last checkpoint counts")
     if failed or silent:
-        parts = [f"rank {item.rank} of {total} on {item.host} failed with {item.message}" for item in failed]
+        parts = []
         if silent:
             names = ", ".join(map(str, silent))
             parts.append(f"rank {names} of {total} ended without a word (killed, or out of memory)")
+        parts += [f"rank {item.rank} of {total} on {item.host} failed with {item.message}" for item in failed]
         raise RankFailed("; ".join([*parts, remark] if remark else parts))
     for item in sorted(by_time, key=lambda item: item.rank):
         if item.code == Interrupted.EXIT_CODE:

@@ -58,7 +58,7 @@ def read(path: str | Path) -> Manifest:
         raw = json.loads(path.read_text(encoding="utf-8"))
         outputs = [Output(**item) for item in raw.pop("outputs")]
         manifest = Manifest(**raw, outputs=outputs, folder=path.parent)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path}: damaged manifest ({error}); delete it and run its step again") from error
     if manifest.schema_version != SCHEMA_VERSION:
         raise InputError(

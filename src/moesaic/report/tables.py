@@ -103,6 +103,17 @@ def verdict(found: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> str:
             and accuracy["ci_low"] <= dense["accuracy"]["value"] <= accuracy["ci_high"]
         ):
             words += f"; with {accuracy['n']} items the 95 % interval includes the parent's value"
+    others = [
+        other
+        for other in found
+        if other["stage"] == row["stage"] and other is not row and other["bits_per_byte"]
+    ]
+    if others:
+        listed = (
+            f"{o['variant']} {o['bits_per_byte']['value']:.3f} ({signed(o['bits_ratio'] - 1)}) at {percent(o['active_ffn'])} active FFN"
+            for o in others
+        )
+        words += f". After the same stage: {'; '.join(listed)}"
     return words + "."
 
 

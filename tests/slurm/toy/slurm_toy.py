@@ -1,20 +1,24 @@
 """A small real training step under the step contract: gloo all-reduce, checkpoints, stops when asked to.
 
-python slurm_toy.py toy_train --settings '{"steps": 10, "pause": 0.0, "save": 5}' --in data=data/manifest.json
-    --out results/train --nodes 2 --ranks-per-node 2
+    python slurm_toy.py toy_train --config toy.json --nodes 2 --ranks-per-node 2
+
+The command line is moesaic's own; only settings, inputs and folder come from toy.json:
+{"toy_train": {"settings": {...}, "inputs": {"data": "results/data/manifest.json"}, "out": "results/train"}}
 """
 
 import json
 import os
 import platform
 import time
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from moesaic import cli
 from moesaic.errors import InputError, Interrupted
-from moesaic.flow import files, metrics, signals
+from moesaic.flow import files, metrics, paths, signals
 from moesaic.flow.step import STEPS, Context, Result, Step
 
 WIDTH = 8
@@ -52,12 +56,13 @@ def train(context: Context) -> Result | None:
     for step in range(first, settings["steps"]):
         if settings.get("die") == [rank, step]:
             os.kill(os.getpid(), 9)
+        if settings.get("hang") == [rank, step]:
+            time.sleep(600)
         if settings.get("raise") == [rank, step]:
             raise RuntimeError("told to raise")
         residual_B = x_BD @ w_D - y_B
-        packed = torch.cat(
-            [x_BD.T @ residual_B, (residual_B**2).sum()[None], torch.tensor([float(_stop())]).double()]
-        )
+        flag = torch.tensor([float(signals.stop_requested())], dtype=torch.float64)
+        packed = torch.cat([x_BD.T @ residual_B, (residual_B**2).sum()[None], flag])
         if world > 1:
             dist.all_reduce(packed)
         w_D = w_D - 0.005 * packed[:WIDTH]
@@ -88,5 +93,19 @@ def _load(context: Context) -> tuple[int, torch.Tensor]:
 STEPS["toy_data"] = Step("toy_data", "slurm_toy", "make_data")
 STEPS["toy_train"] = Step("toy_train", "slurm_toy", "train", distributed=True)
 
-if __name__ == "__main__":
+
+def main() -> None:
+    """moesaic's command line, with the toy steps' plan instead of the pipeline's."""
+    cli._load = lambda arguments: json.loads(Path(arguments.config).read_text())
+    paths.plan_step = _plan
     cli.main()
+
+
+def _plan(config: dict[str, Any], step: str, *_: Any) -> paths.Plan:
+    item = config[step]
+    inputs = {name: Path(path) for name, path in item.get("inputs", {}).items()}
+    return paths.Plan(item["settings"], inputs, Path(item["out"]))
+
+
+if __name__ == "__main__":
+    main()

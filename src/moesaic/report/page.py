@@ -1,0 +1,250 @@
+"""One self-contained HTML page: no script, no request, light and dark, phone and paper."""
+
+import re
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from moesaic.report import plots, tables
+from moesaic.report.gather import Gathered
+from moesaic.report.tables import Table
+
+CSS = Path(__file__).with_name("page.css")
+PREPARE = "prepare/"
+
+
+def render(run: Gathered, found: Sequence[dict[str, Any]], verdict: str) -> str:
+    """The page. `found` are the rows of the stage table."""
+    sections = [
+        ("stages", "Stage by stage", _stages(run, found)),
+        ("domains", "By domain", _domains(run)),
+        ("training", "Training", _training(run)),
+        ("routing", "Routing", _routing(run)),
+        ("data", "Data", _data(run)),
+        ("samples", "Samples", _samples(run)),
+        ("settings", "Settings", _settings(run)),
+        ("provenance", "Provenance", _provenance(run)),
+        ("use", "Use the result", _use(run, found)),
+    ]
+    sections = [item for item in sections if item[2]]
+    links = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in sections)
+    body = "".join(
+        f'<section id="{key}" aria-labelledby="{key}-h"><h2 id="{key}-h">{title}</h2>{html}</section>\n'
+        for key, title, html in sections
+    )
+    name = escape(run.name)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        '<link rel="icon" href="data:,">\n'
+        f"<title>{name}: dense to Mixture of Experts</title>\n<style>\n{CSS.read_text(encoding='utf-8')}</style>\n</head>\n<body>\n"
+        f'<header><h1>{name}: dense to Mixture of Experts</h1>\n<p class="verdict">{_units(escape(verdict))}</p>\n'
+        f'{_parent(run)}<nav aria-label="Contents">{links}</nav></header>\n<main>\n{body}</main>\n'
+        '<footer class="quiet">Made by Moesaic from the manifests, scores and metrics in <code>results/</code>; '
+        "the same numbers for programs: <code>results/summary.json</code>.</footer>\n</body>\n</html>\n"
+    )
+
+
+def table(content: Table | None, css: str = "") -> str:
+    """A table with its caption; the first column heads the rows."""
+    if content is None:
+        return ""
+    head = "".join(f'<th scope="col"{_text(i, content)}>{cell}</th>' for i, cell in enumerate(content.head))
+    lines = []
+    for number, cells in enumerate(content.rows):
+        classes = [
+            name for name, where in (("strong", content.strong), ("group", content.groups)) if number in where
+        ]
+        first = f'<th scope="row"{_text(0, content)}>{cells[0]}</th>'
+        rest = "".join(f"<td{_text(i, content)}>{cell}</td>" for i, cell in enumerate(cells) if i)
+        lines.append(
+            f'<tr class="{" ".join(classes)}">{first}{rest}</tr>' if classes else f"<tr>{first}{rest}</tr>"
+        )
+    caption = f"<caption><span>{content.caption}</span></caption>" if content.caption else ""
+    body = "\n".join(lines)
+    name = f' class="{css}"' if css else ""
+    return f'<div class="scroll" tabindex="0"><table{name}>{caption}<thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>\n'
+
+
+def figure(panels: Sequence[str], caption: str, width: int = 360, css: str = "") -> str:
+    """Panels that wrap, under one caption."""
+    if not panels:
+        return ""
+    inner = "\n".join(f"<div>{panel}</div>" for panel in panels)
+    return f'<figure class="{css}"><div class="panels" style="--panel: {width}px">{inner}</div><figcaption>{caption}</figcaption></figure>\n'
+
+
+def _units(text: str) -> str:
+    """Numbers stay on one line with their units."""
+    return re.sub(r"(\d) (%|[TBMk]\b)", "\\1&nbsp;\\2", text)
+
+
+def _text(index: int, content: Table) -> str:
+    return ' class="text"' if index in content.text else ""
+
+
+# ---------------------------------------------------------------- sections
+
+
+def _parent(run: Gathered) -> str:
+    facts = run.dense.model.metrics
+    words = (
+        f"Dense parent: {escape(facts['architecture'])}, {tables.short(facts['parameters'])} parameters, {facts['layers']} layers, "
+        f"width {facts['hidden']}, FFN {facts['ffn']}. Stages: {escape(' → '.join(run.stages))}. Variants: {escape(', '.join(run.variants))}."
+    )
+    return f'<p class="quiet">{words}</p>\n'
+
+
+def _stages(run: Gathered, found: Sequence[dict[str, Any]]) -> str:
+    note = (
+        '<p class="quiet">“× dense” is the ratio to the parent: below 1 is better for bits per byte, above 1 for accuracy and speed. '
+        "Speed was measured once, during evaluation on the machine named under Provenance, with transformers' own expert code. "
+        "The marked row has the fewest bits per byte after the last stage.</p>\n"
+    )
+    scatter = figure(
+        plots.tradeoff(run, found), "Quality against active parameters; bars are 95 % intervals.", 480
+    )
+    scores = f"<details><summary>All scores</summary>{table(tables.scores_table(run), 'sticky')}</details>\n"
+    return table(tables.stage_table(run, found), "sticky") + note + scatter + scores
+
+
+def _domains(run: Gathered) -> str:
+    caption = "Bits per byte by domain (lower is better); thin lines are 95 % intervals. Numbers: “All scores” above."
+    return figure(plots.by_domain(run), caption, 480)
+
+
+def _training(run: Gathered) -> str:
+    if not any(point.curves for point in run.points):
+        return ""
+    loss = plots.curves(run, "train/loss/lm", "Next-token loss", "nats per token")
+    teacher = plots.curves(run, "train/loss/kl", "KL to the teacher", "nats per token")
+    norm = plots.curves(run, "train/grad_norm", "Gradient norm", "before clipping")
+    speed = plots.curves(run, "train/tokens_per_second", "Speed", "tokens per second")
+    more = figure(norm, "Gradient norm.") + figure(speed, "Training speed.")
+    return (
+        figure(
+            loss,
+            "Cross entropy on the training batches: comparable between the variants of a stage, not between stages.",
+        )
+        + figure(teacher, "Distance to the teacher on the same tokens, beside the cross entropy above.")
+        + figure(plots.domain_curves(run), "Training loss by domain, where a stage draws from several.")
+        + f"<details><summary>Gradient norm and speed</summary>{more}</details>\n"
+    )
+
+
+def _routing(run: Gathered) -> str:
+    if not any(point.routing for point in run.points):
+        return ""
+    out = ["<h3>Expert load</h3>"]
+    words = "Share of the token slots on validation text over an even share (1), mean over domains."
+    out += [figure(plots.load_maps(run, variant), words, 165) for variant in run.variants]
+    training = plots.curves(run, "routing/load_cv", "Load CV while training", "CV, mean of layers")
+    out.append(figure(plots.load_cv(run), "Unevenness of the load on validation text, by layer."))
+    out.append(figure(training, "Unevenness of the load on the training batches."))
+    out.append("<h3>Specialisation</h3>")
+    words = "Load of one domain over the mean of the domains: 1 where the expert serves this domain like the others."
+    out += [figure(plots.deviation_maps(run, variant), words, 165) for variant in run.variants]
+    return "".join(out)
+
+
+def _data(run: Gathered) -> str:
+    parts = (tables.documents_table(run), tables.tokens_table(run), tables.mixture_table(run))
+    chat = next((step.manifest.metrics for step in run.steps if step.key == "prepare/chat"), None)
+    words = ""
+    if chat and "conversations" in chat:
+        counts = ", ".join(f"{count:,} {escape(split)}" for split, count in chat["conversations"].items())
+        words = f'<p class="quiet">Conversations kept: {counts}; answer tokens for training: {chat["answer_tokens"]["train"]:,}.</p>\n'
+    return "".join(map(table, parts[:1])) + words + "".join(map(table, parts[1:]))
+
+
+def _samples(run: Gathered) -> str:
+    if not run.dense.samples:
+        return ""
+    out = ['<p class="quiet">Greedy continuations of the same prompts; one row per variant.</p>']
+    for prompt in (sample["prompt"] for sample in run.dense.samples):
+        out.append(f"<h3><code>{escape(prompt.strip())}</code></h3>")
+        for variant in [None, *run.variants]:
+            points = [point for point in run.points if point.variant == variant]
+            cards = [
+                _card(point.label, sample["text"])
+                for point in points
+                for sample in point.samples
+                if sample["prompt"] == prompt
+            ]
+            out.append(f'<div class="samples">{"".join(cards)}</div>')
+    return "\n".join(out)
+
+
+def _card(label: str, text: str) -> str:
+    return f"<article><h4>{escape(label)}</h4><p>{escape(text.strip())}</p></article>"
+
+
+def _settings(run: Gathered) -> str:
+    out = [table(tables.differences(run), "settings")]
+    shared = [step for step in run.steps if step.key == "dense" or step.key.startswith(PREPARE)]
+    for step in [*shared, *(step for step in run.steps if step.key == "dense/evaluate")]:
+        out.append(
+            f"<details><summary>{escape(step.key)}</summary>{table(tables.settings_table(run, [step]), 'settings')}</details>"
+        )
+    for stage in run.stages:
+        steps = [step for variant in run.variants for step in run.steps if step.key == f"{variant}/{stage}"]
+        if steps:
+            out.append(
+                f"<details><summary>{stage}</summary>{table(tables.settings_table(run, steps), 'settings')}</details>"
+            )
+    return "\n".join(out) + "\n"
+
+
+def _provenance(run: Gathered) -> str:
+    versions: dict[str, set[str]] = {}
+    for step in run.steps:
+        for name, value in step.run.get("versions", {}).items():
+            versions.setdefault(name, set()).add(value)
+        if "python" in step.run:
+            versions.setdefault("python", set()).add(step.run["python"])
+    words = ", ".join(
+        f"{escape(name)} {escape(' and '.join(sorted(found)))}" for name, found in versions.items()
+    )
+    facts = {step.key: step.manifest.metrics for step in run.steps}
+    proofs = ""
+    for variant, proof in run.proofs.items():
+        if not proof:
+            continue
+        proofs += (
+            f"<p>{escape(variant)}: with all experts on and unit scores the largest logit difference to the parent is "
+            f"{proof['max_logit_error']:.2g} (allowed {proof['tolerance']:.2g})"
+        )
+        error = facts[f"{variant}/construct"].get("mean_relative_error")
+        proofs += (
+            f"; the split layers' mean relative output error is {tables.percent(error)}"
+            if error is not None
+            else ""
+        )
+        proofs += ".</p>\n"
+    return f'{proofs}<p class="quiet">Versions: {words}.</p>\n' + table(
+        tables.provenance_table(run), "sticky"
+    )
+
+
+def _use(run: Gathered, found: Sequence[dict[str, Any]]) -> str:
+    row = tables.best(found, run.stages) or found[-1]
+    path = row["model"]
+    load = (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'folder = "{path}"  # {row["label"]}, {row["architecture"]}\n'
+        "model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)\n"
+        'inputs = tokenizer("The capital of France is", return_tensors="pt")\n'
+        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))"
+    )
+    shell = (
+        f"lm_eval --model hf --model_args pretrained={path} --tasks piqa,hellaswag\n"
+        f"vllm serve {path}\n"
+        "make ui        # MLflow with all runs on http://127.0.0.1:5000\n"
+        "moesaic summary # the first table, in the terminal"
+    )
+    return (
+        f"<p>The models are plain transformers checkpoints; no code of Moesaic is needed to load them.</p>\n"
+        f"<pre><code>{escape(load)}</code></pre>\n<pre><code>{escape(shell)}</code></pre>\n"
+    )

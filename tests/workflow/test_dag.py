@@ -1,0 +1,124 @@
+"""The DAG on the tiny project: a run, a second run that does nothing, one changed key, one touched default."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import project
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+def snakemake(folder, *arguments, check=True):
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)]
+    command += ["--profile", str(ROOT / "profiles/local"), "--configfile", str(folder / "config.yaml"), "--cores", "2", *arguments]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert not check or done.returncode == 0, done.stderr[-5000:]
+    return done
+
+
+def planned(folder, *arguments):
+    """Rule -> number of jobs of a dry run."""
+    out = snakemake(folder, "--dry-run", *arguments)
+    text = out.stdout + out.stderr
+    if "Nothing to be done" in text:
+        return {}
+    lines = text.split("Job stats:")[1].split("\n\n")[0].splitlines()
+    rows = [line.split() for line in lines if line and line.split()[-1].isdigit()]
+    return {name: int(count) for name, count in rows if name != "total"}
+
+
+def change(folder, key, value):
+    path = folder / "config.yaml"
+    raw = yaml.safe_load(path.read_text())
+    *parents, last = key.split(".")
+    node = raw
+    for part in parents:
+        node = node[part]
+    node[last] = value
+    path.write_text(yaml.safe_dump(raw))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dag")
+    project.make(folder, {"pretrain": {"steps": 2}, "tune": {"steps": 2}, "distill": {"steps": 2}})
+    done = snakemake(folder)
+    return folder, done
+
+
+@pytest.mark.slow
+def test_a_whole_run_and_what_it_leaves(finished):
+    folder, done = finished
+    assert (folder / "results/report.html").stat().st_size > 10_000
+    assert (folder / "results/summary.json").exists()
+    assert (folder / "mlflow.db").exists()
+    assert "results/report.html" in done.stderr, "the summary with the report's path is printed"
+    for stage in ("construct", "pretrain", "tune", "distill"):
+        assert (folder / f"results/activation/{stage}/model/config.json").exists()
+        assert not (folder / f"results/activation/{stage}/work/checkpoints").exists(), "checkpoints of finished runs are removed"
+
+
+@pytest.mark.slow
+def test_right_after_a_run_there_is_nothing_to_do(finished):
+    assert planned(finished[0]) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("distill.steps", 3, {"distill": 1, "evaluate": 1, "report": 1, "all": 1}),
+        ("tune.balance", 0.5, {"tune": 1, "distill": 1, "evaluate": 2, "report": 1, "all": 1}),
+        ("evaluate.blocks", 3, {"evaluate": 4, "evaluate_dense": 1, "report": 1, "all": 1}),
+        ("track.experiment", "elsewhere", {}),
+    ],
+)
+def test_a_changed_key_reruns_its_step_and_what_is_below(finished, key, value, expected):
+    folder = finished[0]
+    before = (folder / "config.yaml").read_text()
+    change(folder, key, value)
+    try:
+        assert planned(folder) == expected
+    finally:
+        (folder / "config.yaml").write_text(before)
+    assert planned(folder) == {}
+
+
+@pytest.mark.slow
+def test_results_load_in_an_environment_without_moesaic(finished):
+    """Plain transformers, our package hidden: a meta path hook refuses every import of moesaic."""
+    code = (
+        "import sys\n"
+        "class No:\n"
+        "    def find_spec(self, name, *a):\n"
+        "        if name.split('.')[0] == 'moesaic': raise ImportError('moesaic is hidden')\n"
+        "sys.meta_path.insert(0, No())\n"
+        "from transformers import AutoModelForCausalLM as A\n"
+        "m = A.from_pretrained('results/activation/pretrain/model')\n"
+        "print(type(m).__module__, type(m).__name__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=finished[0])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("transformers.models.granitemoeshared")
+
+
+def test_a_typo_stops_the_run_before_any_job(tmp_path):
+    project.make(tmp_path)
+    change(tmp_path, "distill.stps", 3)
+    done = snakemake(tmp_path, check=False)
+    assert done.returncode != 0
+    assert "distill.stps: unknown key (value 3); did you mean 'steps'?" in done.stdout + done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_default_configuration_plans_the_whole_chain(tmp_path):
+    (tmp_path / "config.yaml").write_text((ROOT / "config/config.yaml").read_text())
+    jobs = planned(tmp_path)
+    assert jobs["construct"] == jobs["pretrain"] == jobs["tune"] == jobs["distill"] == 2
+    assert jobs["evaluate"] == 8
+    assert sum(jobs.values()) == 24
