@@ -21,16 +21,15 @@ include: "rules/report.smk"
 
 
 onstart:
-    start_tracking()
+    hooks.start(CONFIG)
 
 
 onsuccess:
-    finish_tracking("FINISHED")
-    show_summary()
+    hooks.finish(CONFIG, "FINISHED")
 
 
 onerror:
-    finish_tracking("FAILED")
+    hooks.finish(CONFIG, "FAILED")
 
 
 rule all:
@@ -41,7 +40,11 @@ rule all:
 
 rule models:
     input:
-        [at(stage, variant=variant) for variant in CONFIG.variants for stage in CONFIG.stages],
+        [
+            at(stage, variant=variant)
+            for variant in CONFIG.variants
+            for stage in CONFIG.stages
+        ],
 
 
 localrules:

@@ -16,5 +16,5 @@ rule construct:
     message:
         "{wildcards.variant}: construct experts"
     shell:
-        "moesaic construct --config {CONFIG_FILE} --variant {wildcards.variant}"
+        "moesaic construct --config $MOESAIC_CONFIG --variant {wildcards.variant}"
         " --threads {threads} --log {log}"

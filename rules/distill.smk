@@ -19,5 +19,5 @@ rule distill:
     message:
         "{wildcards.variant}: distillation"
     shell:
-        "moesaic distill --config {CONFIG_FILE} --variant {wildcards.variant}"
+        "moesaic distill --config $MOESAIC_CONFIG --variant {wildcards.variant}"
         " --nodes {resources.nodes} --ranks-per-node {resources.ranks_per_node} --threads {threads} --log {log}"

@@ -16,7 +16,7 @@ rule evaluate_dense:
     message:
         "dense parent: evaluate"
     shell:
-        "moesaic evaluate --config {CONFIG_FILE} --stage dense"
+        "moesaic evaluate --config $MOESAIC_CONFIG --stage dense"
         " --threads {threads} --log {log}"
 
 
@@ -38,5 +38,5 @@ rule evaluate:
     message:
         "{wildcards.variant}: evaluate after {wildcards.stage}"
     shell:
-        "moesaic evaluate --config {CONFIG_FILE} --variant {wildcards.variant} --stage {wildcards.stage}"
+        "moesaic evaluate --config $MOESAIC_CONFIG --variant {wildcards.variant} --stage {wildcards.stage}"
         " --threads {threads} --log {log}"

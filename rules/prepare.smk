@@ -16,8 +16,7 @@ rule dense:
     message:
         "dense parent: load, check, save"
     shell:
-        "moesaic dense --config {CONFIG_FILE}"
-        " --threads {threads} --log {log}"
+        "moesaic dense --config $MOESAIC_CONFIG" " --threads {threads} --log {log}"
 
 
 rule documents:
@@ -38,8 +37,7 @@ rule documents:
     message:
         "documents: clean, deduplicate, split"
     shell:
-        "moesaic documents --config {CONFIG_FILE}"
-        " --threads {threads} --log {log}"
+        "moesaic documents --config $MOESAIC_CONFIG" " --threads {threads} --log {log}"
 
 
 rule tokens:
@@ -60,8 +58,7 @@ rule tokens:
     message:
         "tokens: tokenise and pack"
     shell:
-        "moesaic tokens --config {CONFIG_FILE}"
-        " --threads {threads} --log {log}"
+        "moesaic tokens --config $MOESAIC_CONFIG" " --threads {threads} --log {log}"
 
 
 rule chat:
@@ -80,8 +77,7 @@ rule chat:
     message:
         "chat: render conversations, mask answers"
     shell:
-        "moesaic chat --config {CONFIG_FILE}"
-        " --threads {threads} --log {log}"
+        "moesaic chat --config $MOESAIC_CONFIG" " --threads {threads} --log {log}"
 
 
 rule tasks:
@@ -100,5 +96,4 @@ rule tasks:
     message:
         "tasks: write lm-eval task folders"
     shell:
-        "moesaic tasks --config {CONFIG_FILE}"
-        " --threads {threads} --log {log}"
+        "moesaic tasks --config $MOESAIC_CONFIG" " --threads {threads} --log {log}"

@@ -19,5 +19,5 @@ rule pretrain:
     message:
         "{wildcards.variant}: continual pre-training"
     shell:
-        "moesaic pretrain --config {CONFIG_FILE} --variant {wildcards.variant}"
+        "moesaic pretrain --config $MOESAIC_CONFIG --variant {wildcards.variant}"
         " --nodes {resources.nodes} --ranks-per-node {resources.ranks_per_node} --threads {threads} --log {log}"

@@ -16,5 +16,4 @@ rule report:
     message:
         "report: tables, figures, one page"
     shell:
-        "moesaic report --config {CONFIG_FILE}"
-        " --threads {threads} --log {log}"
+        "moesaic report --config $MOESAIC_CONFIG" " --threads {threads} --log {log}"

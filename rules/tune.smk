@@ -19,5 +19,5 @@ rule tune:
     message:
         "{wildcards.variant}: supervised fine-tuning"
     shell:
-        "moesaic tune --config {CONFIG_FILE} --variant {wildcards.variant}"
+        "moesaic tune --config $MOESAIC_CONFIG --variant {wildcards.variant}"
         " --nodes {resources.nodes} --ranks-per-node {resources.ranks_per_node} --threads {threads} --log {log}"

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from moesaic import config as configuration
 from moesaic.flow import files, manifest, paths
-from moesaic.flow.step import STEPS
+from moesaic.flow.step import STEPS, execute
 from moesaic.schema import Config
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +49,13 @@ def build(loaded: Config) -> Path:
             _model(loaded, variant, stage, 1 + 1.2 * index)
             _evaluation(loaded, variant, stage, LOSS[stage] * (1 + 1.2 * index))
     return Path("results")
+
+
+def report(loaded: Config) -> tuple[str, dict[str, Any]]:
+    """Run the report step; returns the page and the summary."""
+    plan = paths.plan_step(loaded, "report")
+    execute(STEPS["report"], plan.settings, plan.inputs, plan.out)
+    return (plan.out / "report.html").read_text(), json.loads((plan.out / "summary.json").read_text())
 
 
 def finish(
@@ -299,11 +306,8 @@ def _weights(folder: Path, shape: dict[str, Any]) -> None:
 if __name__ == "__main__":
     import os
 
-    from moesaic.flow.step import execute
-
     Path(sys.argv[1]).mkdir(parents=True, exist_ok=True)
     os.chdir(sys.argv[1])
-    plan_config = load_config()
-    build(plan_config)
-    report = paths.plan_step(plan_config, "report")
-    execute(STEPS["report"], report.settings, report.inputs, report.out)
+    whole = load_config()
+    build(whole)
+    report(whole)

@@ -233,7 +233,7 @@ def _writer(path: Path) -> Iterator[Any]:
                 rows.clear()
 
         def write(*row: Any) -> None:
-            rows.append(row)  # type: ignore[arg-type]
+            rows.append(row)
             if len(rows) >= GROUP:
                 flush()
 

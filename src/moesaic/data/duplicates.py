@@ -25,7 +25,10 @@ class Duplicates:
         self.threshold = threshold
         self.seen: set[bytes] = set()
         self.kept: list[MinHash] = []
-        self.index = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS) if threshold < 1.0 else None
+        # Candidates are checked, so the bands are chosen to miss few (false positives weigh 0.05, false negatives 0.95).
+        self.index = (
+            MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=(0.05, 0.95)) if threshold < 1.0 else None
+        )
 
     def check(self, text: str) -> str | None:
         """'exact_duplicate', 'near_duplicate', or None; a document that is neither is remembered."""

@@ -47,7 +47,9 @@ def client(uri: str) -> Any:
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    return MlflowClient(tracking_uri=uri)
+    database = _database(uri)
+    # MLflow keeps one store per URI in the process: a relative path would stay tied to the first working directory.
+    return MlflowClient(tracking_uri=f"sqlite:///{database}" if database else uri)
 
 
 def open_experiment(uri: str, name: str) -> tuple[Any, str]:
@@ -246,3 +248,12 @@ def user() -> str:
 def one_line(error: object) -> str:
     """An error's text on one line, not too long."""
     return " ".join(str(error).split())[:300]
+
+
+def git_commit() -> str:
+    """Commit of the working directory, with -dirty for uncommitted changes; empty outside of a git repository."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -10,7 +10,6 @@ import datetime
 import hashlib
 import json
 import logging
-import subprocess
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from moesaic.errors import InputError
 from moesaic.flow import files, manifest, metrics, paths, store
 from moesaic.flow.live import Live, live, live_from_environment
 from moesaic.flow.manifest import Manifest
+from moesaic.flow.store import git_commit
 from moesaic.schema import Config
 
 __all__ = ["Live", "git_commit", "live", "live_from_environment", "places", "replay", "start"]
@@ -127,15 +127,6 @@ def places(config: Config, results: Path) -> Iterator[Place]:
             yield place(stage, variant)
             yield place("evaluate", variant, stage)
     yield place("report")
-
-
-def git_commit() -> str:
-    """Commit of the working directory, with -dirty for uncommitted changes; empty outside of a git repository."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
 
 
 # ---------------------------------------------------------------- steps

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from moesaic.report import plots, tables
+from moesaic.report import cells, plots, tables
 from moesaic.report.gather import Gathered
 from moesaic.report.tables import Table
 
@@ -53,12 +53,12 @@ def table(content: Table | None, css: str = "") -> str:
         return ""
     head = "".join(f'<th scope="col"{_text(i, content)}>{cell}</th>' for i, cell in enumerate(content.head))
     lines = []
-    for number, cells in enumerate(content.rows):
+    for number, line in enumerate(content.rows):
         classes = [
             name for name, where in (("strong", content.strong), ("group", content.groups)) if number in where
         ]
-        first = f'<th scope="row"{_text(0, content)}>{cells[0]}</th>'
-        rest = "".join(f"<td{_text(i, content)}>{cell}</td>" for i, cell in enumerate(cells) if i)
+        first = f'<th scope="row"{_text(0, content)}>{line[0]}</th>'
+        rest = "".join(f"<td{_text(i, content)}>{cell}</td>" for i, cell in enumerate(line) if i)
         lines.append(
             f'<tr class="{" ".join(classes)}">{first}{rest}</tr>' if classes else f"<tr>{first}{rest}</tr>"
         )
@@ -91,7 +91,7 @@ def _text(index: int, content: Table) -> str:
 def _parent(run: Gathered) -> str:
     facts = run.dense.model.metrics
     words = (
-        f"Dense parent: {escape(facts['architecture'])}, {tables.short(facts['parameters'])} parameters, {facts['layers']} layers, "
+        f"Dense parent: {escape(facts['architecture'])}, {cells.short(facts['parameters'])} parameters, {facts['layers']} layers, "
         f"width {facts['hidden']}, FFN {facts['ffn']}. Stages: {escape(' → '.join(run.stages))}. Variants: {escape(', '.join(run.variants))}."
     )
     return f'<p class="quiet">{words}</p>\n'
@@ -99,7 +99,7 @@ def _parent(run: Gathered) -> str:
 
 def _stages(run: Gathered, found: Sequence[dict[str, Any]]) -> str:
     note = (
-        '<p class="quiet">“× dense” is the ratio to the parent: below 1 is better for bits per byte, above 1 for accuracy and speed. '
+        '<p class="quiet">“&times; dense” is the ratio to the parent: below 1 is better for bits per byte, above 1 for accuracy and speed. '
         "Speed was measured once, during evaluation on the machine named under Provenance, with transformers' own expert code. "
         "The marked row has the fewest bits per byte after the last stage.</p>\n"
     )
@@ -218,7 +218,7 @@ def _provenance(run: Gathered) -> str:
         )
         error = facts[f"{variant}/construct"].get("mean_relative_error")
         proofs += (
-            f"; the split layers' mean relative output error is {tables.percent(error)}"
+            f"; the split layers' mean relative output error is {cells.percent(error)}"
             if error is not None
             else ""
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.errors import InputError
-from moesaic.report.tables import percent, short
+from moesaic.report.cells import percent, short
 
 HEAD = ("model", "bits/byte", "95 %", "x dense", "held-out", "choice", "active FFN", "params", "tokens/s")
 

@@ -9,9 +9,19 @@ from html import escape
 from typing import Any
 
 from moesaic.flow.store import flatten
+from moesaic.report.cells import (
+    NOTHING,
+    code,
+    duration,
+    interval,
+    number,
+    percent,
+    ratio,
+    setting,
+    short,
+    signed,
+)
 from moesaic.report.gather import Gathered, Point, Score, StepRecord
-
-NOTHING = '<span class="none">–</span>'
 
 
 @dataclass(frozen=True)
@@ -120,8 +130,8 @@ def verdict(found: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> str:
 def stage_table(run: Gathered, found: Sequence[Mapping[str, Any]]) -> Table:
     """The first table of the page."""
     head = [
-        "model", "bits/byte<br>trained", "× dense", "bits/byte<br>held-out", "× dense", "multiple<br>choice", "× dense",
-        "active<br>FFN", "active<br>params", "total<br>params", "tokens/s<br>prefill", "× dense", "load<br>CV",
+        "model", "bits/byte<br>trained", "&times; dense", "bits/byte<br>held-out", "&times; dense", "multiple<br>choice", "&times; dense",
+        "active<br>FFN", "active<br>params", "total<br>params", "tokens/s<br>prefill", "&times; dense", "load<br>CV",
     ]  # fmt: skip
     cells, groups = [], []
     winner = best(found, run.stages)
@@ -269,7 +279,7 @@ def differences(run: Gathered) -> Table | None:
     if not different:
         return None
     cells = [
-        [f"<code>{escape(key)}</code>", *(_setting(flat[name].get(key)) for name in run.variants)]
+        [f"<code>{escape(key)}</code>", *(setting(flat[name].get(key)) for name in run.variants)]
         for key in different
     ]
     return Table(
@@ -284,7 +294,7 @@ def settings_table(run: Gathered, steps: Sequence[StepRecord]) -> Table:
     """All settings of a step; several variants side by side, differing rows marked."""
     flat = [flatten(step.manifest.settings, ".") for step in steps]
     keys = list(dict.fromkeys(key for item in flat for key in item))
-    cells = [[f"<code>{escape(key)}</code>", *(_setting(item.get(key)) for item in flat)] for key in keys]
+    cells = [[f"<code>{escape(key)}</code>", *(setting(item.get(key)) for item in flat)] for key in keys]
     strong = [i for i, key in enumerate(keys) if len({repr(item.get(key)) for item in flat}) > 1]
     head = ["key", *(escape(step.key.split("/")[0] if len(steps) > 1 else "value") for step in steps)]
     return Table("", head, cells, text=range(len(steps) + 1), strong=strong)
@@ -299,8 +309,8 @@ def provenance_table(run: Gathered) -> Table:
         cells.append([
             escape(step.key), escape(record.get("started", "")[:19].replace("T", " ")), duration(record.get("seconds")),
             str(attempts) if attempts == 1 else f"<b>{attempts}</b>", escape(record.get("host", "")),
-            escape(str(record.get("slurm_job_id") or "")) or NOTHING, _code((record.get("git_commit") or "")[:12]),
-            _code(step.manifest.settings_digest[:12]), f"{sum(o.bytes for o in step.manifest.outputs) / 1e6:,.1f}",
+            escape(str(record.get("slurm_job_id") or "")) or NOTHING, code((record.get("git_commit") or "")[:12]),
+            code(step.manifest.settings_digest[:12]), f"{sum(o.bytes for o in step.manifest.outputs) / 1e6:,.1f}",
         ])  # fmt: skip
     head = [
         "step",
@@ -316,65 +326,3 @@ def provenance_table(run: Gathered) -> Table:
     return Table(
         "Every step: settings are SHA-256 digests (first 12 digits).", head, cells, text=(0, 1, 4, 5, 6, 7)
     )
-
-
-# ---------------------------------------------------------------- cells
-
-
-def interval(score: Mapping[str, Any] | None, digits: int, scale: float = 1.0) -> str:
-    """Value, and its interval in small print."""
-    if score is None:
-        return NOTHING
-    text = f"{score['value'] * scale:,.{digits}f}"
-    if score["ci_low"] is None:
-        return text
-    return (
-        f"{text}<small>{score['ci_low'] * scale:,.{digits}f}–{score['ci_high'] * scale:,.{digits}f}</small>"
-    )
-
-
-def number(value: float | None, digits: int) -> str:
-    """A number, or a dash."""
-    return NOTHING if value is None else f"{value:,.{digits}f}"
-
-
-def ratio(value: float | None) -> str:
-    """A ratio to the dense parent."""
-    return NOTHING if value is None else f"{value:.2f}"
-
-
-def percent(value: float) -> str:
-    """0.5 -> 50.0 %."""
-    return f"{100 * value:.1f} %"
-
-
-def signed(value: float) -> str:
-    """0.05 -> +5.0 %."""
-    return f"{100 * value:+.1f} %".replace("-", "−")
-
-
-def short(count: float) -> str:
-    """134515008 -> 134.5 M."""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count:.0f}"
-
-
-def duration(seconds: float | None) -> str:
-    """90 -> 1 min 30 s."""
-    if seconds is None:
-        return NOTHING
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
-    )
-
-
-def _setting(value: Any) -> str:
-    return NOTHING if value is None else f"<code>{escape(str(value))}</code>"
-
-
-def _code(text: str) -> str:
-    return f"<code>{escape(text)}</code>" if text else NOTHING

@@ -1,0 +1,46 @@
+"""What the Snakefile does outside of its jobs: the environment they find, tracking before and after, the closing table."""
+
+import os
+import sys
+from pathlib import Path
+
+from moesaic import config
+from moesaic.flow import files, track
+from moesaic.schema import Config
+
+RESULTS = Path("results")
+
+
+def config_file(settings: Config) -> Path:
+    """Where the jobs read the merged configuration: named by its digest, so that a queued job never sees a later edit."""
+    return RESULTS / "config" / f"{config.digest(settings.model_dump(mode='json'))[:12]}.json"
+
+
+def prepare(settings: Config) -> None:
+    """At every parse of the Snakefile: rules call the `moesaic` that belongs to this Snakemake, with this configuration.
+
+    Under --sdm conda the environment's own `moesaic` comes first in the path.
+    """
+    own = str(Path(sys.executable).parent)
+    path = os.environ.get("PATH", "")
+    if own not in path.split(os.pathsep):
+        os.environ["PATH"] = os.pathsep.join([own, path])
+    os.environ["MOESAIC_CONFIG"] = str(config_file(settings))
+
+
+def start(settings: Config) -> None:
+    """Once, in the main process: write the configuration, open the MLflow run, tell the jobs about both."""
+    files.write_json(config_file(settings), settings.model_dump(mode="json"))
+    os.environ["MOESAIC_PARENT_RUN"] = track.start(settings, RESULTS)
+    os.environ["MOESAIC_GIT_COMMIT"] = track.git_commit()
+    os.environ["MOESAIC_TRACKING_URI"] = settings.track.uri
+    os.environ["MOESAIC_EXPERIMENT"] = settings.track.experiment
+
+
+def finish(settings: Config, status: str) -> None:
+    """Once, in the main process: replay all files into MLflow; after a success print the stage table."""
+    track.replay(settings, RESULTS, status)
+    if status == "FINISHED" and (RESULTS / "summary.json").exists():
+        from moesaic.report import summary
+
+        sys.stderr.write(summary.text(RESULTS))

@@ -1,0 +1,212 @@
+"""Conversations: the loss falls exactly on the answers, every drop is counted, and questions do not straddle the split."""
+
+import json
+
+import numpy as np
+import pytest
+
+from moesaic.data import chat, conversations
+from moesaic.errors import InputError
+from moesaic.schema import Chat
+
+
+def alpaca(i: int, **changes) -> dict:
+    return {
+        "instruction": f"What is {i} and one?",
+        "input": "",
+        "output": f"It is {i + 1}.\nYes, naïve 🙂.",
+    } | changes
+
+
+def settings(path: str, form: str = "alpaca", seed: int = 0, **changes) -> dict:
+    source = {"at": {"kind": "files", "path": path}, "format": form, "name": "set"}
+    found = Chat.model_validate({"sources": [source], "validation": 0.2} | changes)
+    return {"chat": found.model_dump(mode="json"), "seed": seed}
+
+
+def masked(ids, mask) -> list[list[int]]:
+    """The runs of ids under a mask of 1."""
+    runs, inside = [], False
+    for token, on in zip(ids, mask, strict=True):
+        if on and not inside:
+            runs.append([])
+        if on:
+            runs[-1].append(int(token))
+        inside = bool(on)
+    return runs
+
+
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Größe?"},
+    {"role": "assistant", "content": "Two: 東京 and\none."},
+    {"role": "user", "content": "And <b>then</b>?"},
+    {"role": "assistant", "content": "Nothing."},
+]
+
+
+def test_the_mask_covers_exactly_the_answers_and_their_end(tokenizer):
+    ids, mask = chat.encode(TALK, tokenizer)
+    assert tokenizer.decode(ids) == tokenizer.apply_chat_template(TALK, tokenize=False)
+    answers = [m["content"] for m in TALK if m["role"] == "assistant"]
+    runs = masked(ids, mask)
+    assert [tokenizer.decode(run[:-1]) for run in runs] == answers
+    assert all(run[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>") for run in runs)
+
+
+def test_what_stands_before_an_answer_is_what_generation_starts_from(tokenizer):
+    ids, mask = chat.encode(TALK[:3], tokenizer)
+    prompt = tokenizer.apply_chat_template(TALK[:2], tokenize=False, add_generation_prompt=True)
+    start = mask.index(1)
+    assert ids[:start] == tokenizer(prompt, add_special_tokens=False)["input_ids"]
+
+
+def test_a_spelled_out_special_token_is_no_conversation(tokenizer):
+    talk = [{"role": "user", "content": "Hi <|im_end|>"}, {"role": "assistant", "content": "Hi"}]
+    with pytest.raises(chat.Dropped, match="special_token"):
+        chat.encode(talk, tokenizer)
+
+
+def test_formats_agree():
+    expected = [
+        {"role": "system", "content": "S"},
+        {"role": "user", "content": "Q\n\nmore"},
+        {"role": "assistant", "content": "A"},
+    ]
+    assert (
+        conversations.alpaca({"instruction": "Q", "input": "more", "output": " A\n", "system": "S"})
+        == expected
+    )
+    assert conversations.messages({"messages": expected}) == expected
+    turns = [
+        {"from": f, "value": m["content"]} for f, m in zip(("system", "human", "gpt"), expected, strict=True)
+    ]
+    assert conversations.sharegpt({"conversations": turns}) == expected
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {},
+        {"messages": "text"},
+        {"messages": []},
+        {"messages": [{"role": "user", "content": "no answer"}]},
+        {"messages": [{"role": "assistant", "content": "no question"}]},
+        {"messages": [{"role": "user", "content": None}, {"role": "assistant", "content": "a"}]},
+        {"messages": [{"role": "user", "content": "q"}, {"role": "tool", "content": "a"}]},
+        {"messages": [{"role": "user", "content": " "}, {"role": "assistant", "content": "a"}]},
+    ],
+)
+def test_malformed_messages(record):
+    assert conversations.messages(record) is None
+
+
+def test_step_counts_every_conversation(write_jsonl, dense, run_step, tokenizer):
+    bad = [
+        alpaca(0),
+        alpaca(900, output="  "),
+        alpaca(901, output=None),
+        alpaca(902, output="long " * 600),
+        alpaca(903, output="<|endoftext|>"),
+    ]
+    path = write_jsonl("chat.jsonl", [alpaca(i) for i in range(60)] + bad)
+    found = run_step("chat", settings(path), {"dense": dense()})
+    stats = json.loads((found.folder / "stats.json").read_text())["set"]
+    assert stats["dropped"] == {
+        "duplicate": 1,
+        "empty_answer": 1,
+        "malformed": 1,
+        "too_long": 1,
+        "special_token": 1,
+    }
+    assert stats["conversations_in"] == 65 == stats["conversations_kept"] + 5
+    sets = {split: chat.open_chat(found, split)["set"] for split in chat.SPLITS}
+    assert {split: len(items) for split, items in sets.items()} == found.metrics["conversations"]
+    assert sum(len(items) for items in sets.values()) == 60
+    answers = set()
+    for split, items in sets.items():
+        rows = [items[i] for i in range(len(items))]
+        assert sum(int(mask.sum()) for _, mask in rows) == found.metrics["answer_tokens"][split]
+        assert all(ids.dtype == np.int32 and ids.shape == mask.shape for ids, mask in rows)
+        answers |= {tokenizer.decode(masked(ids, mask)[0][:-1]) for ids, mask in rows}
+    assert answers == {alpaca(i)["output"] for i in range(60)}
+
+
+def test_equal_questions_do_not_straddle_the_split(write_jsonl, dense, run_step, tokenizer):
+    rows = [alpaca(i, output=f"Answer {k}.") for i in range(30) for k in range(3)]
+    found = run_step("chat", settings(write_jsonl("chat.jsonl", rows)), {"dense": dense()})
+    asked = {}
+    for split in chat.SPLITS:
+        items = chat.open_chat(found, split)["set"]
+        texts = [tokenizer.decode(items[i][0]) for i in range(len(items))]
+        asked[split] = {text.split("one?")[0] for text in texts}
+    assert sum(map(len, asked.values())) == 30
+    assert not asked["train"] & asked["validation"]
+
+
+def test_same_seed_same_bytes_other_seed_other_split(write_jsonl, dense, run_step):
+    path, inputs = write_jsonl("chat.jsonl", [alpaca(i) for i in range(60)]), {"dense": dense()}
+    runs = [
+        run_step("chat", settings(path, seed=seed), inputs, out=f"run{i}") for i, seed in enumerate((0, 0, 1))
+    ]
+    digests = [[o.sha256 for o in run.outputs if o.path == "validation.parquet"] for run in runs]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_several_sources_keep_their_names(write_jsonl, dense, run_step):
+    def source(name: str, first: int, limit: int | None = None) -> dict:
+        path = write_jsonl(f"{name}.jsonl", [alpaca(i) for i in range(first, first + 40)])
+        return {"at": {"kind": "files", "path": path}, "name": name, "max_conversations": limit}
+
+    value = {
+        "chat": Chat.model_validate({"sources": [source("a", 0), source("b", 100, 30)]}).model_dump(
+            mode="json"
+        )
+    }
+    found = run_step("chat", value | {"seed": 0}, {"dense": dense()})
+    assert found.metrics["sources"] == ["a", "b"]
+    both = [chat.open_chat(found, split) for split in chat.SPLITS]
+    assert [sum(len(sets[name]) for sets in both) for name in ("a", "b")] == [40, 30]
+
+
+def test_template_that_rewrites_earlier_turns_is_refused(write_jsonl, dense, run_step, tokenizer):
+    import copy
+
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = (
+        "{{ messages|length }}{% for m in messages %}{{ m['content'] }}{% endfor %}<|im_end|>"
+    )
+    path = write_jsonl("chat.jsonl", [alpaca(i) for i in range(5)])
+    with pytest.raises(InputError, match=r"model\.chat_template: .*answers cannot be told apart"):
+        run_step("chat", settings(path), {"dense": dense(changed)})
+
+
+def test_errors_name_the_key(write_jsonl, dense, run_step, tokenizer):
+    import copy
+
+    inputs = {"dense": dense()}
+    with pytest.raises(InputError, match=r"data\.chat\.sources is empty: add a source"):
+        run_step("chat", {"chat": Chat().model_dump(), "seed": 0}, inputs)
+    path = write_jsonl("chat.jsonl", [alpaca(i) for i in range(5)])
+    with pytest.raises(
+        InputError,
+        match=r"data\.chat\.sources\.0\.format: no record has the form of 'messages' .* instruction, input, output",
+    ):
+        run_step("chat", settings(path, "messages"), inputs)
+    with pytest.raises(InputError, match=r"data\.chat\.sources\.0: empty"):
+        run_step("chat", settings(write_jsonl("none.jsonl", [])), inputs)
+    with pytest.raises(InputError, match=r"data\.chat: empty validation split of 5 usable conversations"):
+        run_step("chat", settings(path, validation=1e-9), inputs)
+    bare = copy.deepcopy(tokenizer)
+    bare.chat_template = None
+    with pytest.raises(InputError, match=r"model\.chat_template: the model's tokenizer has no chat template"):
+        run_step("chat", settings(path), {"dense": dense(bare, name="bare")})
+
+
+def test_a_damaged_file_is_named(write_jsonl, dense, run_step):
+    path = write_jsonl("chat.jsonl", [alpaca(i) for i in range(30)])
+    found = run_step("chat", settings(path), {"dense": dense()})
+    file = found.folder / "train.parquet"
+    file.write_bytes(file.read_bytes()[:-30])
+    with pytest.raises(InputError, match=r"train\.parquet: missing or damaged .* run the chat step again"):
+        chat.open_chat(found, "train")
