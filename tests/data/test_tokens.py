@@ -159,7 +159,7 @@ def test_batching_does_not_change_the_result(tmp_path, encoder, monkeypatch):
     monkeypatch.setattr(tokens, "BATCH_DOCUMENTS", 7)
     monkeypatch.setattr(packed, "BATCH", 4)
     again, _ = pack(tmp_path, encoder, texts)
-    assert again.reader.num_record_batches == 1, "the packer's default is the module's batch at import"
+    assert again.reader.num_record_batches == -(-len(again) // 4)
     assert np.array_equal(everything(again), expected)
 
 
@@ -244,9 +244,9 @@ def test_a_foreign_tokenizer_is_refused(documents_step, dense, run_step):
     settings_ = {"block": 16, "max_train_tokens": None, "max_validation_tokens": None}
     with pytest.raises(
         InputError,
-        match="does not belong to the model: it makes token id 599, the model's vocabulary ends at 499",
+        match=r"does not belong to the model: it makes token id \d+, the model's vocabulary ends at 299",
     ):
-        run_step("tokens", settings_, {"documents": made, "dense": dense(vocabulary=500)})
+        run_step("tokens", settings_, {"documents": made, "dense": dense(vocabulary=300)})
 
 
 def test_end_of_document_falls_back_to_the_end_of_sequence():

@@ -129,20 +129,24 @@ def test_our_own_names_do_not_import_the_harness(langtest):
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_unknown_names_get_the_nearest(langtest):
+@pytest.mark.parametrize(("wrong", "nearest"), [("piqa_locale", "piqa_local"), ("arc_esy", "arc_easy")])
+def test_unknown_names_get_the_nearest(langtest, monkeypatch, wrong, nearest):
+    monkeypatch.setattr(tasks, "harness_tasks", lambda _: {"arc_easy", "hellaswag"})
     with pytest.raises(
-        InputError, match=r"evaluate\.tasks: no task named 'piqa_locale'; did you mean 'piqa_local'\?"
+        InputError, match=rf"evaluate\.tasks: no task named '{wrong}'; did you mean '{nearest}'\?"
     ):
-        run("piqa_locale")
-    assert run("piqa_local", "arc_easy").metrics["external"] == ["arc_easy"]
+        run("piqa_local", wrong)
 
 
-def test_own_task_files_are_known(langtest, tmp_path):
+def test_the_harness_and_own_task_files_are_known(langtest, tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
     config = tasks.harness_config("my_task", tasks.SUITE["piqa_local"], "data.jsonl")
     (folder / "my_task.yaml").write_text(yaml.safe_dump(config))
-    assert run("my_task", include_path=str(folder)).metrics["external"] == ["my_task"]
+    found = run("my_task", "piqa_local", "arc_easy", include_path=str(folder))
+    assert found.metrics["external"] == ["my_task", "arc_easy"]
+    with pytest.raises(InputError, match=r"evaluate\.include_path: nowhere is not a folder"):
+        run("my_task", include_path="nowhere")
 
 
 def test_the_harness_reads_the_folders_from_the_working_directory(langtest, monkeypatch):

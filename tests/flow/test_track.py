@@ -274,8 +274,15 @@ def test_old_database_is_migrated_and_kept(config):
     if done.returncode:  # not every migration of MLflow has a way back: make the version only look old
         with contextlib.closing(sqlite3.connect("mlflow.db")) as database:
             pytest.skip(f"this MLflow's last migration cannot be undone: {database.execute('SELECT * FROM alembic_version').fetchall()}")
-    track.replay(config, RESULTS)
-    assert Path("mlflow.db.before-migration").exists()
+    with contextlib.closing(sqlite3.connect("mlflow.db")) as database:
+        old = database.execute("SELECT version_num FROM alembic_version").fetchall()
+    again = "from moesaic.flow import store; store.open_experiment('sqlite:///mlflow.db', 'moesaic')"
+    done = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with contextlib.closing(sqlite3.connect("mlflow.db.before-migration")) as database:
+        assert database.execute("SELECT version_num FROM alembic_version").fetchall() == old
+    with contextlib.closing(sqlite3.connect("mlflow.db")) as database:
+        assert database.execute("SELECT version_num FROM alembic_version").fetchall() != old
     assert counts() == before
 
 
@@ -437,6 +444,8 @@ def test_mlflow_pages_show_the_runs(config):
         }
         for url, words in pages.items():
             seen = browser.visit(url, [text], wait_for=f"document.body && {has(*words)}", width=1600, height=1400)
-            outside = [url for url in seen.requests if not url.startswith((f"http://127.0.0.1:{port}/", "data:", "blob:", "about:"))]
-            own = [error for error in seen.errors if not any(url in error for url in outside)]
-            assert own == [], f"{url}: {own}"
+            elsewhere = [request for request in seen.requests if request.startswith("http") and f":{port}/" not in request]
+            assert elsewhere == []
+            # MLflow's page asks for the logged-in user even where no one can log in.
+            errors = [error for error in seen.errors if not error.endswith("/ajax-api/2.0/mlflow/users/current")]
+            assert errors == []

@@ -112,7 +112,8 @@ def _shared(loaded: Config) -> None:
         dropped = {"too short": 20 + i, "near duplicate": 3 * i, "few letters": 2}
         kept = 400 - 30 * i
         count = kept + sum(dropped.values())
-        stats[name] = {"documents_in": count, "documents_kept": kept, "dropped": dropped}
+        by_reason = {reason: {"documents": n, "characters": 2000 * n} for reason, n in dropped.items()}
+        stats[name] = {"documents_in": count, "documents_kept": kept, "dropped": by_reason}
         stats[name] |= {"characters_in": 2000 * count, "characters_kept": 2000 * kept}
     files.write_json(paths.folder("documents") / "stats.json", stats)
     keys = {"in": "documents_in", "kept": "documents_kept", "dropped": "dropped"}
@@ -126,7 +127,7 @@ def _shared(loaded: Config) -> None:
         counts[name] |= {f"{split}_bytes": n * 2048 for split, n in blocks.items()}
     files.write_json(paths.folder("tokens") / "stats.json", {})
     finish(loaded, "tokens", ["stats.json"], {"block": 512, "vocab_size": VOCABULARY, "domains": counts})
-    chat = {"alpaca": {"in": 1000, "kept": 961, "dropped": {"too long": 37, "empty answer": 2}}}
+    chat = {"alpaca": {"conversations_in": 1000, "conversations_kept": 961, "dropped": {"too long": 37, "empty answer": 2}}}
     files.write_json(paths.folder("chat") / "stats.json", chat)
     conversations = {"train": 913, "validation": 48}
     answers = {"train": 81_000, "validation": 4_100}

@@ -27,7 +27,9 @@ class Duplicates:
         self.kept: list[MinHash] = []
         # Candidates are checked, so the bands are chosen to miss few (false positives weigh 0.05, false negatives 0.95).
         self.index = (
-            MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=(0.05, 0.95)) if threshold < 1.0 else None
+            MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=(0.05, 0.95))
+            if threshold < 1.0
+            else None
         )
 
     def check(self, text: str) -> str | None:

@@ -139,7 +139,7 @@ def pack_file(
             f"{source}: not readable ({error}); delete its manifest.json and run the documents step again"
         ) from error
     stats = Stats()
-    packer = Packer(block)
+    packer = Packer(block, packed.BATCH)
     total = reader.metadata.num_rows
     progress = Progress(name, total, "documents")
     # One thread tokenises the next texts (outside of Python's lock, on all cores) while this one packs the last ones.
@@ -194,7 +194,7 @@ def _batches(reader: pq.ParquetFile, characters: int) -> Iterator[list[str]]:
 class Packer:
     """Concatenates documents and cuts off record batches of full blocks."""
 
-    def __init__(self, block: int, batch: int = packed.BATCH):
+    def __init__(self, block: int, batch: int):
         self.block, self.batch = block, batch
         self.tokens: list[np.ndarray] = []
         self.sizes: list[np.ndarray] = []

@@ -10,6 +10,7 @@ import logging
 import re
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -81,17 +82,24 @@ def check_names(names: list[str], include_path: str | None) -> None:
     others = [name for name in names if name not in SUITE]
     if not others:
         return
-    from lm_eval.tasks import TaskManager
-
-    known = set(TaskManager(include_path=include_path).all_tasks)
+    known = harness_tasks(include_path)
     for name in others:
         if name not in known:
             close = difflib.get_close_matches(name, [*SUITE, *sorted(known)], n=1, cutoff=0.4)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
+            hint = f"; did you mean '{close[0]}'?" if close else "."
             raise InputError(
                 f"evaluate.tasks: no task named '{name}'{hint} Built in: {', '.join(SUITE)}; "
                 "all others must be lm-eval tasks (`lm_eval ls tasks`) or lie in evaluate.include_path"
             )
+
+
+def harness_tasks(include_path: str | None) -> set[str]:
+    """All names that the harness knows, with those of the user's own folder (seconds: it reads thousands of files)."""
+    from lm_eval.tasks import TaskManager
+
+    if include_path is not None and not Path(include_path).is_dir():
+        raise InputError(f"evaluate.include_path: {include_path} is not a folder")
+    return set(TaskManager(include_path=include_path).all_tasks)
 
 
 def write_task(context: Context, name: str, task: Task) -> dict[str, Any]:

@@ -58,13 +58,13 @@ def open_experiment(uri: str, name: str) -> tuple[Any, str]:
     Raises:
         InputError: the database cannot be opened.
     """
-    made = client(uri)
     if is_http(uri):
+        made = client(uri)
         found = made.get_experiment_by_name(name)
         return made, found.experiment_id if found else made.create_experiment(name)
     database = _database(uri)
     try:
-        found = made.get_experiment_by_name(name)
+        made = client(uri)
     except Exception as error:
         if "out-of-date database schema" not in str(error) or database is None:
             raise InputError(
@@ -72,7 +72,7 @@ def open_experiment(uri: str, name: str) -> tuple[Any, str]:
             ) from error
         _migrate(uri, database)
         made = client(uri)
-        found = made.get_experiment_by_name(name)
+    found = made.get_experiment_by_name(name)
     if database is None:
         return made, found.experiment_id if found else made.create_experiment(name)
     artifacts = str(database.parent / ARTIFACTS)

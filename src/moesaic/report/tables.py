@@ -183,11 +183,11 @@ def scores_table(run: Gathered) -> Table:
 def documents_table(run: Gathered) -> Table | None:
     """Documents in = kept + dropped, by reason; chat sources below."""
     found = [
-        (name, item["documents_in"], item["documents_kept"], item["dropped"])
+        (name, item["documents_in"], item["documents_kept"], _documents(item["dropped"]))
         for name, item in run.stats.get("documents", {}).items()
     ]
     found += [
-        (f"{name} (chat)", item["in"], item["kept"], item["dropped"])
+        (f"{name} (chat)", item["conversations_in"], item["conversations_kept"], item["dropped"])
         for name, item in run.stats.get("chat", {}).items()
     ]
     if not found:
@@ -207,6 +207,11 @@ def documents_table(run: Gathered) -> Table | None:
         ["domain", "in", "kept", *map(escape, reasons)],
         cells,
     )
+
+
+def _documents(dropped: dict[str, dict[str, int]]) -> dict[str, int]:
+    """Reason -> documents."""
+    return {reason: counted["documents"] for reason, counted in dropped.items()}
 
 
 def tokens_table(run: Gathered) -> Table | None:
