@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from moesaic.schema import Location, PackageFile, PythonLibrary, Source
 
 RESULTS = Path(__file__).parent / "results" / "prepare.json"
 BLOCK = 512
-SPEED_MB, REPETITIONS, WANTED_RATIO = 4.0, 7, 0.8
+SPEED_MB, REPETITIONS, WANTED_RATIO = 4.0, 11, 0.8
 MEMORY_MB, WANTED_GROWTH = (5.0, 50.0), 1.1
 
 BOOKS = PackageFile(
@@ -79,39 +78,39 @@ def write(texts: list[str], path: Path) -> None:
 
 
 def speed(texts: list[str], encoder: Encoder, end: int, folder: Path) -> dict[str, float]:
-    """MB/s of ours and of the library (its two calls: with and without offsets), and the ratios to them."""
+    """MB/s of ours and of the library's faster call (it makes no offsets), and ours as a share of the library's.
+
+    The ratio is taken within each repetition, wall clock. Processor time is reported too: it tells how much work we add, also on
+    a machine that others use at the same time.
+    """
     size = sum(len(text.encode()) for text in texts) / 1e6
     write(texts, folder / "speed.parquet")
 
     def ours() -> None:
         tokens.pack_file(folder / "speed.parquet", folder / "speed.arrow", encoder, end, BLOCK)
 
-    runs = {
-        "ours": ours,
-        "encode_batch_fast": lambda: encoder.backend.encode_batch_fast(texts, add_special_tokens=False),
-        "encode_batch": lambda: encoder.backend.encode_batch(texts, add_special_tokens=False),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    runs["encode_batch_fast"]()  # warm up: threads, page cache
+    def library() -> None:
+        encoder.backend.encode_batch_fast(texts, add_special_tokens=False)
+
+    wall: dict[str, list[float]] = {"ours": [], "library": []}
+    work: dict[str, list[float]] = {"ours": [], "library": []}
+    library()  # warm up: threads, page cache
     for i in range(REPETITIONS):
-        order = list(runs)[i % 3 :] + list(runs)[: i % 3]
-        for name in order:
-            began = time.perf_counter()
-            runs[name]()
-            seconds[name].append(time.perf_counter() - began)
-    out = {f"{name} MB/s": size / statistics.median(times) for name, times in seconds.items()}
-    for name in ("encode_batch_fast", "encode_batch"):
-        ratios = sorted(peer / own for peer, own in zip(seconds[name], seconds["ours"], strict=True))
-        out |= {
-            f"ratio to {name}": statistics.median(ratios),
-            f"ratio to {name} min": ratios[0],
-            f"ratio to {name} max": ratios[-1],
-        }
+        for name, run in (("ours", ours), ("library", library))[:: 1 if i % 2 else -1]:
+            began, used = time.perf_counter(), time.process_time()
+            run()
+            wall[name].append(time.perf_counter() - began)
+            work[name].append(time.process_time() - used)
+    out = {f"{name} MB/s": size / statistics.median(times) for name, times in wall.items()}
+    for kind, times in (("wall", wall), ("processor", work)):
+        ratios = sorted(peer / own for peer, own in zip(times["library"], times["ours"], strict=True))
+        out |= {f"ratio, {kind} time": statistics.median(ratios)}
+        out |= {f"ratio, {kind} time, lowest": ratios[0], f"ratio, {kind} time, highest": ratios[-1]}
     return out
 
 
 def memory(texts: list[str], tokenizer: Path, folder: Path) -> dict[str, float]:
-    """Peak resident MB of a process that tokenises and packs a corpus, at two sizes, above what it has after its imports."""
+    """Peak resident MB of a process that tokenises and packs a corpus, at two sizes."""
     out: dict[str, float] = {}
     for megabytes in MEMORY_MB:
         path = folder / f"{megabytes:g}.parquet"
@@ -131,9 +130,15 @@ def child(path: Path, tokenizer: Path) -> None:
     """Pack one file and tell the peak memory of this process."""
     loaded = tokens.load_tokenizer(tokenizer)
     encoder = Encoder(loaded)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = peak()
     tokens.pack_file(path, path.with_suffix(".arrow"), encoder, tokens.end_of_document(loaded), BLOCK)
-    print(json.dumps({"before": before, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    print(json.dumps({"before": before, "peak": peak()}))
+
+
+def peak() -> float:
+    """Highest resident MB of this process so far (Linux). Not getrusage: its figure starts with the parent's memory."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1024
 
 
 def main() -> None:
@@ -157,13 +162,12 @@ def main() -> None:
         )
         results |= memory(texts, folder / "tokenizer", folder)
     checks = {
-        f"at least {WANTED_RATIO} of the library's speed": results["ratio to encode_batch_fast"]
-        >= WANTED_RATIO,
+        f"at least {WANTED_RATIO} of the library's speed": results["ratio, wall time"] >= WANTED_RATIO,
         f"memory grows by less than {WANTED_GROWTH:g} for 10 times the text": results["growth"]
         < WANTED_GROWTH,
     }
     for key, value in results.items():
-        print(f"{key:38} {value:10.2f}")
+        print(f"{key:40} {value:10.2f}")
     for key, passed in checks.items():
         print(f"{key:60} {'yes' if passed else 'NO'}")
     machine = {

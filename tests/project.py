@@ -25,15 +25,34 @@ CONFIG: dict[str, Any] = {
         "block": 64,
         "validation": 0.2,
         "domains": {
-            "code": {"like": "github", "sources": [{"at": {"kind": "files", "path": "text/code"}, "max_characters": 3000}]},
-            "prose": {"like": "books", "sources": [{"at": {"kind": "files", "path": "text/prose"}, "max_characters": 3000}]},
-            "far": {"held_out": True, "sources": [{"at": {"kind": "files", "path": "text/far"}, "max_characters": 3000}]},
+            "code": {
+                "like": "github",
+                "sources": [{"at": {"kind": "files", "path": "text/code"}, "max_characters": 3000}],
+            },
+            "prose": {
+                "like": "books",
+                "sources": [{"at": {"kind": "files", "path": "text/prose"}, "max_characters": 3000}],
+            },
+            "far": {
+                "held_out": True,
+                "sources": [{"at": {"kind": "files", "path": "text/far"}, "max_characters": 3000}],
+            },
         },
         "max_train_tokens": 12000,
         "max_validation_tokens": 1500,
-        "chat": {"max_tokens": 128, "validation": 0.2, "sources": [{"at": {"kind": "files", "path": "chat.json"}}]},
+        "chat": {
+            "max_tokens": 128,
+            "validation": 0.2,
+            "sources": [{"at": {"kind": "files", "path": "chat.json"}}],
+        },
     },
-    "experts": {"experts": 4, "per_token": 2, "shared": 32, "reconstruct": "least-squares", "calibration": {"tokens": 1024}},
+    "experts": {
+        "experts": 4,
+        "per_token": 2,
+        "shared": 32,
+        "reconstruct": "least-squares",
+        "calibration": {"tokens": 1024},
+    },
     "pretrain": {"steps": 8, "batch": 4, "micro_batch": 2, "save_every": 2, "validation_batches": 1},
     "tune": {"steps": 4, "batch": 4, "micro_batch": 4, "save_every": 2, "validation_batches": 1},
     "distill": {"steps": 4, "batch": 4, "micro_batch": 4, "save_every": 2, "validation_batches": 1},
@@ -49,9 +68,19 @@ def make(folder: Path, changes: dict[str, Any] | None = None) -> Path:
     for name, sources in parts.items():
         (folder / "text" / name).mkdir(parents=True)
         for path in sources:
-            (folder / "text" / name / f"{path.stem}.txt").write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
-    lines = [line.strip() for path in library[100:140] for line in path.read_text(encoding="utf-8").splitlines() if 30 < len(line.strip()) < 90]
-    chats = [{"instruction": a, "input": "", "output": b} for a, b in zip(lines[0:120:2], lines[1:121:2], strict=True)]
+            (folder / "text" / name / f"{path.stem}.txt").write_text(
+                path.read_text(encoding="utf-8"), encoding="utf-8"
+            )
+    lines = [
+        line.strip()
+        for path in library[100:140]
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if 30 < len(line.strip()) < 90
+    ]
+    chats = [
+        {"instruction": a, "input": "", "output": b}
+        for a, b in zip(lines[0:120:2], lines[1:121:2], strict=True)
+    ]
     (folder / "chat.json").write_text(json.dumps(chats), encoding="utf-8")
     tokenizer(folder / "text").save_pretrained(folder / "parent")
     tiny_llama().save_pretrained(folder / "parent")
@@ -69,10 +98,20 @@ def tokenizer(text: Path) -> Any:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    trainer = trainers.BpeTrainer(vocab_size=512, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     bpe.train([str(p) for p in sorted(text.rglob("*.txt"))], trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>", unk_token="<|endoftext|>", chat_template=TEMPLATE
+        tokenizer_object=bpe,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+        chat_template=TEMPLATE,
     )
 
 

@@ -49,7 +49,11 @@ def test_empty_domain(here):
     Path("text/empty").mkdir()
     Path("text/empty/a.txt").write_text("too short")
     with pytest.raises(InputError, match=r"data\.domains\.void: empty.*too_short"):
-        project.run(here, "documents", data={"domains": {"void": {"sources": [{"at": {"kind": "files", "path": "text/empty"}}]}}})
+        project.run(
+            here,
+            "documents",
+            data={"domains": {"void": {"sources": [{"at": {"kind": "files", "path": "text/empty"}}]}}},
+        )
 
 
 def test_truncated_shard_is_named_and_a_rerun_mends_it(here):
@@ -82,13 +86,19 @@ def test_not_finite_loss_keeps_the_checkpoints(here):
 def test_teacher_of_another_vocabulary(here):
     from moesaic.distill import students
 
-    with pytest.raises(InputError, match=r"distill\.teacher: its vocabulary has 300 tokens, the student's 512"):
+    with pytest.raises(
+        InputError, match=r"distill\.teacher: its vocabulary has 300 tokens, the student's 512"
+    ):
         students.check_teacher(tiny_llama(vocab_size=300), tiny_llama())
 
 
 @pytest.mark.parametrize(
     ("student", "message"),
-    [({"per_token": 3}, "per_token: 3 is more than"), ({"per_token": None, "drop_layers": [7]}, "drop_layers"), ({"per_token": 1, "of": "dense"}, "no experts")],
+    [
+        ({"per_token": 3}, "per_token: 3 is more than"),
+        ({"per_token": None, "drop_layers": [7]}, "drop_layers"),
+        ({"per_token": 1, "of": "dense"}, "no experts"),
+    ],
 )
 def test_impossible_students(here, student, message):
     if not Path("results/activation/tune/manifest.json").exists():
@@ -110,7 +120,18 @@ def test_no_upstream(here):
 
 
 def test_the_command_prints_one_line_and_no_traceback(here):
-    command = [sys.executable, "-m", "moesaic.cli", "construct", "--config", "config.yaml", "--variant", "activation", "--set", "experts.experts=7"]
+    command = [
+        sys.executable,
+        "-m",
+        "moesaic.cli",
+        "construct",
+        "--config",
+        "config.yaml",
+        "--variant",
+        "activation",
+        "--set",
+        "experts.experts=7",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr

@@ -35,7 +35,15 @@ def test_seeds(tmp_path):
     for name, content in one.items():
         assert content == two[name], f"{name} differs between two runs of one seed"
     three, _ = chain(tmp_path / "three", 4)
-    for step in ("prepare/documents", "activation/construct", "activation/pretrain", "activation/tune", "activation/distill"):
+    for step in (
+        "prepare/documents",
+        "activation/construct",
+        "activation/pretrain",
+        "activation/tune",
+        "activation/distill",
+    ):
         assert one[f"results/{step}/manifest.json"] != three[f"results/{step}/manifest.json"], step
-    assert one["results/dense/manifest.json"] == three["results/dense/manifest.json"], "the parent does not depend on the seed"
+    assert one["results/dense/manifest.json"] == three["results/dense/manifest.json"], (
+        "the parent does not depend on the seed"
+    )
     assert last.metrics["active_parameters"] < last.metrics["parameters"]

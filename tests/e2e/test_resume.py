@@ -32,7 +32,19 @@ def prepared(tmp_path_factory):
 
 
 def start(folder, *extra):
-    command = [sys.executable, "-m", "moesaic.cli", "pretrain", "--config", "config.yaml", "--variant", "activation", "--threads", "1", *extra]
+    command = [
+        sys.executable,
+        "-m",
+        "moesaic.cli",
+        "pretrain",
+        "--config",
+        "config.yaml",
+        "--variant",
+        "activation",
+        "--threads",
+        "1",
+        *extra,
+    ]
     return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
 
 
@@ -72,12 +84,18 @@ def test_killed_three_times_equals_uninterrupted(prepared, tmp_path):
     assert "going on from step" in log or moments[-1] < 2
     out = Path("results/activation/pretrain")
     for name in ("manifest.json", "model/model.safetensors"):
-        assert files.sha256(whole / out / name) == files.sha256(broken / out / name), f"{name} differs, killed at {moments}"
+        assert files.sha256(whole / out / name) == files.sha256(broken / out / name), (
+            f"{name} differs, killed at {moments}"
+        )
     one, two = (metrics.series(folder / out / "work/metrics.jsonl") for folder in (whole, broken))
     for key in ("train/loss", "train/tokens", "mixture/drawn/code", "mixture/drawn/prose"):
         assert one[key] == two[key], f"{key} differs, killed at {moments}"
-    lines = [item for item in metrics.read(broken / out / "work/metrics.jsonl") if item["key"] == "train/loss"]
-    assert [item["step"] for item in lines] == list(range(1, STEPS + 1)), "a step was logged twice or is missing"
+    lines = [
+        item for item in metrics.read(broken / out / "work/metrics.jsonl") if item["key"] == "train/loss"
+    ]
+    assert [item["step"] for item in lines] == list(range(1, STEPS + 1)), (
+        "a step was logged twice or is missing"
+    )
     assert json.loads((broken / out / "run.json").read_text())["attempts"] == 4
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from moesaic.errors import InputError
 from moesaic.flow import launch, signals
 from moesaic.flow.launch import RankFailed, Ranks
@@ -43,7 +44,11 @@ def _weights(out: Path) -> list[float]:
 
 
 def _command(inputs: dict[str, Path], out: Path, settings: dict[str, Any], ranks: int) -> list[str]:
-    plan = {"settings": settings, "inputs": {name: str(path) for name, path in inputs.items()}, "out": str(out)}
+    plan = {
+        "settings": settings,
+        "inputs": {name: str(path) for name, path in inputs.items()},
+        "out": str(out),
+    }
     config = out.parent / "toy.json"
     config.write_text(json.dumps({"toy_train": plan}))
     call = [sys.executable, str(TOY / "slurm_toy.py"), "toy_train", "--config", str(config)]
@@ -106,7 +111,7 @@ def test_an_exception_names_its_rank_and_shows_its_traceback(
     tmp_path: Path, inputs: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    with pytest.raises(RankFailed, match="rank 1 of 2 on .* failed with RuntimeError: told to raise"):
+    with pytest.raises(RankFailed, match=r"rank 1 of 2 on .* failed with RuntimeError: told to raise"):
         launch.run(TRAIN, SETTINGS | {"raise": [1, 3]}, inputs, tmp_path / "out", Ranks(per_node=2))
     assert "[rank 1] rank 1 failed" in caplog.text
     assert 'raise RuntimeError("told to raise")' in caplog.text
@@ -144,7 +149,9 @@ def test_a_signal_saves_exits_75_and_resume_equals_no_interruption(
 
 def test_ranks_save_and_leave_when_the_launcher_is_killed(tmp_path: Path, inputs: dict[str, Path]) -> None:
     out = tmp_path / "out"
-    process = subprocess.Popen(_command(inputs, out, SETTINGS | {"steps": 2000, "pause": 0.05, "save": 5000}, 2))
+    process = subprocess.Popen(
+        _command(inputs, out, SETTINGS | {"steps": 2000, "pause": 0.05, "save": 5000}, 2)
+    )
     _wait_for_step(process, out, 3)
     process.kill()
     process.wait()

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from moesaic.errors import InputError
 from moesaic.flow.lease import Lease
 
@@ -44,7 +45,9 @@ def _holder(path: Path) -> subprocess.Popen[str]:
     return process
 
 
-def _foreign(path: Path, job: str | None = None, beat: str = "2020-01-01T00:00:00+00:00") -> dict[str, object]:
+def _foreign(
+    path: Path, job: str | None = None, beat: str = "2020-01-01T00:00:00+00:00"
+) -> dict[str, object]:
     """A lease that a process on another host wrote."""
     owner = {"token": "far:1:1", "host": "far", "pid": 1, "start": 1.0, "job": job, "beat": beat}
     path.write_text(json.dumps(owner))

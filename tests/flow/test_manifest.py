@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from moesaic.errors import InputError
 from moesaic.flow import files, manifest
 
@@ -19,7 +20,9 @@ def _step(folder: Path, upstream: Path | None = None) -> manifest.Manifest:
     (folder / "model" / ".snakemake_timestamp").write_text("not ours")
     (folder / "stats.json").write_text("{}")
     inputs = {"data": upstream} if upstream else {}
-    return manifest.write(folder, "toy", 3, {"b": 1, "a": [2, "ä"]}, inputs, ["stats.json", "model"], {"loss": 0.5})
+    return manifest.write(
+        folder, "toy", 3, {"b": 1, "a": [2, "ä"]}, inputs, ["stats.json", "model"], {"loss": 0.5}
+    )
 
 
 def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
@@ -51,7 +54,9 @@ def test_a_changed_upstream_changes_the_manifest(tmp_path: Path) -> None:
 def test_damaged_file_is_named(tmp_path: Path) -> None:
     found = _step(tmp_path)
     (tmp_path / "model" / "b.bin").write_bytes(b"b" * 999 + b"x")
-    with pytest.raises(InputError, match=r"model/b\.bin: damaged, its SHA-256 differs.*run the toy step again"):
+    with pytest.raises(
+        InputError, match=r"model/b\.bin: damaged, its SHA-256 differs.*run the toy step again"
+    ):
         manifest.verify(found)
     manifest.verify(found, only=["model/a", "stats"])
     (tmp_path / "model" / "b.bin").write_bytes(b"b" * 998)
@@ -67,7 +72,9 @@ def test_truncated_manifest_is_named(tmp_path: Path, keep: int) -> None:
     _step(tmp_path)
     path = tmp_path / "manifest.json"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(InputError, match=r"manifest\.json: damaged manifest .*delete it and run its step again"):
+    with pytest.raises(
+        InputError, match=r"manifest\.json: damaged manifest .*delete it and run its step again"
+    ):
         manifest.read(tmp_path)
 
 
@@ -107,9 +114,14 @@ def test_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_the_old_content_and_no_rest(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     files.write_json(path, {"a": 1})
-    with pytest.raises(RuntimeError), files.atomic_path(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+
+    def fail_halfway() -> None:
+        with files.atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_halfway()
     assert json.loads(path.read_text()) == {"a": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from moesaic.errors import InputError
 from moesaic.flow import metrics
 from moesaic.flow.metrics import MetricsFile

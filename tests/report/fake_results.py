@@ -127,7 +127,13 @@ def _shared(loaded: Config) -> None:
         counts[name] |= {f"{split}_bytes": n * 2048 for split, n in blocks.items()}
     files.write_json(paths.folder("tokens") / "stats.json", {})
     finish(loaded, "tokens", ["stats.json"], {"block": 512, "vocab_size": VOCABULARY, "domains": counts})
-    chat = {"alpaca": {"conversations_in": 1000, "conversations_kept": 961, "dropped": {"too long": 37, "empty answer": 2}}}
+    chat = {
+        "alpaca": {
+            "conversations_in": 1000,
+            "conversations_kept": 961,
+            "dropped": {"too long": 37, "empty answer": 2},
+        }
+    }
     files.write_json(paths.folder("chat") / "stats.json", chat)
     conversations = {"train": 913, "validation": 48}
     answers = {"train": 81_000, "validation": 4_100}

@@ -3,7 +3,6 @@
 import os
 
 import pytest
-
 from report import browser, fake_results
 
 pytestmark = pytest.mark.browser
@@ -12,7 +11,9 @@ pytestmark = pytest.mark.browser
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     if browser.find() is None:
-        assert not os.environ.get("MOESAIC_REQUIRE_BROWSER"), "MOESAIC_REQUIRE_BROWSER is set, but there is no Chromium"
+        assert not os.environ.get("MOESAIC_REQUIRE_BROWSER"), (
+            "MOESAIC_REQUIRE_BROWSER is set, but there is no Chromium"
+        )
         pytest.skip("needs headless Chromium")
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("browser")
@@ -32,7 +33,13 @@ COLORS = "[getComputedStyle(document.body).backgroundColor, getComputedStyle(doc
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("dark", [False, True])
 def test_page_opens_offline(page, width, dark):
-    seen = browser.visit(page.as_uri(), [SMALLEST, HIDDEN, OVERFLOW, COLORS, "document.title"], width=width, dark=dark, offline=True)
+    seen = browser.visit(
+        page.as_uri(),
+        [SMALLEST, HIDDEN, OVERFLOW, COLORS, "document.title"],
+        width=width,
+        dark=dark,
+        offline=True,
+    )
     smallest, hidden, overflow, (background, ink), title = seen.values
     assert seen.errors == []
     assert [url for url in seen.requests if not url.startswith(("file:", "data:"))] == []

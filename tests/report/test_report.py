@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from report import fake_results
 
 from moesaic.errors import InputError
 from moesaic.flow import manifest, paths
 from moesaic.report import cells, gather, plots, summary, svg, tables
-from report import fake_results
 
 VOID = {"meta", "link", "br", "img", "hr", "input", "image", "use", "path"}
 
@@ -136,8 +136,13 @@ def test_equal_files_give_equal_bytes(made, monkeypatch):
 
 def test_rows_and_verdict_are_the_scores(made):
     html, found, config, results = made
-    scores = {(s["task"], s["metric"]): s for s in json.loads((results / "activation/evaluate/distill/scores.json").read_text())}
-    parent = {(s["task"], s["metric"]): s for s in json.loads((results / "dense/evaluate/scores.json").read_text())}
+    scores = {
+        (s["task"], s["metric"]): s
+        for s in json.loads((results / "activation/evaluate/distill/scores.json").read_text())
+    }
+    parent = {
+        (s["task"], s["metric"]): s for s in json.loads((results / "dense/evaluate/scores.json").read_text())
+    }
     rows = {row["label"]: row for row in found["rows"]}
     assert list(rows) == ["dense", *(f"{v}/{s}" for v in config.variants for s in config.stages)]
     row = rows["activation/distill"]
@@ -145,7 +150,7 @@ def test_rows_and_verdict_are_the_scores(made):
     assert row["bits_per_byte"]["value"] == bits["value"]
     assert row["bits_ratio"] == pytest.approx(bits["value"] / parent_bits["value"], abs=1e-6)
     assert row["accuracy"]["ci_low"] == scores["mc/average", "acc"]["ci_low"]
-    assert row["load_cv"] == scores["routing/load_cv", "load_cv"]["value"]
+    assert row["load_cv"]["value"] == scores["routing/load_cv", "load_cv"]["value"]
     assert row["speed_ratio"] == pytest.approx(1750 / 1500, abs=1e-6)
     # 384 shared neurons and 1 of 6 experts of 192, of 1536
     assert row["active_ffn"] == pytest.approx((384 + 192) / 1536)
@@ -163,7 +168,12 @@ def test_rows_and_verdict_are_the_scores(made):
 
 def test_the_best_variant_wins_the_verdict(made):
     rows = made[1]["rows"]
-    worse = [row | {"bits_per_byte": {**row["bits_per_byte"], "value": 9.0}} if row["variant"] == "activation" else row for row in rows]
+    worse = [
+        row | {"bits_per_byte": {**row["bits_per_byte"], "value": 9.0}}
+        if row["variant"] == "activation"
+        else row
+        for row in rows
+    ]
     assert tables.verdict(worse, made[2].stages).startswith("random after distill")
 
 
@@ -172,7 +182,9 @@ def test_tables_hold_counts_settings_and_digests(made):
     text = Page(html).text
     stats = json.loads((results / "prepare/documents/stats.json").read_text())
     for item in stats.values():
-        assert item["documents_in"] == item["documents_kept"] + sum(item["dropped"].values())
+        assert item["documents_in"] == item["documents_kept"] + sum(
+            part["documents"] for part in item["dropped"].values()
+        )
         assert f"{item['documents_in']:,}" in text
     for step in ("activation/pretrain", "random/construct", "prepare/tokens"):
         assert manifest.read(results / step).settings_digest[:12] in text
@@ -239,7 +251,12 @@ def test_active_ffn_counts_dropped_layers_and_dense_students():
     dense = {"layers": 30, "ffn": 1536}
     assert gather.active_ffn({"intermediate_size": 1536, "num_hidden_layers": 30}, dense) == 1
     assert gather.active_ffn({"intermediate_size": 1536, "num_hidden_layers": 15}, dense) == 0.5
-    moe = {"intermediate_size": 192, "num_hidden_layers": 20, "num_local_experts": 8, "num_experts_per_tok": 3}
+    moe = {
+        "intermediate_size": 192,
+        "num_hidden_layers": 20,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 3,
+    }
     assert gather.active_ffn(moe, dense) == pytest.approx(20 * 3 * 192 / (30 * 1536))
 
 

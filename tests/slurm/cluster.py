@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 NODES = ("node1", "node2")
-GPUS = 2
+GPUS = 4
 CPUS = 8
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "squeue", "nsenter", "unshare")
 CREDENTIAL_SECONDS = 10
@@ -42,7 +42,7 @@ CredType=cred/munge
 SlurmdParameters=config_overrides
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
-SchedulerParameters=sched_min_interval=0,batch_sched_delay=0
+SchedulerParameters=sched_min_interval=0,batch_sched_delay=0,sched_interval=2
 SchedulerType=sched/builtin
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none

@@ -13,8 +13,24 @@ ROOT = Path(__file__).parents[2]
 
 
 def snakemake(folder, *arguments, check=True):
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)]
-    command += ["--profile", str(ROOT / "profiles/local"), "--configfile", str(folder / "config.yaml"), "--cores", "2", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        str(ROOT / "Snakefile"),
+        "--directory",
+        str(folder),
+    ]
+    command += [
+        "--profile",
+        str(ROOT / "profiles/local"),
+        "--configfile",
+        str(folder / "config.yaml"),
+        "--cores",
+        "2",
+        *arguments,
+    ]
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert not check or done.returncode == 0, done.stderr[-5000:]
@@ -38,7 +54,7 @@ def change(folder, key, value):
     *parents, last = key.split(".")
     node = raw
     for part in parents:
-        node = node[part]
+        node = node.setdefault(part, {})
     node[last] = value
     path.write_text(yaml.safe_dump(raw))
 
@@ -60,7 +76,9 @@ def test_a_whole_run_and_what_it_leaves(finished):
     assert "results/report.html" in done.stderr, "the summary with the report's path is printed"
     for stage in ("construct", "pretrain", "tune", "distill"):
         assert (folder / f"results/activation/{stage}/model/config.json").exists()
-        assert not (folder / f"results/activation/{stage}/work/checkpoints").exists(), "checkpoints of finished runs are removed"
+        assert not (folder / f"results/activation/{stage}/work/checkpoints").exists(), (
+            "checkpoints of finished runs are removed"
+        )
 
 
 @pytest.mark.slow

@@ -1,50 +1,98 @@
-"""Seeded bootstrap intervals, 95 %, by resampling items with replacement (percentile method)."""
+"""Bootstrap intervals, vectorised: resample the things that were measured (blocks, items), read off the 2.5 and 97.5 percentiles.
 
+Everything measured is a ratio of sums (nats / bytes, correct / items), or the mean of such ratios over strata (domains, tasks).
+Shapes: N units of a stratum, C columns of numbers per unit, R resamples.
+"""
+
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+LEVEL = (2.5, 97.5)
+CHUNK = 2_000_000
+"""Most entries of a resampling matrix held at once."""
+
+Stratum = tuple[np.ndarray, np.ndarray]
+"""Numerators [N] and denominators [N] of the units of one domain or task."""
+
 
 @dataclass(frozen=True)
-class Interval:
-    """An estimate with its 95 % interval."""
+class Estimate:
+    """A value with its 95 % interval; no interval (None) where a single unit leaves nothing to resample."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
 
 
-def _draws(n: int, resamples: int, seed: int) -> np.ndarray:
-    """How often each of n items is drawn in each resample, [resamples, n]."""
-    return np.random.default_rng([seed, n]).multinomial(n, np.full(n, 1 / n), size=resamples)
+def generator(seed: int, name: str) -> np.random.Generator:
+    """Random numbers that depend on the seed and on what they are for, not on what was drawn before."""
+    return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
 
-def ratio(numerator: np.ndarray, denominator: np.ndarray, resamples: int, seed: int) -> Interval:
-    """sum(numerator) / sum(denominator), resampling pairs: for bits per byte and perplexity, whose items differ in length."""
-    draws = _draws(len(numerator), resamples, seed)
-    found = (draws @ numerator) / (draws @ denominator)
-    low, high = np.quantile(found, [0.025, 0.975])
-    return Interval(float(numerator.sum() / denominator.sum()), float(low), float(high), len(numerator))
+def resampled_sums(columns_CN: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Sums of each column over N units drawn with replacement, [R, C]; all columns see the same draws."""
+    n = columns_CN.shape[1]
+    columns_NC = np.asarray(columns_CN, dtype=np.float64).T
+    parts = []
+    step = max(1, CHUNK // n)
+    for start in range(0, resamples, step):
+        rows = min(step, resamples - start)
+        drawn = rng.integers(0, n, size=(rows, n)) + n * np.arange(rows)[:, None]
+        counts_RN = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
+        parts.append(counts_RN.astype(np.float64) @ columns_NC)
+    return np.concatenate(parts)
 
 
-def mean(values: np.ndarray, resamples: int, seed: int) -> Interval:
-    """Mean over items."""
-    return ratio(values.astype(float), np.ones(len(values)), resamples, seed)
+def interval(samples: np.ndarray) -> tuple[float, float]:
+    """2.5 and 97.5 percentiles of resampled values."""
+    low, high = np.percentile(samples, LEVEL)
+    return float(low), float(high)
 
 
-def macro(groups: list[tuple[np.ndarray, np.ndarray]], resamples: int, seed: int) -> Interval:
-    """Mean over groups of each group's ratio; items are resampled within their group."""
-    found, value = np.zeros(resamples), 0.0
-    for index, (numerator, denominator) in enumerate(groups):
-        draws = _draws(len(numerator), resamples, seed + index)
-        found += (draws @ numerator) / (draws @ denominator) / len(groups)
-        value += float(numerator.sum() / denominator.sum()) / len(groups)
-    low, high = np.quantile(found, [0.025, 0.975])
-    return Interval(value, float(low), float(high), sum(len(numerator) for numerator, _ in groups))
+def mean(values: np.ndarray, resamples: int, rng: np.random.Generator) -> Estimate:
+    """Mean of [N] values."""
+    return macro([(np.asarray(values, dtype=np.float64), np.ones(len(values)))], resamples, rng)
 
 
-def difference(a: np.ndarray, b: np.ndarray, resamples: int, seed: int) -> Interval:
-    """Mean of a - b over the same items (paired)."""
-    assert len(a) == len(b), "a paired bootstrap needs the same items in both"
-    return mean(a.astype(float) - b.astype(float), resamples, seed)
+def ratio(
+    numerators: np.ndarray, denominators: np.ndarray, resamples: int, rng: np.random.Generator
+) -> Estimate:
+    """Sum of numerators over sum of denominators: the estimator of nats per byte, where blocks differ in bytes."""
+    return macro([(numerators, denominators)], resamples, rng)
+
+
+def macro(strata: Sequence[Stratum], resamples: int, rng: np.random.Generator) -> Estimate:
+    """Mean over strata of each stratum's ratio of sums; units are resampled within their stratum."""
+    value = float(np.mean([top.sum() / bottom.sum() for top, bottom in strata]))
+    n = sum(len(top) for top, _ in strata)
+    if all(len(top) < 2 for top, _ in strata):
+        return Estimate(value, None, None, n)
+    samples_R = np.zeros(resamples)
+    for top, bottom in strata:
+        sums_RC = resampled_sums(np.stack([top, bottom]), resamples, rng)
+        samples_R += sums_RC[:, 0] / sums_RC[:, 1] / len(strata)
+    return Estimate(value, *interval(samples_R), n)
+
+
+def difference(
+    first: Sequence[Stratum], second: Sequence[Stratum], resamples: int, rng: np.random.Generator
+) -> Estimate:
+    """macro(first) - macro(second) of two models on the same units: both see the same draws, so shared difficulty cancels.
+
+    Args:
+        first, second: strata in the same order, with the same units in the same order.
+    """
+    value, samples_R, n = 0.0, np.zeros(resamples), 0
+    for (top_a, bottom_a), (top_b, bottom_b) in zip(first, second, strict=True):
+        assert len(top_a) == len(top_b), "paired strata must hold the same units"
+        n += len(top_a)
+        value += (top_a.sum() / bottom_a.sum() - top_b.sum() / bottom_b.sum()) / len(first)
+        sums_RC = resampled_sums(np.stack([top_a, bottom_a, top_b, bottom_b]), resamples, rng)
+        samples_R += (sums_RC[:, 0] / sums_RC[:, 1] - sums_RC[:, 2] / sums_RC[:, 3]) / len(first)
+    if all(len(top) < 2 for top, _ in first):
+        return Estimate(float(value), None, None, n)
+    return Estimate(float(value), *interval(samples_R), n)

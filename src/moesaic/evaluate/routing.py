@@ -1,75 +1,155 @@
-"""Who does the work: load and importance of every expert, per layer and domain.
+"""What the routers do on text: how evenly experts are used and how decided the routers are, per domain and layer.
 
-Shapes: L layers, E experts.
+Shapes: B blocks, T positions, L MoE layers, E experts, K experts per token, N blocks of a domain, R resamples.
 """
 
-from typing import Any
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
 
-from moesaic.train.balance import load_cv, router_terms
-
-
-class DomainRouting:
-    """Adds up the routing decisions on one domain."""
-
-    def __init__(self, layers: int, experts: int):
-        self.slots_LE = np.zeros((layers, experts))
-        self.importance_LE = np.zeros((layers, experts))
-        self.tokens = 0
-        self.entropy = 0.0
-
-    def add(self, routing: Any) -> None:
-        """Take in one forward pass."""
-        terms = router_terms(routing, None)
-        tokens = routing.logits[0].shape[0]
-        self.slots_LE += terms.load_LE.double().numpy()
-        for layer, weights in routing.weights.items():
-            index, flat = (
-                routing.indices[layer].flatten().numpy(),
-                weights.detach().double().flatten().numpy(),
-            )
-            self.importance_LE[layer] += np.bincount(index, flat, minlength=self.importance_LE.shape[1])
-        self.tokens += tokens
-        self.entropy += float(terms.entropy) * tokens
-
-    def load(self) -> np.ndarray:
-        """Share of the token slots of each expert [L, E]; rows sum to 1."""
-        return self.slots_LE / self.slots_LE.sum(axis=1, keepdims=True)
-
-    def importance(self) -> np.ndarray:
-        """Share of the router weight of each expert [L, E]; rows sum to 1."""
-        return self.importance_LE / self.importance_LE.sum(axis=1, keepdims=True)
-
-    def cv(self) -> float:
-        """Coefficient of variation of the load, mean over layers."""
-        import torch
-
-        return float(load_cv(torch.from_numpy(self.slots_LE)).mean())
+from moesaic.evaluate import bootstrap
+from moesaic.flow import files
+from moesaic.model.families import Routing
 
 
-def total(parts: list[DomainRouting]) -> DomainRouting:
-    """All domains together, each weighing by its tokens."""
-    out = DomainRouting(*parts[0].slots_LE.shape)
-    for part in parts:
-        out.slots_LE += part.slots_LE
-        out.importance_LE += part.importance_LE
-        out.tokens += part.tokens
-        out.entropy += part.entropy
-    return out
+@dataclass(frozen=True)
+class Usage:
+    """Sums over the positions of each block; add up along N before dividing."""
+
+    slots_NLE: np.ndarray
+    """How many token slots (K per position) each expert got."""
+    weights_NLE: np.ndarray
+    """Sum of the weights with which each expert was chosen."""
+    probability_NLE: np.ndarray
+    """Sum of the softmax over all experts."""
+    entropy_NL: np.ndarray
+    """Sum of the entropy of that softmax, nats."""
+    positions_N: np.ndarray
+
+    @property
+    def load_LE(self) -> np.ndarray:
+        """Share of token slots per expert; sums to 1 in each layer."""
+        slots_LE = self.slots_NLE.sum(0)
+        return np.asarray(slots_LE / slots_LE.sum(-1, keepdims=True))
+
+    @property
+    def importance_LE(self) -> np.ndarray:
+        """Mean router probability per expert; sums to 1 in each layer."""
+        return np.asarray(self.probability_NLE.sum(0) / self.positions_N.sum())
+
+    @property
+    def weight_LE(self) -> np.ndarray:
+        """Mean weight of an expert where it was chosen; NaN for one never chosen."""
+        slots_LE = self.slots_NLE.sum(0)
+        return np.where(slots_LE > 0, self.weights_NLE.sum(0) / np.maximum(slots_LE, 1), np.nan)
+
+    @property
+    def entropy_L(self) -> np.ndarray:
+        """Mean entropy per position, nats; log E for a router that does not decide."""
+        return np.asarray(self.entropy_NL.sum(0) / self.positions_N.sum())
 
 
-def table(by_domain: dict[str, DomainRouting]) -> pa.Table:
-    """domain, layer, expert, load, importance."""
-    rows: dict[str, list[Any]] = {"domain": [], "layer": [], "expert": [], "load": [], "importance": []}
-    for domain, routing in by_domain.items():
-        load, importance = routing.load(), routing.importance()
-        for (layer, expert), value in np.ndenumerate(load):
-            for key, item in zip(
-                rows,
-                (domain, layer, expert, round(float(value), 6), round(float(importance[layer, expert]), 6)),
-                strict=True,
-            ):
-                rows[key].append(item)
-    return pa.table(rows)
+def collect(routing: Routing, blocks: int) -> Usage:
+    """Sum what the last forward pass recorded over the positions of each of its B blocks."""
+    slots, weights, probabilities, entropies = [], [], [], []
+    for part in routing.layers:
+        logits_TE = routing.logits[part.layer].detach().float()
+        experts = logits_TE.shape[-1]
+        log_BTE = logits_TE.log_softmax(-1).view(blocks, -1, experts)
+        chosen_BS = routing.indices[part.layer].reshape(blocks, -1)
+        weight_BS = routing.weights[part.layer].detach().reshape(blocks, -1).float()
+        empty_BE = torch.zeros(blocks, experts, device=logits_TE.device)
+        slots.append(empty_BE.scatter_add(1, chosen_BS, torch.ones_like(weight_BS)))
+        weights.append(empty_BE.scatter_add(1, chosen_BS, weight_BS))
+        probabilities.append(log_BTE.exp().sum(1))
+        entropies.append(-(log_BTE.exp() * log_BTE).sum((1, 2)))
+    positions = routing.logits[routing.layers[0].layer].shape[0] // blocks
+    stacked = [
+        torch.stack(part, dim=1).cpu().double().numpy() for part in (slots, weights, probabilities, entropies)
+    ]
+    return Usage(stacked[0], stacked[1], stacked[2], stacked[3], np.full(blocks, positions))
+
+
+def join(parts: list[Usage]) -> Usage:
+    """Usage of several batches, block after block."""
+    names = ("slots_NLE", "weights_NLE", "probability_NLE", "entropy_NL", "positions_N")
+    return Usage(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def load_cv(load_LE: np.ndarray) -> np.ndarray:
+    """Coefficient of variation of the load over experts: 0 when balanced, sqrt(E - 1) when one expert gets everything. [..., L]"""
+    return np.asarray(load_LE.std(-1) / load_LE.mean(-1))
+
+
+def mean_load_cv(usage: Mapping[str, Usage], resamples: int, seed: int) -> bootstrap.Estimate:
+    """Load CV of all domains together (each counts the same), mean over layers; blocks are resampled within domains.
+
+    Resampling adds noise of its own to a spread, which would push all resampled CVs up; the interval is the basic (reflected)
+    one, which takes that bias off again.
+    """
+    rng = bootstrap.generator(seed, "routing/load_cv")
+    samples_RLE: np.ndarray | float = 0.0
+    for item in usage.values():
+        n, layers, experts = item.slots_NLE.shape
+        sums_RC = bootstrap.resampled_sums(item.slots_NLE.reshape(n, -1).T, resamples, rng)
+        sums_RLE = sums_RC.reshape(resamples, layers, experts)
+        samples_RLE = samples_RLE + sums_RLE / sums_RLE.sum(-1, keepdims=True) / len(usage)
+    value = float(load_cv(np.mean([item.load_LE for item in usage.values()], axis=0)).mean())
+    n = sum(len(item.positions_N) for item in usage.values())
+    if all(len(item.positions_N) < 2 for item in usage.values()):
+        return bootstrap.Estimate(value, None, None, n)
+    low, high = bootstrap.interval(load_cv(np.asarray(samples_RLE)).mean(-1))
+    return bootstrap.Estimate(value, max(0.0, 2 * value - high), max(0.0, 2 * value - low), n)
+
+
+def normalised_entropy(usage: Mapping[str, Usage], resamples: int, seed: int) -> bootstrap.Estimate:
+    """Router entropy over log E, mean over layers and domains: 1 for a router that does not decide."""
+    rng = bootstrap.generator(seed, "routing/entropy")
+    most = math.log(next(iter(usage.values())).slots_NLE.shape[-1]) or 1.0
+    return bootstrap.macro(
+        [(item.entropy_NL.mean(1) / most, item.positions_N) for item in usage.values()], resamples, rng
+    )
+
+
+def write(path: Path, usage: Mapping[str, Usage], places: int = 6) -> None:
+    """Parquet of domain, layer, expert, load, importance, weight (mean where chosen), entropy (of the layer, nats; / log E: normalised)."""
+    columns: dict[str, list[object]] = {
+        name: []
+        for name in (
+            "domain",
+            "layer",
+            "expert",
+            "load",
+            "importance",
+            "weight",
+            "entropy",
+            "entropy_normalised",
+        )
+    }
+    for domain, item in usage.items():
+        load_LE, importance_LE, weight_LE, entropy_L = (
+            item.load_LE,
+            item.importance_LE,
+            item.weight_LE,
+            item.entropy_L,
+        )
+        layers, experts = load_LE.shape
+        most = math.log(experts) or 1.0
+        for layer in range(layers):
+            for expert in range(experts):
+                weight = float(weight_LE[layer, expert])
+                row = (
+                    domain, layer, expert, round(float(load_LE[layer, expert]), places), round(float(importance_LE[layer, expert]), places),
+                    None if math.isnan(weight) else round(weight, places), round(float(entropy_L[layer]), places),
+                    round(float(entropy_L[layer]) / most, places),
+                )  # fmt: skip
+                for name, value in zip(columns, row, strict=True):
+                    columns[name].append(value)
+    with files.atomic_path(path) as temporary:
+        pq.write_table(pa.table(columns), temporary)

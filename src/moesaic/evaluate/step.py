@@ -1,157 +1,220 @@
-"""Step `evaluate`: one model, the same data and code at every stage, every figure with a 95 % interval."""
+"""Step `evaluate`: one model on validation text, multiple-choice tasks and routing; every number with its interval."""
 
+import logging
 import math
+import resource
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+import pandas as pd
+import torch
 
 from moesaic.data import packed
 from moesaic.errors import InputError
-from moesaic.evaluate import bootstrap, generate, harness, likelihood, routing
-from moesaic.evaluate.bootstrap import Interval
+from moesaic.evaluate import bootstrap, harness, likelihood, routing, samples
 from moesaic.flow import files, manifest
 from moesaic.flow.step import Context, Result
 from moesaic.model import load, size
-from moesaic.train.hardware import memory_gb
-from moesaic.train.streams import check_vocabulary
+
+log = logging.getLogger("moesaic.evaluate")
+
+PLACES = 6
+"""Digits kept after the point."""
 
 
 def run(context: Context) -> Result:
     """Write scores.json, items.parquet, samples.json and, for an MoE, routing.parquet."""
-    settings, seed, held_out = (
-        context.settings["evaluate"],
-        context.settings["seed"],
-        context.settings["held_out"],
-    )
-    resamples = settings["bootstrap"]
-    step, tokens, tasks = (context.inputs[name] for name in ("model", "tokens", "tasks"))
-    manifest.verify(step, only=["model"])
-    model = load.load_model(step.folder / "model", f"model of {step.folder}")
-    tokenizer = load.load_tokenizer(step.folder / "model")
-    check_vocabulary(tokens, model, str(step.folder))
-    scores: list[dict[str, Any]] = []
-    items: list[dict[str, Any]] = []
-    seconds: dict[str, float] = {}
-
-    began = time.perf_counter()
-    texts = _texts(model, tokens, settings)
-    for name, text in texts.items():
-        nats, counts = np.asarray(text.nats), np.asarray(text.tokens)
-        scores.append(
-            _score(
-                f"text/{name}",
-                "bits_per_byte",
-                bootstrap.ratio(likelihood.bits(text), np.asarray(text.bytes), resamples, seed),
-            )
+    settings, seed = context.settings["evaluate"], context.settings["seed"]
+    held_out = set(context.settings["held_out"])
+    clock: dict[str, float] = {}
+    with _timed(clock, "load"):
+        model, tokenizer = _load(context)
+        counted = size.count(model)
+    tokens = context.inputs["tokens"]
+    blocks = {name: packed.open_blocks(tokens, name, "validation") for name in packed.domains(tokens)}
+    with _timed(clock, "likelihood"):
+        losses = likelihood.measure(
+            model, blocks, settings["blocks"], settings["batch"], f"{context.name}: likelihood"
         )
-        loss = bootstrap.ratio(nats, counts, resamples, seed)
-        scores.append(
-            _score(
-                f"text/{name}",
-                "perplexity",
-                Interval(math.exp(loss.value), math.exp(loss.low), math.exp(loss.high), loss.n),
-            )
-        )
-        items += [
-            {"task": f"text/{name}", "item": i, "metric": "bits_per_byte", "value": bits / count}
-            for i, (bits, count) in enumerate(zip(likelihood.bits(text), text.bytes, strict=True))
-        ]
-    groups = {
-        "text/average": [n for n in texts if n not in held_out],
-        "text/held-out": [n for n in texts if n in held_out],
-    }
-    for task, names in groups.items():
-        if names:
-            pairs = [(likelihood.bits(texts[n]), np.asarray(texts[n].bytes)) for n in names]
-            scores.append(_score(task, "bits_per_byte", bootstrap.macro(pairs, resamples, seed)))
-    speed = sum(sum(t.tokens) for t in texts.values()) / sum(t.seconds for t in texts.values())
-    by_domain = {name: text.routing for name, text in texts.items() if text.routing is not None}
-    if by_domain:
-        cv = routing.total(list(by_domain.values())).cv()
-        scores.append(
-            _score("routing/load_cv", "load_cv", Interval(cv, float("nan"), float("nan"), len(by_domain)))
-        )
-    seconds["text"] = time.perf_counter() - began
-
-    began = time.perf_counter()
-    found = harness.evaluate(model, tokenizer, settings, tasks.folder, context.work / "datasets", seed)
-    scores += _task_scores(found, resamples, seed)
-    items += [
-        {"task": name, "item": i, "metric": metric, "value": float(value)}
-        for name, task in found.items() for metric, values in task.items.items() for i, value in enumerate(values)
-    ]  # fmt: skip
-    seconds["tasks"] = time.perf_counter() - began
-
-    began = time.perf_counter()
-    written, generation = generate.samples(model, tokenizer)
-    seconds["generation"] = time.perf_counter() - began
+    with _timed(clock, "tasks"):
+        tasks = harness.run(model, tokenizer, settings, context.inputs["tasks"].folder, context.work, seed)
+    with _timed(clock, "samples"):
+        continuations, made, generating = samples.generate(model, tokenizer)
+    with _timed(clock, "intervals"):
+        scores = text_scores(losses, held_out, settings["bootstrap"], seed)
+        scores += task_scores(tasks, settings["bootstrap"], seed)
+        usage = {name: loss.usage for name, loss in losses.items() if loss.usage is not None}
+        if usage:
+            for metric, estimate in _routing(usage, held_out, settings["bootstrap"], seed):
+                scores.append(score(f"routing/{metric}", metric, estimate))
     files.write_json(context.out / "scores.json", scores)
-    files.write_json(context.out / "samples.json", written)
-    outputs = ["scores.json", "samples.json", "items.parquet"]
+    files.write_json(context.out / "samples.json", continuations)
     with files.atomic_path(context.out / "items.parquet") as temporary:
-        pq.write_table(pa.Table.from_pylist(items), temporary, compression="zstd")
-    if by_domain:
-        with files.atomic_path(context.out / "routing.parquet") as temporary:
-            pq.write_table(routing.table(by_domain), temporary, compression="zstd")
+        item_table(losses, held_out, tasks).to_parquet(temporary, index=False)
+    outputs = ["scores.json", "items.parquet", "samples.json"]
+    (context.out / "routing.parquet").unlink(missing_ok=True)
+    if usage:
+        routing.write(context.out / "routing.parquet", usage, PLACES)
         outputs.append("routing.parquet")
-    else:
-        (context.out / "routing.parquet").unlink(missing_ok=True)
-    counted = size.count(model)
-    headline = {
-        f"{s['task']}/{s['metric']}": s["value"]
-        for s in scores
-        if s["task"] in ("text/average", "text/held-out", "mc/average", "routing/load_cv")
-    }
+    predicted = sum(int(loss.tokens_N.sum()) for loss in losses.values())
     measured = {
-        "tokens_per_second": speed, "generation_tokens_per_second": generation, "memory_gb": memory_gb(),
-        "seconds": {key: round(value, 2) for key, value in seconds.items()},
-    }  # fmt: skip
+        "tokens_per_second": round(predicted / clock["likelihood"], 1),
+        "generated_tokens_per_second": round(made / generating, 1),
+        "seconds": {name: round(value, 2) for name, value in clock.items()},
+        # Linux counts in KiB, macOS in bytes.
+        "peak_memory_gb": round(
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            * (1 if sys.platform == "darwin" else 1024)
+            / 1e9,
+            3,
+        ),
+    }
+    log.info("%s: %s", context.name, ", ".join(f"{name} {value:.1f} s" for name, value in clock.items()))
     return Result(
-        outputs, headline | {"parameters": counted.total, "active_parameters": counted.active}, measured
+        outputs,
+        headline(scores) | {"parameters": counted.total, "active_parameters": counted.active},
+        measured,
     )
 
 
-def _texts(model: Any, tokens: manifest.Manifest, settings: Mapping[str, Any]) -> dict[str, likelihood.Text]:
-    names = packed.domains(tokens)
-    manifest.verify(tokens, only=[f"{name}.validation" for name in names])
-    found = {}
-    for name in names:
-        blocks = packed.open_blocks(tokens, name, "validation")
-        if len(blocks) == 0:
-            raise InputError(f"data.domains.{name}: no validation block")
-        found[name] = likelihood.measure(model, blocks, settings["blocks"], settings["batch"], name)
-    return found
+def score(
+    task: str, metric: str, estimate: bootstrap.Estimate, chance: float | None = None
+) -> dict[str, Any]:
+    """One entry of scores.json; ci_low and ci_high are null where a single unit leaves nothing to resample."""
+    entry = {
+        "task": task,
+        "metric": metric,
+        "value": estimate.value,
+        "ci_low": estimate.low,
+        "ci_high": estimate.high,
+        "chance": chance,
+    }
+    return {
+        key: round(value, PLACES) if isinstance(value, float) else value for key, value in entry.items()
+    } | {"n": estimate.n}
 
 
-def _task_scores(found: Mapping[str, harness.Task], resamples: int, seed: int) -> list[dict[str, Any]]:
+def text_scores(
+    losses: dict[str, likelihood.DomainLoss], held_out: set[str], resamples: int, seed: int
+) -> list[dict[str, Any]]:
+    """Bits per byte and perplexity by domain; averages of the trained domains and of those held out."""
     scores = []
-    for name, task in found.items():
-        for metric, values in task.items.items():
-            scores.append(_score(name, metric, bootstrap.mean(values, resamples, seed), task.chance))
-        for metric, (value, error) in task.overall.items():
-            half = 1.96 * error if error is not None else float("nan")
-            scores.append(_score(name, metric, Interval(value, value - half, value + half, 0)))
-    choice = {name: task for name, task in found.items() if task.chance is not None}
-    if choice:
-        # Length-normalised accuracy, as published for OpenBookQA, HellaSwag, ARC and PIQA: sums of log-likelihoods favour short answers.
-        normed = [task.items.get("acc_norm", task.items["acc"]) for task in choice.values()]
-        pairs = [(value, np.ones(len(value))) for value in normed]
-        chance = float(np.mean([task.chance for task in choice.values() if task.chance is not None]))
-        scores.append(_score("mc/average", "acc_norm", bootstrap.macro(pairs, resamples, seed), chance))
+    for domain, loss in losses.items():
+        name = f"text/{domain}"
+        scores.append(
+            score(name, "bits_per_byte", likelihood.bits_per_byte({domain: loss}, resamples, seed, name))
+        )
+        scores.append(score(name, "perplexity", likelihood.perplexity(loss, resamples, seed, name)))
+    for name, chosen in (("text/average", set(losses) - held_out), ("text/held-out", set(losses) & held_out)):
+        members = {domain: losses[domain] for domain in sorted(chosen)}
+        if members:
+            scores.append(
+                score(name, "bits_per_byte", likelihood.bits_per_byte(members, resamples, seed, name))
+            )
     return scores
 
 
-def _score(task: str, metric: str, interval: Interval, chance: float | None = None) -> dict[str, Any]:
-    """One entry of scores.json; rounded so that equal runs give equal bytes, null where there is no interval."""
+def task_scores(tasks: list[harness.TaskScores], resamples: int, seed: int) -> list[dict[str, Any]]:
+    """Every metric of every task; mc/average is the mean accuracy (acc: the likelier choice, not per character) of the choice tasks."""
+    scores = [
+        score(task.task, metric.name, metric.estimate, metric.chance)
+        for task in tasks
+        for metric in task.metrics
+    ]
+    choice = [task for task in tasks if task.multiple_choice and "acc" in task.items]
+    if choice:
+        strata = [(task.items["acc"], task.items["acc"] * 0 + 1) for task in choice]
+        chance = sum(
+            metric.chance or 0.0 for task in choice for metric in task.metrics if metric.name == "acc"
+        ) / len(choice)
+        scores.append(
+            score(
+                "mc/average",
+                "acc",
+                bootstrap.macro(strata, resamples, bootstrap.generator(seed, "mc/average")),
+                chance,
+            )
+        )
+    return scores
 
-    def rounded(value: float | None) -> float | None:
-        return None if value is None or np.isnan(value) else round(float(value), 6)
 
-    return {
-        "task": task, "metric": metric, "value": rounded(interval.value), "ci_low": rounded(interval.low), "ci_high": rounded(interval.high),
-        "n": interval.n, "chance": rounded(chance),
+def item_table(
+    losses: dict[str, likelihood.DomainLoss], held_out: set[str], tasks: list[harness.TaskScores]
+) -> pd.DataFrame:
+    """One row per block and per item, for paired comparisons (evaluate/compare.py)."""
+    rows: list[dict[str, Any]] = []
+    for domain, loss in losses.items():
+        common = {"task": f"text/{domain}", "group": "held-out" if domain in held_out else "text"}
+        for i, key in enumerate(loss.keys):
+            numbers = {
+                "nats": round(float(loss.nats_N[i]), PLACES),
+                "bytes": int(loss.bytes_N[i]),
+                "tokens": int(loss.tokens_N[i]),
+            }
+            rows.append(common | {"item": i, "key": key} | numbers)
+    for task in tasks:
+        common = {"task": task.task, "group": "mc" if task.multiple_choice else "other"}
+        for i, key in enumerate(task.keys):
+            rows.append(
+                common
+                | {"item": i, "key": key}
+                | {metric: round(float(values[i]), PLACES) for metric, values in task.items.items()}
+            )
+    first = ["task", "item", "key", "group", "nats", "bytes", "tokens"]
+    frame = pd.DataFrame(rows)
+    frame = frame[first + sorted(set(frame.columns) - set(first))]
+    return frame.astype({"item": "int64", "bytes": "Int64", "tokens": "Int64"})
+
+
+def headline(scores: list[dict[str, Any]]) -> dict[str, float]:
+    """The manifest's metrics: the averages."""
+    names = {
+        ("text/average", "bits_per_byte"): "bits_per_byte", ("text/held-out", "bits_per_byte"): "bits_per_byte_held_out",
+        ("mc/average", "acc"): "mc_average", ("routing/load_cv", "load_cv"): "load_cv",
     }  # fmt: skip
+    return {
+        names[item["task"], item["metric"]]: item["value"]
+        for item in scores
+        if (item["task"], item["metric"]) in names
+    }
+
+
+def _routing(
+    usage: dict[str, routing.Usage], held_out: set[str], resamples: int, seed: int
+) -> Iterator[tuple[str, bootstrap.Estimate]]:
+    """Over the trained domains, as text/average; over all when every domain is held out."""
+    trained = {name: item for name, item in usage.items() if name not in held_out} or usage
+    yield "load_cv", routing.mean_load_cv(trained, resamples, seed)
+    yield "entropy", routing.normalised_entropy(trained, resamples, seed)
+
+
+def _load(context: Context) -> tuple[Any, Any]:
+    """The model (on a GPU where there is one) and its tokenizer, after checking files and vocabulary."""
+    source, tokens = context.inputs["model"], context.inputs["tokens"]
+    manifest.verify(source, ["model/"])
+    manifest.verify(context.inputs["tasks"])
+    folder = source.folder / "model"
+    model = load.load_model(folder)
+    expected, vocabulary = tokens.metrics["vocab_size"], model.config.vocab_size
+    if vocabulary != expected:
+        raise InputError(
+            f"{folder}: a vocabulary of {vocabulary}, but the tokens in {tokens.folder} were made for {expected}; run the tokens step for this model"
+        )
+    for name, parameter in model.named_parameters():
+        if not math.isfinite(float(parameter.detach().float().sum())):
+            raise InputError(
+                f"{folder}: {name} holds NaN or infinite weights; training diverged or the file is damaged: make the model again"
+            )
+    model.config._name_or_path = str(folder)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device), load.load_tokenizer(folder)
+
+
+@contextmanager
+def _timed(clock: dict[str, float], name: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    clock[name] = time.perf_counter() - began

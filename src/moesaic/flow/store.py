@@ -3,6 +3,7 @@
 MLflow is imported where it is used: its import takes seconds.
 """
 
+import contextlib
 import datetime
 import getpass
 import json
@@ -24,6 +25,8 @@ log = logging.getLogger("moesaic.track")
 METRICS_PER_BATCH, PARAMS_PER_BATCH, PARAM_LENGTH, TAG_LENGTH = 1000, 100, 6000, 5000
 ARTIFACTS = "mlartifacts"
 """Folder of artifacts, beside the SQLite database."""
+TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Without it MLflow 3 shows the experiment as one of prompts and traces."""
 
 
 def identity(settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
@@ -61,23 +64,22 @@ def open_experiment(uri: str, name: str) -> tuple[Any, str]:
     if is_http(uri):
         made = client(uri)
         found = made.get_experiment_by_name(name)
-        return made, found.experiment_id if found else made.create_experiment(name)
+        return made, found.experiment_id if found else made.create_experiment(name, tags=TAGS)
     database = _database(uri)
+    if database is not None and _is_outdated(database):
+        _migrate(uri, database)
     try:
         made = client(uri)
+        found = made.get_experiment_by_name(name)
     except Exception as error:
-        if "out-of-date database schema" not in str(error) or database is None:
-            raise InputError(
-                f"track.uri: {uri} cannot be opened as an MLflow database: {one_line(error)}"
-            ) from error
-        _migrate(uri, database)
-        made = client(uri)
-    found = made.get_experiment_by_name(name)
+        raise InputError(
+            f"track.uri: {uri} cannot be opened as an MLflow database: {one_line(error)}"
+        ) from error
     if database is None:
-        return made, found.experiment_id if found else made.create_experiment(name)
+        return made, found.experiment_id if found else made.create_experiment(name, tags=TAGS)
     artifacts = str(database.parent / ARTIFACTS)
     if found is None:
-        return made, made.create_experiment(name, artifact_location=artifacts)
+        return made, made.create_experiment(name, artifact_location=artifacts, tags=TAGS)
     if found.artifact_location != artifacts and found.artifact_location.endswith(f"/{ARTIFACTS}"):
         _rehome(database, found.experiment_id, found.artifact_location, artifacts)
     return made, found.experiment_id
@@ -89,10 +91,26 @@ def _database(uri: str) -> Path | None:
     return Path(path).absolute() if scheme == "sqlite" else None
 
 
+def _is_outdated(database: Path) -> bool:
+    """True when an MLflow of another version made the database."""
+    if not database.is_file():
+        return False
+    import mlflow
+    from alembic.script import ScriptDirectory
+
+    try:
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            versions = connection.execute("SELECT version_num FROM alembic_version").fetchall()
+    except sqlite3.DatabaseError:  # empty, or not MLflow's: opening it says what is wrong
+        return False
+    head = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations")).get_current_head()
+    return versions != [(head,)]
+
+
 def _migrate(uri: str, database: Path) -> None:
     backup = database.with_name(f"{database.name}.before-migration")
     shutil.copy2(database, backup)
-    log.info("%s is of an older MLflow; migrating it, a copy stays in %s", database.name, backup.name)
+    log.info("%s is of another MLflow version; migrating it, a copy stays in %s", database.name, backup.name)
     command = [sys.executable, "-m", "mlflow", "db", "upgrade", uri]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -206,9 +206,8 @@ def _metrics(
         return
     ended = store.ms(record["ended"])
     assert ended is not None
-    values = store.flatten(
-        {"measured": record["measured"], "seconds": record["seconds"], **done.metrics}, "/"
-    )
+    measured = record["measured"] | {"step_seconds": record["seconds"]}
+    values = store.flatten({"measured": measured, "result": done.metrics}, "/")
     scores = place.folder / "scores.json"
     for score in json.loads(scores.read_text(encoding="utf-8")) if scores.exists() else []:
         name = f"eval/{score['task']}/{score['metric']}"

@@ -26,7 +26,14 @@ def tradeoff(run: Gathered, found: Sequence[dict[str, Any]]) -> list[str]:
         if not shown:
             continue
 
-        def draw(_figure: Any, axes: Any, shown: Any = shown, key: str = key, scale: float = scale, words: Any = (title, unit)) -> None:
+        def draw(
+            _figure: Any,
+            axes: Any,
+            shown: Any = shown,
+            key: str = key,
+            scale: float = scale,
+            words: Any = (title, unit),
+        ) -> None:
             for i, variant in enumerate([None, *run.variants]):
                 rows = [row for row in shown if row["variant"] == variant]
                 xs = [row["active_parameters"] / 1e6 for row in rows]
@@ -79,6 +86,8 @@ def by_domain(run: Gathered) -> list[str]:
     out = []
     for variant in run.variants:
         points = [run.dense, *(point for point in run.of(variant) if point.scores)]
+        if len(points) == 1:
+            continue
 
         def draw(_figure: Any, axes: Any, points: Any = points, variant: str = variant) -> None:
             width = 0.84 / len(points)

@@ -70,7 +70,7 @@ def _row(point: Point, dense: Point) -> dict[str, Any]:
         "active_ffn": round(point.active_ffn, 6),
         "tokens_per_second": speed,
         "speed_ratio": round(speed / parent_speed, 6) if speed and parent_speed else None,
-        "load_cv": cv["value"] if cv else None,
+        "load_cv": _values(cv),
         "model": str(point.model.folder / "model"),
     }
 
@@ -144,7 +144,7 @@ def stage_table(run: Gathered, found: Sequence[Mapping[str, Any]]) -> Table:
             name, interval(row["bits_per_byte"], 3), ratio(row["bits_ratio"]), interval(row["held_out"], 3),
             ratio(row["held_out_ratio"]), interval(row["accuracy"], 1, 100), ratio(row["accuracy_ratio"]),
             percent(row["active_ffn"]), short(row["active_parameters"]), short(row["parameters"]), speed,
-            ratio(row["speed_ratio"]), number(row["load_cv"], 2),
+            ratio(row["speed_ratio"]), interval(row["load_cv"], 2),
         ])  # fmt: skip
     chance = found[0]["accuracy"]["chance"] if found[0]["accuracy"] else None
     note = f"; multiple choice is accuracy in %, chance {100 * chance:.1f}" if chance is not None else ""

@@ -1,0 +1,152 @@
+"""lm-eval's Hugging Face model, but the choices of one question share its prompt: one pass over prompt + all choices.
+
+A question with four choices costs prompt + 4 choices tokens instead of 4 x (prompt + choice). The choices follow each other in one
+sequence; a mask lets each see the prompt and itself only, and each continues the prompt's positions, so the numbers are those of
+separate passes (tests/evaluate/test_harness.py compares with lm-eval's own).
+
+Shapes: B packed sequences, L their longest length, N target tokens, D model width.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+
+from moesaic.evaluate.likelihood import target_nats
+from moesaic.flow.progress import Progress
+
+Request = tuple[tuple[str, str], list[int], list[int]]
+"""(prompt and continuation as text, prompt ids, continuation ids), as lm-eval hands them over."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Some continuations of one prompt."""
+
+    prompt: list[int]
+    continuations: list[list[int]]
+    numbers: list[int]
+    """Which requests these are."""
+
+    @property
+    def length(self) -> int:
+        """Tokens in the sequence; the last token of a continuation is predicted, never read."""
+        return len(self.prompt) + sum(len(item) - 1 for item in self.continuations)
+
+
+class SharedPrefixLM(HFLM):
+    """For lm_eval.evaluate; quiet, and shows its progress in lines."""
+
+    def __init__(self, model: Any, tokenizer: Any, batch: int, name: str = "tasks"):
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch, backend="causal")
+        self.progress_name = name
+
+    def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> Any:
+        return super().loglikelihood_rolling(requests, disable_tqdm=True)
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
+        return super().generate_until(requests, disable_tqdm=True)
+
+    @torch.inference_mode()
+    def _loglikelihood_tokens(
+        self, requests: list[Request], disable_tqdm: bool = True, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        # Only these attention kernels take a mask per pair of tokens.
+        if self.model.config._attn_implementation not in ("sdpa", "eager"):
+            return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+        answers: dict[int, tuple[float, bool]] = {}
+        long = [
+            i
+            for i, (_, prompt, continuation) in enumerate(requests)
+            if len(prompt) + len(continuation) > self.max_length + 1
+        ]
+        if long:  # lm-eval cuts these on the left
+            found = super()._loglikelihood_tokens(
+                [requests[i] for i in long], disable_tqdm=True, override_bs=override_bs
+            )
+            answers.update(zip(long, found, strict=True))
+        packed = sorted(
+            pack(requests, self.max_length, set(long)), key=lambda item: (-item.length, item.numbers)
+        )
+        batch = int(override_bs or self.batch_size)
+        progress = Progress(self.progress_name, len(requests), "continuations", start=len(long))
+        for start in range(0, len(packed), batch):
+            group = packed[start : start + batch]
+            answers.update(score(self.model, group))
+            progress.update(sum(len(item.numbers) for item in group))
+        return [answers[i] for i in range(len(requests))]
+
+
+def pack(requests: list[Request], longest: int, leave_out: set[int]) -> Iterator[Packed]:
+    """Join requests with the same prompt, up to `longest` tokens in a sequence."""
+    by_prompt: dict[tuple[int, ...], list[int]] = {}
+    for i, (_, prompt, _) in enumerate(requests):
+        if i not in leave_out:
+            by_prompt.setdefault(tuple(prompt), []).append(i)
+    for prompt_ids, numbers in by_prompt.items():
+        current = Packed(list(prompt_ids), [], [])
+        for i in numbers:
+            continuation = requests[i][2]
+            if current.numbers and current.length + len(continuation) - 1 > longest:
+                yield current
+                current = Packed(list(prompt_ids), [], [])
+            current.continuations.append(continuation)
+            current.numbers.append(i)
+        yield current
+
+
+def score(model: Any, group: list[Packed]) -> dict[int, tuple[float, bool]]:
+    """Log-likelihood (nats) of each continuation, and whether greedy decoding would give exactly it. One forward pass."""
+    longest = max(item.length for item in group)
+    ids_BL = torch.zeros(len(group), longest, dtype=torch.long)
+    positions_BL = torch.zeros(len(group), longest, dtype=torch.long)
+    branch_BL = torch.full((len(group), longest), -1)  # 0 prompt, 1.. continuations, -1 padding
+    rows: list[int] = []
+    targets: list[int] = []
+    spans: list[tuple[int, int]] = []
+    for b, item in enumerate(group):
+        end = len(item.prompt)
+        ids_BL[b, :end] = torch.tensor(item.prompt)
+        positions_BL[b, :end] = torch.arange(end)
+        branch_BL[b, :end] = 0
+        for branch, (number, continuation) in enumerate(
+            zip(item.numbers, item.continuations, strict=True), 1
+        ):
+            inputs = continuation[:-1]
+            where = slice(end, end + len(inputs))
+            ids_BL[b, where] = torch.tensor(inputs, dtype=torch.long)
+            positions_BL[b, where] = len(item.prompt) + torch.arange(len(inputs))
+            branch_BL[b, where] = branch
+            # The prompt's last token predicts the first token of every continuation.
+            rows += [
+                b * longest + len(item.prompt) - 1,
+                *range(b * longest + where.start, b * longest + where.stop),
+            ]
+            targets += continuation
+            spans.append((number, len(continuation)))
+            end = where.stop
+    causal_LL = torch.ones(longest, longest, dtype=torch.bool).tril()
+    seen_BLL = causal_LL & ((branch_BL[:, None, :] == 0) | (branch_BL[:, None, :] == branch_BL[:, :, None]))
+    mask_BLL = torch.zeros(seen_BLL.shape, dtype=model.dtype).masked_fill(
+        ~seen_BLL, torch.finfo(model.dtype).min
+    )
+    device = model.device
+    hidden_BLD = model.base_model(
+        input_ids=ids_BL.to(device),
+        attention_mask=mask_BLL[:, None].to(device),
+        position_ids=positions_BL.to(device),
+        use_cache=False,
+    ).last_hidden_state
+    hidden_ND = hidden_BLD.flatten(0, 1)[torch.tensor(rows, device=device)]
+    nats_N, best_N = target_nats(model, hidden_ND, torch.tensor(targets, device=device))
+    nats_N, best_N = nats_N.double().cpu(), best_N.cpu()
+    found, start = {}, 0
+    for number, size in spans:
+        found[number] = (-float(nats_N[start : start + size].sum()), bool(best_N[start : start + size].all()))
+        start += size
+    return found

@@ -1,0 +1,231 @@
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+sys.path.insert(0, "/work/main/tests")
+from conftest import tiny_llama
+from transformers import (
+    AutoTokenizer,
+    GraniteMoeSharedConfig,
+    GraniteMoeSharedForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
+
+from moesaic.errors import InputError
+from moesaic.evaluate import bootstrap, harness, likelihood, routing
+from moesaic.model import families
+from moesaic.schema import Evaluate
+
+TOK = AutoTokenizer.from_pretrained("/tmp/dense/model")
+BASE = dict(
+    hidden_size=48,
+    intermediate_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    max_position_embeddings=256,
+    num_local_experts=4,
+    num_experts_per_tok=2,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=2,
+    initializer_range=0.2,
+)
+
+
+def build(kind, vocab=512):
+    torch.manual_seed(0)
+    if kind == "llama":
+        return tiny_llama(vocab_size=vocab)
+    if kind == "mixtral":
+        return MixtralForCausalLM(MixtralConfig(vocab_size=vocab, sliding_window=None, **BASE)).eval()
+    return GraniteMoeSharedForCausalLM(
+        GraniteMoeSharedConfig(vocab_size=vocab, shared_intermediate_size=16, logits_scaling=2.0, **BASE)
+    ).eval()
+
+
+KINDS = ["llama", "mixtral", "granite"]
+
+
+class Fake:
+    block = 33
+
+    def __init__(self, n=5):
+        self.ids = np.random.default_rng(1).integers(3, 512, (n, 33)).astype(np.int32)
+
+    def __len__(self):
+        return len(self.ids)
+
+    def tokens(self, rows):
+        return self.ids[rows]
+
+    def bytes(self, rows):
+        return np.full(len(rows), 100)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_is_hf_loss_chunk_and_batch_invariant(kind):
+    m, b = build(kind), Fake()
+    ids = torch.from_numpy(b.ids.astype(np.int64))
+    ref = torch.stack([m(input_ids=r[None], labels=r[None]).loss * 32 for r in ids]).detach().numpy()
+    for chunk in (7, 1000):
+        np.testing.assert_allclose(likelihood.block_nats(m, ids, chunk).numpy(), ref, rtol=1e-5)
+    for batch in (1, 3, 8):
+        np.testing.assert_allclose(likelihood.measure(m, {"d": b}, None, batch)["d"].nats_N, ref, rtol=1e-5)
+
+
+def test_nan_names_folder():
+    m = build("llama")
+    m.config._name_or_path = "results/x/model"
+    with torch.no_grad():
+        m.model.norm.weight[0] = float("nan")
+    with pytest.raises(InputError, match="results/x/model"):
+        likelihood.measure(m, {"d": Fake()}, None, 2)
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_routing_hand_count(kind):
+    m, b = build(kind), Fake(3)
+    u = likelihood.measure(m, {"d": b}, None, 2)["d"].usage
+    with families.Routing(m) as r, torch.no_grad():
+        m.base_model(input_ids=torch.from_numpy(b.ids[:, :-1].astype(np.int64)))
+    for l in range(2):
+        hand = [int((r.indices[l] == e).sum()) for e in range(4)]
+        assert u.slots_NLE.sum(0)[l].tolist() == hand
+        p = r.logits[l].softmax(-1)
+        np.testing.assert_allclose(u.entropy_L[l], float(-(p * p.log()).sum(-1).mean()), rtol=1e-5)
+    np.testing.assert_allclose(u.load_LE.sum(-1), 1)
+    np.testing.assert_allclose(u.importance_LE.sum(-1), 1, rtol=1e-6)
+
+
+def test_load_cv_extremes():
+    assert routing.load_cv(np.full((1, 4), 0.25))[0] == 0 and routing.load_cv(np.array([[1.0, 0, 0, 0]]))[
+        0
+    ] == pytest.approx(math.sqrt(3))
+
+
+def test_bootstrap_coverage_and_chunks(monkeypatch):
+    g = np.random.default_rng(0)
+    hit = 0
+    for i in range(200):
+        e = bootstrap.mean(g.normal(3, 1, 60), 300, np.random.default_rng(i))
+        hit += e.low <= 3 <= e.high
+    assert 176 <= hit <= 199
+    a, b = g.random(50), g.random(50)
+    d = bootstrap.difference([(a + b, np.ones(50))], [(b, np.ones(50))], 500, bootstrap.generator(0, "x"))
+    assert d.value == pytest.approx(a.mean()) and d.low < a.mean() < d.high
+    assert bootstrap.mean(np.array([1.0]), 100, g).low is None
+
+
+def task(folder, name, **kw):
+    (folder / name).mkdir(parents=True)
+    rows = [
+        {
+            "q": f"The colour of thing {i} is",
+            "c": ["red", "dark blue sky", "green"],
+            "y": i % 3,
+            "t": f"Some text number {i}.",
+        }
+        for i in range(6)
+    ]
+    data = folder / name / "data.jsonl"
+    data.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    conf = (
+        dict(
+            task=name,
+            dataset_path="json",
+            dataset_kwargs={"data_files": {"test": str(data)}},
+            test_split="test",
+            doc_to_text="{{q}}",
+            doc_to_choice="c",
+            doc_to_target="y",
+            output_type="multiple_choice",
+            metric_list=[
+                {"metric": k, "aggregation": "mean", "higher_is_better": True} for k in ("acc", "acc_norm")
+            ],
+        )
+        | kw
+    )
+    (folder / name / f"{name}.yaml").write_text(
+        yaml.safe_dump({k: v for k, v in conf.items() if v is not None})
+    )
+    return rows
+
+
+def settings(*names, **kw):
+    return Evaluate(tasks=list(names), bootstrap=100, batch=2, **kw).model_dump(mode="json")
+
+
+def ll(m, q, c):
+    p, ids = TOK(q)["input_ids"], TOK(q + " " + c)["input_ids"]
+    x = torch.tensor([ids])
+    lp = m(input_ids=x).logits[0].log_softmax(-1)
+    return sum(float(lp[i - 1, ids[i]]) for i in range(len(p), len(ids)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_choice_task_by_hand(kind, tmp_path):
+    m = build(kind, 49152)
+    rows = task(tmp_path, "toy")
+    with torch.no_grad():
+        s = [[ll(m, r["q"], c) for c in r["c"]] for r in rows]
+    want = [float(int(np.argmax(x)) == r["y"]) for x, r in zip(s, rows)]
+    norm = [float(int(np.argmax(np.array(x) / [len(c) for c in r["c"]])) == r["y"]) for x, r in zip(s, rows)]
+    (got,) = harness.run(m, TOK, settings("toy"), tmp_path, tmp_path / "w", 0)
+    assert got.items["acc"].tolist() == want and got.items["acc_norm"].tolist() == norm
+    assert [x.chance for x in got.metrics] == [pytest.approx(1 / 3)] * 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shared_prefix_is_lm_evals_own(kind):
+    from lm_eval.models.huggingface import HFLM
+
+    from moesaic.evaluate.prefix import SharedPrefixLM
+
+    m = build(kind, 512)
+    g = np.random.default_rng(0)
+    reqs = []
+    for q in range(5):
+        p = g.integers(3, 512, int(g.integers(1, 20))).tolist()
+        reqs += [((str(q), str(c)), p, g.integers(3, 512, int(g.integers(1, 7))).tolist()) for c in range(4)]
+    reqs.append((("long", ""), g.integers(3, 512, 300).tolist(), [5, 6]))
+    a = SharedPrefixLM(m, TOK, 3)._loglikelihood_tokens(reqs)
+    b = HFLM(pretrained=m, tokenizer=TOK, batch_size=3)._loglikelihood_tokens(reqs, disable_tqdm=True)
+    np.testing.assert_allclose([x[0] for x in a], [x[0] for x in b], rtol=1e-4, atol=1e-4)
+    assert [x[1] for x in a] == [x[1] for x in b]
+
+
+def test_rolling_and_generative(tmp_path):
+    m = build("llama", 49152)
+    task(
+        tmp_path,
+        "roll",
+        output_type="loglikelihood_rolling",
+        doc_to_text="",
+        doc_to_target="t",
+        doc_to_choice=None,
+        metric_list=[{"metric": "bits_per_byte"}],
+    )
+    task(
+        tmp_path,
+        "gen",
+        output_type="generate_until",
+        doc_to_target="t",
+        doc_to_choice=None,
+        generation_kwargs={"until": ["\n"], "max_gen_toks": 4},
+        metric_list=[{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    )
+    got = {t.task: t for t in harness.run(m, TOK, settings("gen", "roll"), tmp_path, tmp_path / "w", 0)}
+    e = got["roll"].metrics[0].estimate
+    assert e.low < e.value < e.high and got["gen"].metrics[0].estimate.value == 0.0
+
+
+def test_unknown_task(tmp_path):
+    with pytest.raises(InputError, match="nope"):
+        harness.run(build("llama"), TOK, settings("nope"), tmp_path, tmp_path / "w", 0)
