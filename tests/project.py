@@ -3,6 +3,7 @@
 import copy
 import json
 import sysconfig
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +128,11 @@ def prepare(path: Path) -> None:
     for step in ("dense", "documents", "tokens", "chat", "tasks"):
         run(path, step)
     run(path, "construct", "activation")
+
+
+def tokenizer_of_library() -> Any:
+    """The same, trained on a few files of the standard library."""
+    with tempfile.TemporaryDirectory() as folder:
+        for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("a*.py")):
+            (Path(folder) / f"{path.stem}.txt").write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+        return tokenizer(Path(folder))

@@ -1,5 +1,6 @@
 """The page and the JSON, on a results folder with the real formats."""
 
+import itertools
 import json
 import re
 from html.parser import HTMLParser
@@ -114,7 +115,7 @@ def test_headings_do_not_skip_a_level(made):
     levels = [int(tag[1]) for tag, _ in Page(html).elements if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
 
 
 def test_text_of_files_is_escaped(made):
@@ -178,7 +179,7 @@ def test_the_best_variant_wins_the_verdict(made):
 
 
 def test_tables_hold_counts_settings_and_digests(made):
-    html, _, config, results = made
+    html, _, _config, results = made
     text = Page(html).text
     stats = json.loads((results / "prepare/documents/stats.json").read_text())
     for item in stats.values():
@@ -230,7 +231,7 @@ def test_missing_evaluations_become_dashes(tmp_path, monkeypatch):
 
 
 def test_summary_text(made, monkeypatch):
-    _, found, config, results = made
+    _, found, _config, results = made
     monkeypatch.chdir(results.parent)
     text = summary.text(Path("results"))
     lines = text.splitlines()

@@ -1,5 +1,7 @@
 """Losses against naive computations, and gradients against autograd on full logits."""
 
+import itertools
+
 import pytest
 import torch
 from torch.nn import functional
@@ -150,5 +152,5 @@ def test_learning_rate_shape():
     assert rates[0] == pytest.approx(1 / 11)
     assert max(rates) == rates[10] == 1.0
     assert rates[-1] == pytest.approx(0.1, abs=0.01)
-    assert all(a <= b for a, b in zip(rates[:10], rates[1:11], strict=True))
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a <= b for a, b in itertools.pairwise(rates))
+    assert all(a >= b for a, b in itertools.pairwise(rates))
