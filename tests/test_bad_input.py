@@ -8,7 +8,7 @@ from pathlib import Path
 
 import project
 import pytest
-from conftest import tiny_llama
+from tiny import tiny_llama
 
 from moesaic.errors import InputError
 

@@ -8,7 +8,7 @@ import project
 import pytest
 import torch
 import yaml
-from conftest import tiny_llama
+from tiny import tiny_llama
 from transformers import (
     GraniteMoeSharedConfig,
     GraniteMoeSharedForCausalLM,

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import tiny_llama
+from tiny import tiny_llama
 
 from moesaic.errors import InputError
 from moesaic.experts import calibrate, convert

@@ -25,7 +25,7 @@ from typing import Any
 
 NODES = ("node1", "node2")
 GPUS = 4
-CPUS = 8
+CPUS = 32
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "squeue", "nsenter", "unshare")
 CREDENTIAL_SECONDS = 10
 """A requeued job is held for this long (Slurm's default: 120 s)."""

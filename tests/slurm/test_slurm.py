@@ -44,19 +44,16 @@ class Project:
         subprocess.run(command, cwd=self.folder, env=environment, check=True, capture_output=True)
 
     def snakemake(self, *resources: str, extra: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
-        """Start `snakemake --profile` with our profile, resources of the train rule and more options."""
+        """Start `snakemake --profile` with our profile, other resources of the rule and more options."""
         command = [str(Path(sys.executable).parent / "snakemake"), "--snakefile", str(TOY / "Snakefile")]
         command += ["--profile", str(ROOT / "profiles" / "slurm"), "--latency-wait=5"]
-        command += [
-            "--slurm-init-seconds-before-status-checks=2",
-            "--default-resources",
-            "mem_mb=500",
-            "runtime=5",
-        ]
-        if resources:
-            command += ["--set-resources", *(f"train:{item}" for item in resources)]
+        command.append("--slurm-init-seconds-before-status-checks=2")
+        if resources:  # they take the place of the profile's own
+            command += ["--default-resources", "mem_mb=500", "runtime=5", "--set-threads", "pretrain=1"]
+            command += ["--set-resources", *(f"pretrain:{item}" for item in resources)]
+        command += extra
         with (self.folder / "snakemake.out").open("a") as output:
-            return self.cluster.popen([*command, *extra], cwd=self.folder, stdout=output, stderr=output)
+            return self.cluster.popen(command, cwd=self.folder, stdout=output, stderr=output)
 
     def wait_for(self, what: Callable[[], Any], why: str, timeout: float = 90.0) -> Any:
         """Poll until it is true."""
@@ -88,7 +85,7 @@ class Project:
 
     def job_logs(self) -> str:
         """What the jobs printed."""
-        paths = sorted(self.folder.glob(".snakemake/slurm_logs/rule_train/*.log"))
+        paths = sorted(self.folder.glob(".snakemake/slurm_logs/rule_pretrain/*.log"))
         return "\n".join(path.read_text() for path in paths)
 
     def story(self) -> str:
@@ -188,6 +185,9 @@ def test_killed_snakemake_leaves_the_job_and_a_second_writer_is_refused(
     process.kill()
     process.wait()
     (first,) = project.jobs()
+    # Here the profile is used as it is shipped.
+    asked = cluster.run(["squeue", "-h", "-j", first, "-o", "%b %l %C %m %D"]).stdout.split()
+    assert asked == ["gres:gpu:1", "1-00:00:00", "8", "62.50G", "1"]
 
     project.finish(project.snakemake(), code=1, timeout=30)
     assert "--unlock" in (project.folder / "snakemake.out").read_text()

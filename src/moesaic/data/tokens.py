@@ -27,7 +27,7 @@ log = logging.getLogger("moesaic.tokens")
 
 SPLITS = ("train", "validation")
 # What one call of the tokenizer gets: enough to keep all cores busy, little enough to stay small in memory.
-BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 1 << 20
+BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 1 << 19
 
 
 @dataclass

@@ -1,0 +1,62 @@
+"""The real Snakefile with the real profile on a real Slurm: `snakemake --profile slurm`, pre-training over two nodes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import project
+import pytest
+from cluster import Cluster
+
+from moesaic.flow import manifest, metrics
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[2]
+STEPS = 6
+
+
+def test_the_same_dag_on_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
+    path = project.make(tmp_path, {"pretrain": {"steps": STEPS, "batch": 8, "micro_batch": 2}})
+    command = [
+        str(Path(sys.executable).parent / "snakemake"),
+        "--profile",
+        "slurm",
+        "--directory",
+        str(tmp_path),
+    ]
+    command += ["--configfile", str(path), "--latency-wait=5", "--slurm-init-seconds-before-status-checks=2"]
+    command += [
+        "--default-resources",
+        "mem_mb=1000",
+        "runtime=5",
+        "--set-threads",
+        "pretrain=1",
+        "construct=1",
+        "evaluate=1",
+    ]
+    resources = [
+        "nodes=2",
+        "ranks_per_node=2",
+        "tasks_per_node=2",
+        "mpi=srun",
+        "tasks_per_gpu=0",
+        "gres=gpu:2",
+    ]
+    command += ["--set-resources", *(f"pretrain:{item}" for item in resources)]
+    command += ["--", "results/activation/evaluate/pretrain/manifest.json"]
+    # From the repository's root, as a user types it: `slurm` there is a link to profiles/slurm.
+    process = cluster.popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output[-6000:]
+    folder = tmp_path / "results/activation/pretrain"
+    run = json.loads((folder / "run.json").read_text())
+    assert run["measured"]["ranks"] == 4
+    assert run["slurm_job_id"]
+    made = manifest.read(folder)
+    manifest.verify(made)
+    assert made.metrics["tokens"] == STEPS * 8 * 64
+    lines = [item for item in metrics.read(folder / "work/metrics.jsonl") if item["key"] == "train/loss"]
+    assert [item["step"] for item in lines] == list(range(1, STEPS + 1)), "only rank 0 writes metrics"
+    assert (tmp_path / "mlflow.db").exists()
