@@ -6,6 +6,7 @@ import gzip
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -135,6 +136,18 @@ def test_max_documents_counts_pieces_and_stops_reading(write_jsonl, tmp_path):
     found = read(path, max_characters=10, max_documents=5)
     assert len(found) == 5
     assert [d.id.removeprefix(str(path)) for d in found] == [":0:0", ":0:1", ":0:2", ":0:3", ":1:0"]
+
+
+def test_parquet_is_read_by_row_groups(tmp_path):
+    random = np.random.default_rng(0)
+    rows = [{"text": random.bytes(5000).hex()} for _ in range(800)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "big.parquet", row_group_size=50)
+    assert (tmp_path / "big.parquet").stat().st_size > 3_000_000
+    before = pa.total_allocated_bytes()
+    reading = sources.records(at(tmp_path / "big.parquet"))
+    assert next(reading) == rows[0]
+    assert pa.total_allocated_bytes() - before < 2_000_000, "a few row groups, not the file"
+    assert list(reading) == rows[1:]
 
 
 def test_long_texts_are_cut_at_paragraph_ends():

@@ -202,7 +202,8 @@ def _parquet(file: File, stream: IO[bytes]) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     try:
-        for batch in pq.ParquetFile(stream).iter_batches(batch_size=256):
+        # Pre-buffering would hold the whole compressed file in memory.
+        for batch in pq.ParquetFile(stream, pre_buffer=False).iter_batches(batch_size=256):
             yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise _damaged(file, error) from error

@@ -133,7 +133,8 @@ def pack_file(
         limit: stop after the document in which this many tokens are reached; documents after it are counted as not used.
     """
     try:
-        reader = pq.ParquetFile(source)
+        # Pre-buffering would hold the whole compressed file in memory.
+        reader = pq.ParquetFile(source, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         raise InputError(
             f"{source}: not readable ({error}); delete its manifest.json and run the documents step again"
