@@ -8,6 +8,7 @@ Examples:
 """
 
 import argparse
+import errno
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.errors import InputError, Interrupted
+from moesaic.flow import launch
 from moesaic.flow.step import STEPS
 
 
@@ -34,14 +36,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Interrupted as error:
         logging.getLogger("moesaic").warning("%s", error)
         sys.exit(Interrupted.EXIT_CODE)
+    except launch.RankFailed as error:
+        # The ranks have shown their tracebacks.
+        logging.getLogger("moesaic").error("error: %s", error)
+        sys.exit(1)
     except OSError as error:
-        if error.errno != 28:
-            raise
+        if error.errno != errno.ENOSPC:
+            logging.getLogger("moesaic").exception("unexpected error")
+            sys.exit(1)
         logging.getLogger("moesaic").error(
             "error: no room left on the disk for %s; free some space and run again, finished steps and checkpoints are kept",
             error.filename or "a file",
         )
         sys.exit(2)
+    except Exception:
+        # Into the log file too, not to the terminal alone.
+        logging.getLogger("moesaic").exception("unexpected error")
+        sys.exit(1)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,7 +110,7 @@ def _load(arguments: argparse.Namespace) -> Any:
 
 
 def _run_step(arguments: argparse.Namespace) -> None:
-    from moesaic.flow import launch, paths
+    from moesaic.flow import paths
 
     plan = paths.plan_step(_load(arguments), arguments.step.name, arguments.variant, arguments.stage)
     ranks = launch.Ranks(

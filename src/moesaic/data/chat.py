@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 
 from moesaic.data import sources
 from moesaic.data.conversations import FIELDS, FORMATS, Message
-from moesaic.data.tokens import check_tokenizer
 from moesaic.errors import InputError
 from moesaic.flow import files
 from moesaic.flow.manifest import Manifest, path_of
 from moesaic.flow.step import Context, Result
+from moesaic.model.dense import check_tokenizer
 from moesaic.model.load import load_tokenizer
 from moesaic.schema import Chat, ChatSource
 

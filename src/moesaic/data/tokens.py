@@ -21,6 +21,7 @@ from moesaic.errors import InputError
 from moesaic.flow import files
 from moesaic.flow.progress import Progress
 from moesaic.flow.step import Context, Result
+from moesaic.model.dense import check_tokenizer
 from moesaic.model.load import load_tokenizer
 
 log = logging.getLogger("moesaic.tokens")
@@ -104,16 +105,6 @@ def end_of_document(tokenizer: Any) -> int:
             "model.tokenizer: it has neither <|endoftext|> nor an end-of-sequence token to end documents with"
         )
     return int(tokenizer.eos_token_id)
-
-
-def check_tokenizer(tokenizer: Any, vocabulary: int) -> None:
-    """Refuse a tokenizer that makes ids outside of the model's embedding."""
-    highest = max(tokenizer.get_vocab().values())
-    if highest >= vocabulary:
-        raise InputError(
-            f"model.tokenizer: this tokenizer does not belong to the model: it makes token id {highest}, "
-            f"the model's vocabulary ends at {vocabulary - 1}"
-        )
 
 
 def pack_file(

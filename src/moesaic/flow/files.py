@@ -1,9 +1,11 @@
 """Atomic writes: a reader sees the old file, or the whole new one, never a half."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +31,8 @@ def fsync_folder(folder: Path) -> None:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path`; fsync and rename on success, remove on failure. For files and folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.tmp-{os.getpid()}"
+    _remove_leftovers(path)
+    temporary = path.parent / f".{path.name}.tmp-{platform.node()}-{os.getpid()}"
     _remove(temporary)
     try:
         yield temporary
@@ -68,3 +71,14 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     elif path.exists():
         path.unlink()
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Temporary names that killed processes of this host left behind: a checkpoint's is gigabytes."""
+    import psutil
+
+    start = f".{path.name}.tmp-{platform.node()}-"
+    for leftover in path.parent.glob(glob.escape(start) + "*"):
+        pid = leftover.name.removeprefix(start)
+        if pid.isdigit() and int(pid) != os.getpid() and not psutil.pid_exists(int(pid)):
+            _remove(leftover)

@@ -1,6 +1,7 @@
 """What the Snakefile does outside of its jobs: the environment they find, tracking before and after, the closing table."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -26,6 +27,8 @@ def prepare(settings: Config) -> None:
     if own not in path.split(os.pathsep):
         os.environ["PATH"] = os.pathsep.join([own, path])
     os.environ["MOESAIC_CONFIG"] = str(config_file(settings))
+    # Slurm's signal before the time limit hits the Snakemake inside the job, too; it must live until the step has saved.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
 def start(settings: Config) -> None:
