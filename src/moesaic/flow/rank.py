@@ -123,3 +123,8 @@ def _watch(launcher: int) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1])
+    # Under srun all is written by now. Taking a process group down in order can wait for ranks that left: seen as a rank that
+    # stayed until the job's time limit.
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(0)

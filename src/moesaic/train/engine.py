@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -124,10 +123,3 @@ def _adamw(parameters: Mapping[str, nn.Parameter], settings: Mapping[str, Any]) 
         {"params": vectors, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=settings["lr"], betas=tuple(settings["betas"]), fused=True)
-
-
-def close() -> None:
-    """Leave the process group, if there is one, so that ranks end together."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    log.debug("rank %s left", os.environ.get("RANK", "0"))

@@ -22,7 +22,7 @@ from moesaic.flow.progress import Progress
 from moesaic.flow.step import Context, Result
 from moesaic.model import load, size
 from moesaic.train import balance, checkpoint, hardware
-from moesaic.train.engine import Engine, close
+from moesaic.train.engine import Engine
 from moesaic.train.objectives import Trainee
 from moesaic.train.streams import Stream, collate, count_targets
 
@@ -98,7 +98,6 @@ def train(job: Job) -> Result | None:
         if stop or ((step + 1) % settings["save_every"] == 0 and step + 1 < settings["steps"]):
             _save(job, engine, sampler, folder, step + 1, seen)
         if stop:
-            close()
             raise Interrupted(
                 f"{context.name}: stopped after step {step + 1} of {settings['steps']}, checkpoint written; run again to go on"
             )
@@ -107,12 +106,11 @@ def train(job: Job) -> Result | None:
         if engine.main
         else None
     )
-    engine.barrier()
+    # No barrier here: the other ranks have nothing left to wait for, and a rank that waits can hang.
     if engine.main:
         checkpoint.clear(folder)
     if recorder:
         recorder.close()
-    close()
     return result
 
 
