@@ -1,5 +1,6 @@
 """A tiny but whole project for tests: a random LLaMA, a BPE tokenizer trained on real text, a corpus from Python's own files."""
 
+import contextlib
 import copy
 import json
 import sysconfig
@@ -124,7 +125,12 @@ def run(path: Path, step: str, variant: str | None = None, stage: str | None = N
 
 
 def prepare(path: Path) -> None:
-    """The shared steps and the construction."""
+    """The shared steps and the construction, run in the project's folder."""
+    with contextlib.chdir(path.parent):
+        _prepare(path)
+
+
+def _prepare(path: Path) -> None:
     for step in ("dense", "documents", "tokens", "chat", "tasks"):
         run(path, step)
     run(path, "construct", "activation")

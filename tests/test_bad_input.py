@@ -1,6 +1,5 @@
 """Bad input ends with one line that names the key or the file; nothing made before is lost."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -17,12 +16,7 @@ from moesaic.errors import InputError
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bad")
     path = project.make(folder)
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        project.prepare(path)
-    finally:
-        os.chdir(before)
+    project.prepare(path)
     return folder
 
 

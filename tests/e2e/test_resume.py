@@ -22,12 +22,7 @@ STEPS = 12
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("resume")
     path = project.make(folder, {"pretrain": {"steps": STEPS, "save_every": 2}})
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        project.prepare(path)
-    finally:
-        os.chdir(before)
+    project.prepare(path)
     return folder
 
 
