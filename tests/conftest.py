@@ -19,10 +19,3 @@ def _one_thread():
 def llama():
     return tiny_llama()
 
-
-@pytest.fixture
-def experts_settings():
-    """schema.Experts as a dict, for a split of 96 neurons."""
-    from moesaic.schema import Experts
-
-    return Experts(experts=4, per_token=2, shared=32).model_dump(mode="json")

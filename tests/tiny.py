@@ -1,5 +1,7 @@
 """A tiny random model of a real architecture."""
 
+from pathlib import Path
+
 import torch
 
 VOCABULARY = 512
@@ -24,3 +26,28 @@ def tiny_llama(seed: int = 0, **changes):
             if "norm" in name:
                 parameter.uniform_(0.5, 1.5)
     return model
+
+
+def tiny_text(blocks: int = 10, length: int = 32, folds: int = 2, held_out: int = 2, seed: int = 0):
+    """Random token ids as calibration text."""
+    from moesaic.experts.calibration import Text
+
+    ids = torch.randint(3, VOCABULARY, (blocks, length), generator=torch.Generator().manual_seed(seed))
+    fitted = blocks - held_out
+    fold = torch.tensor(sorted(i % folds for i in range(fitted)) + [-1] * held_out)
+    return Text(ids, fold, fold.clamp_min(0), [f"domain {i}" for i in range(folds)])
+
+
+def tiny_moe(folder: Path, model=None, text=None, seed: int = 0, **settings):
+    """A tiny MoE made by the real conversion (construct.Converted); without calibration unless `settings` ask for it."""
+    from moesaic.experts import construct
+    from moesaic.model.lazy import LazyModel
+    from moesaic.schema import Experts
+
+    model = tiny_llama() if model is None else model
+    model.save_pretrained(folder / "dense")
+    defaults = {"split": "random", "router": "random", "experts": 4, "per_token": 2, "calibration": {"clusters": "domain"}}
+    merged = Experts(**{**defaults, **settings}).model_dump(mode="json")
+    (folder / "work").mkdir(exist_ok=True)
+    text = tiny_text() if text is None else text
+    return construct.convert(LazyModel(folder / "dense"), merged, text, seed, folder / "moe", folder / "work")

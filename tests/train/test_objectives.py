@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 import torch
+from tiny import tiny_moe
 from torch.nn import functional
 
-from moesaic.experts import calibrate, convert
 from moesaic.model import families
 from moesaic.train import balance
 from moesaic.train.chunked import chunked_loss
@@ -14,12 +14,10 @@ from moesaic.train.objectives import IGNORE, Batch, Trainee, Weights, forward_kl
 from moesaic.train.schedule import learning_rate
 
 
-def moe(llama, settings):
-    settings = settings | {"split": "random", "router": "random"}
-    layers = calibrate.construct_layers(
-        llama, lambda: iter(()), 0, settings, convert.scale_factor(settings), 0
-    )
-    return convert.build(llama, layers, settings, refitted=False)
+@pytest.fixture
+def experts(tmp_path):
+    """A tiny MoE with 32 shared neurons."""
+    return tiny_moe(tmp_path, shared=32).model
 
 
 def batch(rows=4, length=20, seed=0, padded=False):
@@ -63,8 +61,8 @@ def test_cross_entropy_equals_transformers(llama):
     assert float(statistics["nll_B"].sum()) == pytest.approx(float(expected) * item.step_targets, rel=1e-5)
 
 
-def test_accumulation_and_sharding_do_not_change_the_gradient(llama, experts_settings):
-    model = moe(llama, experts_settings)
+def test_accumulation_and_sharding_do_not_change_the_gradient(experts):
+    model = experts
     item = batch(padded=True)
     trainee = Trainee(model, Weights())
     trainee(item)[0].backward()
@@ -84,8 +82,8 @@ def test_accumulation_and_sharding_do_not_change_the_gradient(llama, experts_set
         assert torch.allclose(p.grad, whole[name], atol=1e-5), name
 
 
-def test_padding_changes_nothing(llama, experts_settings):
-    model = moe(llama, experts_settings)
+def test_padding_changes_nothing(experts):
+    model = experts
     plain = batch(rows=2)
     longer = Batch(
         torch.cat([plain.ids_BT, torch.zeros(2, 5, dtype=torch.long)], 1), torch.cat([plain.targets_BT, torch.full((2, 5), IGNORE)], 1),
@@ -124,9 +122,9 @@ def test_kl_gradient_points_to_the_teacher():
     assert float(forward_kl(hidden @ (head - 0.01 * head.grad).T, teacher, 2.0).sum()) < float(total)
 
 
-def test_balance_loss_pushes_against_skew(llama, experts_settings):
+def test_balance_loss_pushes_against_skew(experts):
     """Value 1 when even, larger when skewed, and a gradient that lowers the busy expert's logit (LLaMA-MoE v2's has none)."""
-    model = moe(llama, experts_settings)
+    model = experts
     parts = list(families.parts(model))
     with torch.no_grad():
         for part in parts:

@@ -1,109 +1,314 @@
-"""Step `construct`: the dense parent becomes an MoE in a standard transformers architecture, checked against the parent."""
+"""Step `construct`: the dense parent becomes an MoE in a standard transformers architecture, checked against the parent.
 
-from collections.abc import Iterator
+Layer by layer: the memory of one layer and its statistics, whatever the model's size; an interrupted run goes on with the next layer.
+"""
+
+import logging
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from moesaic.data import packed
+from moesaic import config
 from moesaic.errors import InputError
-from moesaic.experts import calibrate, convert
-from moesaic.experts.assignment import generator
+from moesaic.experts import audit, calibration, clusters, layer, routers, scale, sizes, split_layers, splits
+from moesaic.experts.assignment import Assignment, Sizes
+from moesaic.experts.build import Builder
+from moesaic.experts.features import Ffn
+from moesaic.experts.stream import Stream
 from moesaic.flow import files, manifest
-from moesaic.flow.manifest import Manifest
+from moesaic.flow.progress import Progress
 from moesaic.flow.step import Context, Result
-from moesaic.model import load, size
+from moesaic.model import families, load, size
+from moesaic.model.lazy import LazyModel, attend, ffn_of
+
+log = logging.getLogger("moesaic.construct")
+
+PROOF_TOKENS = 128
+PROOF_TOKENS_SLOW = 16
+"""For models in bfloat16, in which many CPUs compute a hundred times slower."""
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion found; the model and its papers are files."""
+
+    model: Any
+    """The finished model, read back by plain transformers."""
+    widths: Sizes
+    proof: dict[str, Any]
+    layers: list[dict[str, Any]]
+    """Figures of each layer, empty for those left dense."""
 
 
 def run(context: Context) -> Result:
     """Split, initialise routers, refit, check, save `model/`, `assignment.parquet`, `equivalence.json`, `audit.json`."""
     settings, seed = context.settings["experts"], context.settings["seed"]
     dense_step, tokens = context.inputs["dense"], context.inputs["tokens"]
-    neurons = convert.neurons_per_expert(dense_step.metrics["ffn"], settings)
+    sizes.sizes(dense_step.metrics["ffn"], settings)
     manifest.verify(dense_step)
-    dense = load.load_model(dense_step.folder / "model", "construct: dense parent")
-    blocks = calibration_blocks(tokens, context.settings["held_out"], settings["calibration"], seed)
-    batch = settings["calibration"]["batch"]
-    batches = [blocks[i : i + batch] for i in range(0, len(blocks), batch)]
-    scale = convert.scale_factor(settings)
-
-    def give() -> Iterator[Tensor]:
-        return iter(batches)
-
-    layers = calibrate.construct_layers(dense, give, len(batches), settings, scale, seed)
-    check = convert.build(dense, layers, settings, refitted=False)
-    proof = convert.equivalence(dense, check, settings, batches[0][:1])
-    refitted = settings["reconstruct"] != "none"
-    model = convert.build(dense, layers, settings, refitted=True) if refitted else check
-    with files.atomic_path(context.out / "model") as folder:
-        model.save_pretrained(folder)
-        load.load_tokenizer(dense_step.folder / "model").save_pretrained(folder)
-    proof["reload_error"] = _reload_error(model, context.out / "model", batches[0][:1])
-    files.write_json(context.out / "equivalence.json", proof)
-    files.write_json(context.out / "audit.json", {"layers": [layer.audit for layer in layers]})
-    _write_assignment(context.out / "assignment.parquet", layers)
-    counted = size.count(model)
-    errors = [layer.audit["error"] for layer in layers if layer.audit]
+    dense = LazyModel(dense_step.folder / "model", "construct: dense parent")
+    text = calibration.blocks(tokens, context.settings["held_out"], settings["calibration"], seed)
+    work = _work(context)
+    tokenizer = load.load_tokenizer(dense.folder)
+    workers = max(1, torch.get_num_threads())
+    found = convert(dense, settings, text, seed, context.out, work, workers, tokenizer)
+    widths, counted = found.widths, size.count(found.model)
     metrics: dict[str, Any] = {
-        "architecture": model.config.architectures[0],
-        "vocab_size": model.config.vocab_size,
-        "experts": settings["experts"],
+        "architecture": found.model.config.architectures[0],
+        "vocab_size": found.model.config.vocab_size,
+        "experts": widths.experts,
         "per_token": settings["per_token"],
-        "shared": settings["shared"],
-        "neurons": neurons,
-        "active_ffn": (settings["shared"] + settings["per_token"] * neurons) / dense_step.metrics["ffn"],
+        "shared": widths.shared,
+        "neurons": widths.neurons,
+        "active_ffn": _active_ffn(widths, settings, dense.layers),
         "parameters": counted.total,
         "active_parameters": counted.active,
-        "equivalence_error": proof["max_logit_error"],
+        "equivalence_error": found.proof["max_logit_error"],
     }
-    if errors:
-        metrics["mean_relative_error"] = round(sum(errors) / len(errors), 6)
+    for name, key in (("mean_relative_error", "error"), ("lift", "lift"), ("expected_load_cv", "load_cv")):
+        values = [item[key] for item in found.layers if key in item]
+        if values:
+            metrics[name] = round(sum(values) / len(values), 6)
+    shutil.rmtree(work)
     return Result(["model", "assignment.parquet", "equivalence.json", "audit.json"], metrics)
 
 
-def calibration_blocks(tokens: Manifest, held_out: list[str], settings: dict[str, Any], seed: int) -> Tensor:
-    """Training blocks for the statistics, [N, T], shared evenly by the trained domains, in a fixed random order."""
-    domains = [name for name in packed.domains(tokens) if name not in held_out]
-    if not domains:
-        raise InputError("data.domains: every domain is held out, none is left for calibration")
-    manifest.verify(tokens, only=[f"{name}.train" for name in domains])
-    block = tokens.metrics["block"]
-    each = max(1, round(settings["tokens"] / block / len(domains)))
-    found = []
-    for index, name in enumerate(domains):
-        blocks = packed.open_blocks(tokens, name, "train")
-        rows = torch.randperm(len(blocks), generator=generator(seed, index, 3))[:each].tolist()
-        found.append(torch.from_numpy(blocks.tokens(rows)).long())
-    joined = torch.cat(found)
-    return joined[torch.randperm(len(joined), generator=generator(seed, 0, 4))]
+def convert(
+    dense: LazyModel,
+    settings: dict[str, Any],
+    text: calibration.Text,
+    seed: int,
+    out: Path,
+    work: Path,
+    workers: int = 0,
+    tokenizer: Any = None,
+) -> Converted:
+    """Everything from the dense parent to the checked files in `out`.
+
+    Args:
+        settings: schema.Experts as a dict. work: folder for what an interrupted conversion goes on from. workers: processes for splits, 0 for none.
+        tokenizer: saved with the model, and reads the text for its clusters.
+
+    Raises:
+        InputError: sizes that do not fit, text too short, damaged weights, a conversion that is not exact.
+    """
+    widths = sizes.sizes(dense.config.intermediate_size, settings)
+    shape = sizes.shape(widths, dense.layers, settings)
+    family, reasons = families.choose(shape, dense.config, settings["family"])
+    for name, reason in reasons.items():
+        log.info("architecture %s: %s", name, reason)
+    by_layer = sizes.by_layer(settings, dense.layers)
+    cluster_N = _clusters(by_layer, text, widths.experts, tokenizer, seed)
+    batch = settings["calibration"]["batch"]
+    assignments = split_layers.run(
+        dense, text, cluster_N, by_layer, widths, shape.dense_layers, batch, seed, work, workers
+    )
+    ids_1T = text.ids_NT[:1, : PROOF_TOKENS if dense.dtype == torch.float32 else PROOF_TOKENS_SLOW]
+    builder = Builder(dense, family, shape, work / "layers", ids_1T, _common_factor(by_layer, widths.experts))
+    layers = _layers(builder, assignments, by_layer, text, seed, work)
+    proof = builder.equivalence()
+    builder.finish(out / "model", tokenizer)
+    model = load.load_model(out / "model", "construct")
+    proof["reload_error"] = _reload_error(builder, model, ids_1T, out / "model")
+    files.write_json(out / "equivalence.json", proof)
+    audited = [item for item in layers if "lift" in item]
+    audit.warn(audited)
+    record: dict[str, Any] = {"family": reasons, "layers": layers}
+    if audited:
+        record["routing"] = audit.routing(_routes(work, dense.layers), widths.experts, seed)
+    files.write_json(out / "audit.json", record)
+    _write_assignment(out / "assignment.parquet", assignments)
+    return Converted(model, widths, proof, layers)
+
+
+def _active_ffn(widths: Sizes, settings: dict[str, Any], layers: int) -> float:
+    """Share of the parent's FFN neurons that run for a token, mean over the layers."""
+    active = (widths.shared + settings["per_token"] * widths.neurons) / widths.width
+    dense = len(set(settings["dense_layers"]))
+    return (active * (layers - dense) + dense) / layers
 
 
 @torch.no_grad()
-def _reload_error(model: Any, folder: Path, ids_BT: Tensor) -> float:
-    """Largest logit difference between the model in memory and the one read back; a saved model must be the model."""
-    again = load.load_model(folder, "construct")
-    error = float((again(input_ids=ids_BT).logits - model(input_ids=ids_BT).logits).abs().max())
-    if error != 0.0:
+def _layers(
+    builder: Builder,
+    assignments: list[Assignment | None],
+    by_layer: list[dict[str, Any]],
+    text: calibration.Text,
+    seed: int,
+    work: Path,
+) -> list[dict[str, Any]]:
+    """Fit and write the layers one after the other, each on the hidden states that the converted ones before it give."""
+    dense, family = builder.dense, builder.family
+    positions = dense.positions(text.ids_NT.shape[1])
+    parts = calibration.batches(text.fold_N, by_layer[0]["calibration"]["batch"])
+    stream = Stream(work, "moe", (*text.ids_NT.shape, dense.config.hidden_size))
+    stream.begin((part, dense.embedding()[text.ids_NT[part]]) for part in parts)
+    wanted = None
+    if any(settings["reconstruct"] != "none" and settings["compensate"] > 0 for settings in by_layer):
+        wanted = Stream(work, "wanted", (*text.ids_NT.shape, dense.config.hidden_size))
+        wanted.begin((part, dense.embedding()[text.ids_NT[part]]) for part in parts)
+    builder.resume(stream.layer)
+    if stream.layer:
+        log.info("%d layers are there already, going on with layer %d", stream.layer, stream.layer)
+    streamed = any(_calibrated(settings) for settings in by_layer) or text.fitted < len(text.ids_NT)
+    ridge = _last_ridge(work, stream.layer)
+    progress = Progress("convert layers", dense.layers, "layers", start=stream.layer)
+    for index in range(stream.layer, dense.layers):
+        block = dense.layer(index)
+        ffn = ffn_of(block)
+        settings, assignment = by_layer[index], assignments[index]
+        activations = None
+        if streamed:
+            for part in parts:
+                stream.after[part], _ = attend(block, stream.now[part], positions)
+            if wanted is not None:
+                _dense_layer(wanted, index, block, parts, positions)
+            activations = calibration.LayerActivations(
+                ffn,
+                block.post_attention_layernorm,
+                stream.after,
+                text.fold_N,
+                parts,
+                None if wanted is None else wanted.now,
+                settings["compensate"],
+            )
+        fitted: layer.Layer | None = None
+        if assignment is not None:
+            fitted = layer.fit(ffn, activations, assignment, settings, family, ridge, seed, index)
+            ridge = fitted.audit.get("ridge", ridge)
+        _audit(work, index, ffn, fitted, activations, settings, family.scores, seed)
+        if activations is not None:
+            for place, part in enumerate(parts):
+                if fitted is None:
+                    added = activations.at(place).h_TF @ ffn.down_DF.T
+                else:
+                    added = layer.output(fitted, activations, settings, family.scores, place)
+                stream.after[part] += added.view_as(stream.after[part])
+        builder.add(index, block, ffn, fitted, seed)
+        stream.advance()
+        error = None if fitted is None else fitted.audit.get("error")
+        progress.update(detail=f"relative error {error:.3f}" if error is not None else "")
+    stream.remove()
+    if wanted is not None:
+        wanted.remove()
+    return [files.read_json(work / f"audit-{index:03}.json") for index in range(dense.layers)]
+
+
+def _dense_layer(stream: Stream, index: int, block: Any, parts: list[slice], positions: tuple[Tensor, Tensor]) -> None:
+    """Bring a stream of the dense parent behind layer `index`, where it may be already when the layer was interrupted."""
+    if stream.layer > index:
+        return
+    for part in parts:
+        after, x = attend(block, stream.now[part], positions)
+        stream.after[part] = after + block.mlp(x)
+    stream.advance()
+
+
+def _audit(
+    work: Path,
+    index: int,
+    ffn: Ffn,
+    fitted: layer.Layer | None,
+    activations: calibration.LayerActivations | None,
+    settings: dict[str, Any],
+    scores: str,
+    seed: int,
+) -> None:
+    """Audit a layer on the held-out blocks; keep the figures and the chosen experts in the work folder."""
+    found = {} if fitted is None else dict(fitted.audit)
+    if fitted is not None and activations is not None and len(activations.held_out()):
+        audited = audit.of_layer(ffn, fitted, activations, settings, scores, seed * 1009 + index)
+        found |= audited.summary(seed * 1009 + index)
+        with files.atomic_path(work / f"routes-{index:03}.npy") as temporary, temporary.open("wb") as file:
+            np.save(file, torch.cat(audited.index_TK).numpy())
+    files.write_json(work / f"audit-{index:03}.json", found)
+
+
+def _routes(work: Path, layers: int) -> list[Tensor]:
+    """Chosen experts [T, K] of every MoE layer on the held-out blocks."""
+    paths = [work / f"routes-{index:03}.npy" for index in range(layers)]
+    return [torch.from_numpy(np.load(path)) for path in paths if path.exists()]
+
+
+def _calibrated(settings: dict[str, Any]) -> bool:
+    """True when a fit of the layer needs activations."""
+    return bool(
+        routers.METHODS[settings["router"]].NEEDS_ACTIVATIONS
+        or settings["reconstruct"] != "none"
+        or settings["scale"] == "calibrated"
+        or settings["balance"] > 0
+    )
+
+
+def _clusters(by_layer: list[dict[str, Any]], text: calibration.Text, count: int, tokenizer: Any, seed: int) -> Tensor | None:
+    """Data cluster of each fitting block, when a split goes by importance."""
+    if not any("importance" in splits.METHODS[settings["split"]].NEEDS for settings in by_layer):
+        return None
+    fitted = slice(0, text.fitted)
+    if by_layer[0]["calibration"]["clusters"] == "domain":
+        return clusters.by_domain(text.domain_N[fitted], count)
+    return clusters.by_text([tokenizer.decode(ids, skip_special_tokens=True) for ids in text.ids_NT[fitted].tolist()], count, seed)
+
+
+def _common_factor(by_layer: list[dict[str, Any]], experts: int) -> float | None:
+    """The factor that all layers have, when it does not depend on data."""
+    names = {settings["scale"] for settings in by_layer}
+    if len(names) > 1 or "calibrated" in names:
+        return None
+    return scale.FACTORS[names.pop()](experts, by_layer[0]["per_token"])
+
+
+def _last_ridge(work: Path, done: int) -> float:
+    for index in range(done - 1, -1, -1):
+        found = files.read_json(work / f"audit-{index:03}.json")
+        if "ridge" in found:
+            return float(found["ridge"])
+    return 0.1
+
+
+def _work(context: Context) -> Path:
+    """A folder for these settings and inputs; what other settings left behind is removed."""
+    inputs = {name: files.sha256(manifest.path_of(found.folder)) for name, found in context.inputs.items()}
+    own = context.work / f"layers-{config.digest({'settings': context.settings, 'inputs': inputs})[:16]}"
+    for other in context.work.glob("layers-*"):
+        if other != own:
+            shutil.rmtree(other)
+    own.mkdir(parents=True, exist_ok=True)
+    return own
+
+
+@torch.no_grad()
+def _reload_error(builder: Builder, model: Any, ids_1T: Tensor, folder: Path) -> float:
+    """Largest logit difference between the layers as they were built and the model that plain transformers reads back."""
+    expected, found = builder.logits("sparse"), model(input_ids=ids_1T).logits[0].float()
+    error, largest = float((found - expected).abs().max()), float(expected.abs().max())
+    # a model in bfloat16 computes in bfloat16; the layers were proved in float32
+    if not error <= largest * (1e-4 if builder.dense.dtype == torch.float32 else 0.1):
         raise InputError(
-            f"construct: the saved model in {folder} computes other logits than the one in memory (difference {error:.3g})"
+            f"construct: the saved model in {folder} computes other logits than the layers it was made of (difference {error:.3g})"
         )
     return error
 
 
-def _write_assignment(path: Path, layers: list[calibrate.Layer]) -> None:
+def _write_assignment(path: Path, assignments: list[Assignment | None]) -> None:
+    """One row per place of a neuron: layer, neuron, expert (-1 shared), the method's score of the neuron."""
     columns: dict[str, list[Any]] = {"layer": [], "neuron": [], "expert": [], "score": []}
-    for index, layer in enumerate(layers):
-        width = layer.assignment.score_F.numel()
-        columns["layer"] += [index] * width
-        columns["neuron"] += range(width)
-        columns["expert"] += layer.assignment.expert_of().tolist()
-        columns["score"] += layer.assignment.score_F.tolist()
-    schema = pa.schema(
-        [("layer", pa.int32()), ("neuron", pa.int32()), ("expert", pa.int32()), ("score", pa.float32())]
-    )
+    for index, found in enumerate(assignments):
+        if found is None:
+            continue
+        experts, neurons = found.routed_EM.shape
+        where = torch.cat([found.shared_S, found.routed_EM.flatten()])
+        columns["layer"] += [index] * where.numel()
+        columns["neuron"] += where.tolist()
+        columns["expert"] += [-1] * found.shared_S.numel() + torch.arange(experts).repeat_interleave(neurons).tolist()
+        columns["score"] += found.score_F[where].tolist()
+    schema = pa.schema([("layer", pa.int32()), ("neuron", pa.int32()), ("expert", pa.int32()), ("score", pa.float32())])
     with files.atomic_path(path) as temporary:
         pq.write_table(pa.table(columns, schema=schema), temporary, compression="zstd")

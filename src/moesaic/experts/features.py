@@ -1,13 +1,18 @@
-"""Activation statistics of one FFN layer on calibration text; every split method and router fit reads from here.
+"""Statistics of one FFN layer on calibration text, gathered batch by batch: memory does not grow with the number of tokens.
 
-Shapes: T tokens, D model width, F dense FFN width, P projected tokens.
+Shapes: T tokens, D model width, F dense FFN width, P random projections, C data clusters.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+PROJECTIONS = 256
+"""Random directions onto which activation patterns are projected (Johnson-Lindenstrauss keeps their angles)."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,7 @@ class Ffn:
 
     @property
     def width(self) -> int:
+        """F."""
         return self.gate_FD.shape[0]
 
     def hidden(self, x_TD: Tensor) -> Tensor:
@@ -29,38 +35,122 @@ class Ffn:
 
 @dataclass(frozen=True)
 class Activations:
-    """What one layer does on the calibration tokens."""
+    """What a layer does on a batch of calibration tokens."""
 
-    ffn: Ffn
     x_TD: Tensor
     """Input of the FFN (after its norm)."""
     h_TF: Tensor
     """Activations of the neurons."""
+    fold: int = 0
+    """The domain (or other group) that the tokens belong to, for choices by cross-validation."""
+    target_TD: Tensor | None = None
+    """What the layer should add to the residual stream; None for the dense FFN's own output."""
 
-    def contribution(self) -> Tensor:
-        """|h| times the norm of the neuron's down column, [T, F]: the length of what each neuron adds to the residual."""
-        return self.h_TF.abs() * self.ffn.down_DF.norm(dim=0)
+    def target(self, ffn: Ffn) -> Tensor:
+        """What the layer should add to the residual stream [T, D]."""
+        return self.h_TF @ ffn.down_DF.T if self.target_TD is None else self.target_TD
 
-    def rate(self, top: float = 0.1) -> Tensor:
-        """Activation rate [F]: the share of tokens for which a neuron is among the top share of contributions.
 
-        Source: CMoE (arXiv 2502.04416), section 3.1, with |h| weighted by the down projection's norm.
-        """
-        contribution_TF = self.contribution()
-        keep = max(1, round(top * self.ffn.width))
-        threshold_T1 = contribution_TF.topk(keep, dim=1).values[:, -1:]
-        return (contribution_TF >= threshold_T1).float().mean(dim=0)
+@dataclass(frozen=True)
+class Bits:
+    """A boolean matrix [T, F], 8 entries to the byte."""
 
-    def energy(self) -> Tensor:
-        """Mean squared contribution [F]."""
-        return self.contribution().square().mean(dim=0)
+    packed: np.ndarray
+    """uint8 [T, ceil(F / 8)]."""
+    width: int
 
-    def patterns(self, generator: torch.Generator, width: int = 256) -> Tensor:
-        """Each neuron's contribution over the tokens, centred by token, projected to `width` random directions, unit length [F, P].
+    @classmethod
+    def of(cls, values_TF: np.ndarray) -> "Bits":
+        """Pack a boolean matrix."""
+        return cls(np.packbits(values_TF, axis=1), values_TF.shape[1])
 
-        Neurons that fire on the same tokens lie close to each other (Johnson-Lindenstrauss keeps their angles).
-        """
-        contribution_TF = self.contribution()
-        contribution_TF = contribution_TF / contribution_TF.norm(dim=0).clamp_min(1e-12)
-        projection_TP = torch.randn(contribution_TF.shape[0], width, generator=generator) / width**0.5
-        return functional.normalize(contribution_TF.T @ projection_TP, dim=1)
+    def unpack(self) -> np.ndarray:
+        """Boolean [T, F]."""
+        return np.unpackbits(self.packed, axis=1, count=self.width).astype(bool)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What split methods may know of a layer; fields that were not asked for are None."""
+
+    tokens: int
+    rate_F: Tensor
+    """Activation rate: the share of tokens for which the neuron is among the top share of contributions |h| * ||down column||.
+    Source: CMoE (arXiv 2502.04416), section 3.1, with |h| weighted by the down projection's norm."""
+    energy_F: Tensor
+    """Mean squared contribution."""
+    h_mean_F: Tensor
+    h_square_F: Tensor
+    """First and second moments of h."""
+    x_mean_D: Tensor
+    x_gram_DD: Tensor
+    """First and second moments of the layer input."""
+    patterns_FP: Tensor
+    """Contribution of each neuron over the tokens, projected to P random directions, unit length: neurons that work on the same tokens
+    lie close to each other."""
+    coactivation_FF: Tensor | None = None
+    """How often two neurons are active (see rate) on the same token; the diagonal counts each neuron."""
+    active_TF: Bits | None = None
+    """Which neurons are active on which token."""
+    importance_CF: Tensor | None = None
+    """Mean |h * dL/dh| of each data cluster, see importance.py."""
+
+
+def active(contribution_TF: Tensor, top: float) -> Tensor:
+    """True for the top share of neurons of each token [T, F]; ties at the threshold count as active."""
+    keep = max(1, round(top * contribution_TF.shape[1]))
+    return contribution_TF >= contribution_TF.topk(keep, dim=1).values[:, -1:]
+
+
+@torch.no_grad()
+def measure(
+    ffn: Ffn,
+    batches: Iterable[Activations],
+    needs: frozenset[str],
+    top: float,
+    generator: torch.Generator,
+    importance_CF: Tensor | None = None,
+) -> Features:
+    """One pass over a layer's activations.
+
+    Args:
+        needs: what else than the cheap statistics is wanted: coactivation, active. top: share of the neurons that count as active.
+    """
+    width, hidden = ffn.width, ffn.gate_FD.shape[1]
+    norm_F = ffn.down_DF.norm(dim=0)
+    rate, energy, mean, square = (torch.zeros(width, dtype=torch.float64) for _ in range(4))
+    x_mean, gram = torch.zeros(hidden, dtype=torch.float64), torch.zeros(hidden, hidden)
+    patterns = torch.zeros(width, PROJECTIONS)
+    together = torch.zeros(width, width) if "coactivation" in needs else None
+    packed: list[np.ndarray] = []
+    tokens = 0
+    for batch in batches:
+        contribution_TF = batch.h_TF.abs() * norm_F
+        on_TF = active(contribution_TF, top)
+        tokens += len(on_TF)
+        rate += on_TF.sum(dim=0)
+        energy += contribution_TF.square().sum(dim=0)
+        mean += batch.h_TF.sum(dim=0)
+        square += batch.h_TF.square().sum(dim=0)
+        x_mean += batch.x_TD.sum(dim=0)
+        gram += batch.x_TD.T @ batch.x_TD
+        patterns += contribution_TF.T @ torch.randn(len(on_TF), PROJECTIONS, generator=generator)
+        if together is not None:
+            on = on_TF.float()
+            together += on.T @ on
+        if "active" in needs:
+            packed.append(np.packbits(on_TF.numpy(), axis=1))
+    assert tokens, "no calibration tokens"
+    return Features(
+        tokens,
+        (rate / tokens).float(),
+        (energy / tokens).float(),
+        (mean / tokens).float(),
+        (square / tokens).float(),
+        (x_mean / tokens).float(),
+        gram / tokens,
+        functional.normalize(patterns, dim=1),
+        together,
+        Bits(np.concatenate(packed), width) if packed else None,
+        importance_CF,
+    )

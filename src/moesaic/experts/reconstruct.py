@@ -1,54 +1,141 @@
 """Closed-form refit of the down projections, so that the sparse layer's output matches the dense layer's.
 
-With routing fixed, the MoE output is A D^T, where row t of A [T, F] holds the activations of the shared neurons and of the chosen
-experts' neurons, times the weight of their expert. The ridge solution around the present D is
-D'^T = D^T + (A'A + ridge * mean diag(A'A) * I)^-1 A'(Y - A D^T), Y = dense output on the same inputs.
-Statistics are taken on the converted model's own activations (layer by layer), so that errors do not add up unseen.
+With routing fixed, the MoE output is A D, where row t of A [T, P] holds the activations of the shared neurons and of the chosen experts'
+neurons, times the weight of their expert, and D [P, D] the down projections, stacked. The ridge solution around the present D is
+D' = D + (A'A + ridge * mean diag(A'A) * I)^-1 A'(Y - A D). Y is what brings the residual stream to where the dense parent's is after the
+layer (`compensate: 1`, so that the errors of earlier layers are made up for as far as they can be), or the dense FFN's output on the
+converted model's own inputs (`compensate: 0`). Shared and routed experts are refitted together. Statistics are gathered batch by batch, one set per fold (domain); errors on a left-out fold follow from them in closed form:
+||Y - A (D + X)||^2 = r - 2 tr(X'B) + tr(X'G X) with G = A'A, B = A'(Y - A D), r = ||Y - A D||^2.
+
+Shapes: T tokens, D model width, S shared neurons, E experts, M neurons per expert, P = S + E M.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from moesaic.experts.assignment import Assignment
-from moesaic.experts.features import Activations
+from moesaic.experts.features import Activations, Ffn
+
+GRID = 3.0
+"""Factor between strengths that are tried; each layer starts from its predecessor's choice."""
+
+
+@dataclass
+class Normal:
+    """Sums over the tokens of one fold."""
+
+    gram_PP: Tensor
+    product_PD: Tensor
+    square: float
+    """||Y - A D||^2 before the refit."""
+    target: float
+    """||Y||^2."""
 
 
 @dataclass(frozen=True)
-class Routed:
-    """How the calibration tokens were routed in a layer."""
+class Refit:
+    """A chosen change of the stacked down projections."""
 
-    weights_TE: Tensor
-    """Weight of each expert, 0 where it was not chosen; the scale is in it."""
-    load_E: Tensor
-    """Share of the token slots that each expert got, sums to 1."""
-
-
-def route(x_TD: Tensor, router_ED: Tensor, per_token: int, scale: float) -> Routed:
-    """Top-k, softmax over the chosen logits, times `scale`: what the stock classes compute."""
-    logits_TE = x_TD @ router_ED.T
-    top, index = logits_TE.topk(per_token, dim=1)
-    weights_TE = torch.zeros_like(logits_TE).scatter(1, index, top.softmax(dim=1) * scale)
-    return Routed(weights_TE, torch.bincount(index.flatten(), minlength=router_ED.shape[0]) / index.numel())
+    change_PD: Tensor | None
+    """None: the refit would not have lowered the error on left-out text, so nothing is changed."""
+    ridge: float
+    left_out: list[float]
+    """Squared error on each left-out fold, as a ratio to the error without refit."""
 
 
-def masked(activations: Activations, assignment: Assignment, routed: Routed) -> Tensor:
-    """A [T, F]: activations of the neurons that run, times the weight of their expert."""
-    weights_TF = torch.ones_like(activations.h_TF)
-    for expert, neurons in enumerate(assignment.routed_EM):
-        weights_TF[:, neurons] = routed.weights_TE[:, expert : expert + 1]
-    return activations.h_TF * weights_TF
+def columns(assignment: Assignment) -> Tensor:
+    """Neuron of each column of A [P]: the shared ones, then each expert's."""
+    return torch.cat([assignment.shared_S, assignment.routed_EM.flatten()])
 
 
-def refit(a_TF: Tensor, target_TD: Tensor, down_DF: Tensor, ridge: float) -> Tensor:
-    """The new down projection [D, F]."""
-    gram_FF = a_TF.T @ a_TF
-    gram_FF.diagonal().add_(ridge * gram_FF.diagonal().mean())
-    residual_FD = a_TF.T @ (target_TD - a_TF @ down_DF.T)
-    return down_DF + torch.cholesky_solve(residual_FD, torch.linalg.cholesky(gram_FF)).T
+def running(batch: Activations, assignment: Assignment, weights_TE: Tensor) -> Tensor:
+    """A [T, P]: activations of the neurons that run, times the weight of their expert."""
+    experts, neurons = assignment.routed_EM.shape
+    shared, a_TP = assignment.shared_S.numel(), batch.h_TF[:, columns(assignment)]
+    a_TP[:, shared:].view(-1, experts, neurons).mul_(weights_TE[:, :, None])
+    return a_TP
 
 
-def relative_error(output_TD: Tensor, target_TD: Tensor) -> float:
-    """||output - target|| / ||target|| over all tokens."""
-    return float((output_TD - target_TD).norm() / target_TD.norm().clamp_min(1e-12))
+def gather(
+    ffn: Ffn, batches: Iterable[Activations], assignment: Assignment, weigh: Callable[[Tensor], Tensor], down_PD: Tensor
+) -> dict[int, Normal]:
+    """The normal equations of each fold.
+
+    Args:
+        weigh: layer input [T, D] -> weights of the experts [T, E]. down_PD: present down projections, one row per column of A.
+    """
+    folds: dict[int, Normal] = {}
+    for batch in batches:
+        a_TP = running(batch, assignment, weigh(batch.x_TD))
+        target_TD = batch.target(ffn)
+        residual_TD = target_TD - a_TP @ down_PD
+        size = a_TP.shape[1]
+        if batch.fold not in folds:
+            folds[batch.fold] = Normal(torch.zeros(size, size), torch.zeros(down_PD.shape), 0.0, 0.0)
+        fold = folds[batch.fold]
+        fold.gram_PP.addmm_(a_TP.T, a_TP)
+        fold.product_PD.addmm_(a_TP.T, residual_TD)
+        fold.square += float(residual_TD.square().sum())
+        fold.target += float(target_TD.square().sum())
+    return folds
+
+
+def solve(gram_PP: Tensor, product_PD: Tensor, ridge: float) -> Tensor:
+    """(G + ridge * mean diag(G) * I)^-1 B."""
+    gram = gram_PP.clone()
+    gram.diagonal().add_(ridge * gram.diagonal().mean().clamp_min(1e-12))
+    return torch.cholesky_solve(product_PD, torch.linalg.cholesky(gram))
+
+
+def left_out(normal: Normal, change_PD: Tensor) -> float:
+    """Squared error of a fold with changed down projections, as a ratio to that without."""
+    after = normal.square - 2 * float((change_PD * normal.product_PD).sum())
+    after += float((change_PD * (normal.gram_PP @ change_PD)).sum())
+    return after / max(normal.square, 1e-30)
+
+
+def refit(folds: dict[int, Normal], ridge: float | None, start: float) -> Refit:
+    """Choose the strength by leaving out one fold at a time, then fit on all of them.
+
+    No fold may get worse when it is left out: a strength that lowers quality on a domain it has not seen is not taken, and when every
+    strength does, the down projections stay as they are.
+
+    Args:
+        ridge: a fixed strength, or None to choose. start: where the search begins (the choice of the layer before).
+    """
+    gram_PP: Tensor = sum(fold.gram_PP for fold in folds.values())  # type: ignore[assignment]
+    product_PD: Tensor = sum(fold.product_PD for fold in folds.values())  # type: ignore[assignment]
+
+    def errors(strength: float) -> list[float]:
+        found = []
+        for fold in folds.values():
+            change = solve(gram_PP - fold.gram_PP, product_PD - fold.product_PD, strength)
+            found.append(left_out(fold, change))
+        return found
+
+    tried: dict[float, list[float]] = {}
+    best = ridge if ridge is not None else start
+    tried[best] = errors(best)
+    while ridge is None:
+        for other in (best * GRID, best / GRID):
+            if other not in tried and 1e-5 < other < 1e4:
+                tried[other] = errors(other)
+        lowest = min(tried, key=lambda strength: _rank(tried[strength]))
+        if lowest == best or len(tried) > MOST_TRIED:
+            best = lowest
+            break
+        best = lowest
+    if max(tried[best]) >= 1.0:
+        return Refit(None, best, tried[best])
+    return Refit(solve(gram_PP, product_PD, best), best, tried[best])
+
+
+MOST_TRIED = 7
+
+
+def _rank(ratios: list[float]) -> tuple[bool, float]:
+    """Strengths that harm no left-out fold come first, then the lowest mean."""
+    return max(ratios) >= 1.0, sum(ratios) / len(ratios)

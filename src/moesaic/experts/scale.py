@@ -1,0 +1,59 @@
+"""What a chosen expert weighs: the factor on the softmax of the chosen logits, by name.
+
+With softmax over K chosen experts each weighs 1 / K on average. LLaMA-MoE multiplies by N / K and calls it a re-scale factor; for its
+4 of 16 that is 1 per expert, for 2 of 8 it is 2. docs/decisions/0002 compares the starting losses.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from moesaic.experts import reconstruct
+from moesaic.experts.assignment import Assignment
+from moesaic.experts.features import Activations, Ffn
+
+UNIT_TEMPERATURE = 2.0**-12
+"""Top-k choice does not change with the router's length, softmax does: a short router gives all chosen experts the same weight."""
+
+FACTORS: dict[str, Callable[[int, int], float]] = {
+    "none": lambda experts, per_token: 1.0,
+    "times-k": lambda experts, per_token: float(per_token),
+    "unit": lambda experts, per_token: float(per_token),
+    "n-over-k": lambda experts, per_token: experts / per_token,
+    "mean": lambda experts, per_token: float(experts),
+    "norm": lambda experts, per_token: per_token * (experts / per_token) ** 0.5,
+    "calibrated": lambda experts, per_token: float(per_token),
+}
+"""Factor for E experts, K of them chosen; `calibrated` starts from times-k."""
+
+
+def calibrate(
+    ffn: Ffn, batches: Iterable[Activations], assignment: Assignment, weigh: Callable[[Tensor], Tensor], down_PD: Tensor
+) -> float:
+    """The factor on the routed output that brings shared + routed output closest to the dense output (least squares)."""
+    shared = assignment.shared_S.numel()
+    above, below = 0.0, 0.0
+    for batch in batches:
+        a_TP = reconstruct.running(batch, assignment, weigh(batch.x_TD))
+        routed_TD = a_TP[:, shared:] @ down_PD[shared:]
+        missing_TD = batch.target(ffn) - a_TP[:, :shared] @ down_PD[:shared]
+        above += float((routed_TD * missing_TD).sum())
+        below += float(routed_TD.square().sum())
+    return max(above / max(below, 1e-30), 0.0)
+
+
+def weigh(
+    x_TD: Tensor, router_ED: Tensor, bias_E: Tensor | None, per_token: int, factor: float, scores: str
+) -> Tensor:
+    """Weights [T, E] of the experts, 0 where not chosen: what the stock classes compute.
+
+    Args:
+        bias_E: takes part in the choice only. scores: softmax (over the chosen logits) or sigmoid (divided by the chosen ones' sum).
+    """
+    logits_TE = x_TD @ router_ED.T
+    score_TE = logits_TE.sigmoid() if scores == "sigmoid" else logits_TE
+    index_TK = (score_TE if bias_E is None else score_TE + bias_E).topk(per_token, dim=1).indices
+    chosen_TK = score_TE.gather(1, index_TK)
+    weights_TK = chosen_TK / (chosen_TK.sum(dim=1, keepdim=True) + 1e-20) if scores == "sigmoid" else chosen_TK.softmax(dim=1)
+    return torch.zeros_like(logits_TE).scatter(1, index_TK, weights_TK * factor)

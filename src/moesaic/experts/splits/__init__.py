@@ -1,0 +1,32 @@
+"""The split methods by their names in the configuration; to add one, add its file and a line here."""
+
+from typing import Any
+
+from moesaic.experts.splits import (
+    activation,
+    clustering,
+    coactivation,
+    coactivation_sampled,
+    copy,
+    drop,
+    gradient,
+    random,
+    sequential,
+    sharing_inner,
+    sharing_inter,
+)
+
+METHODS: dict[str, Any] = {
+    "random": random,
+    "sequential": sequential,
+    "clustering": clustering,
+    "coactivation": coactivation,
+    "coactivation-sampled": coactivation_sampled,
+    "gradient": gradient,
+    "sharing-inner": sharing_inner,
+    "sharing-inter": sharing_inter,
+    "activation": activation,
+    "copy": copy,
+    "drop": drop,
+}
+"""Each has NEEDS (which features), OVERLAP (may a neuron be in several experts) and split(ffn, features, sizes, options, seed, layer)."""
