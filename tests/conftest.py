@@ -18,4 +18,3 @@ def _one_thread():
 @pytest.fixture
 def llama():
     return tiny_llama()
-

@@ -46,7 +46,13 @@ def tiny_moe(folder: Path, model=None, text=None, seed: int = 0, **settings):
 
     model = tiny_llama() if model is None else model
     model.save_pretrained(folder / "dense")
-    defaults = {"split": "random", "router": "random", "experts": 4, "per_token": 2, "calibration": {"clusters": "domain"}}
+    defaults = {
+        "split": "random",
+        "router": "random",
+        "experts": 4,
+        "per_token": 2,
+        "calibration": {"clusters": "domain"},
+    }
     merged = Experts(**{**defaults, **settings}).model_dump(mode="json")
     (folder / "work").mkdir(exist_ok=True)
     text = tiny_text() if text is None else text

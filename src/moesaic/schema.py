@@ -188,8 +188,8 @@ class Calibration(Strict):
     """Blocks per forward pass."""
     holdout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Share of the blocks (at least one of each domain) that no fit sees: the audit and the refusal of a harmful refit use them. 0: none."""
-    folds: Annotated[int, Field(ge=2)] = 5
-    """Groups of domains (of blocks, with one domain) that are left out in turn to choose the strength of the refit."""
+    folds: Annotated[int, Field(ge=2)] = 2
+    """Groups of blocks, each with text of all domains, that are left out in turn to choose the strength of the refit."""
     clusters: Literal["text", "domain"] = "text"
     """Data clusters of the importance-based splits: by the blocks' text, or by domain."""
     top: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
@@ -258,10 +258,10 @@ class Method(Strict):
     uncorrelated experts); calibrated = fitted on calibration text."""
     reconstruct: Literal["none", "least-squares"] = "none"
     """least-squares: refit the down projections in closed form so that the MoE output matches the dense layer's."""
-    compensate: Fraction = 1.0
+    compensate: Fraction = 0.5
     """How much of the earlier layers' errors the refit makes up for: 0 aims at the dense FFN's output, 1 at the dense residual stream."""
     ridge: Annotated[float, Field(gt=0.0)] | Literal["auto"] = "auto"
-    """Strength of the refit's pull towards the original weights, as a share of the mean Gram diagonal; auto: by leaving out domains."""
+    """Strength of the refit's pull towards the original weights, as a share of the mean Gram diagonal; auto: by leaving out text, see calibration.folds."""
     router_ridge: Annotated[float, Field(gt=0.0)] = 0.1
     """Regulariser of the router's regression, as a share of the mean Gram diagonal."""
     clustering: Clustering = Clustering()
@@ -303,7 +303,9 @@ class Experts(Method):
         if self.experts % self.granularity:
             raise ValueError(f"granularity ({self.granularity}) must divide experts ({self.experts})")
         if copying and self.reconstruct != "none":
-            raise ValueError(f"reconstruct: copies of the FFN (split {self.split}) need no refit; set it to none")
+            raise ValueError(
+                f"reconstruct: copies of the FFN (split {self.split}) need no refit; set it to none"
+            )
         if copying and self.router != "random":
             raise ValueError(
                 f"router: copies of the FFN (split {self.split}) contribute alike, so nothing can be fitted to them; set it to random"
@@ -315,9 +317,15 @@ class Experts(Method):
                 raise ValueError(
                     f"layers.{key}.{unknown[0]}: not a key that may differ by layer; allowed: {', '.join(Method.model_fields)}"
                 )
-            merged = Method.model_validate({name: getattr(self, name) for name in Method.model_fields} | changes)
-            if (merged.split in ("copy", "drop")) != copying or (merged.split == "sharing-inner") != (self.split == "sharing-inner"):
-                raise ValueError(f"layers.{key}.split: {merged.split} makes experts of another width than {self.split}")
+            merged = Method.model_validate(
+                {name: getattr(self, name) for name in Method.model_fields} | changes
+            )
+            if (merged.split in ("copy", "drop")) != copying or (merged.split == "sharing-inner") != (
+                self.split == "sharing-inner"
+            ):
+                raise ValueError(
+                    f"layers.{key}.split: {merged.split} makes experts of another width than {self.split}"
+                )
         return self
 
 
@@ -327,7 +335,9 @@ def layer_numbers(text: str) -> list[int]:
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdigit() or (dash and not last.isdigit()):
-            raise ValueError(f"layers: '{text}' is not a layer or a range of layers, such as '0' or '3-5' or '2,4-6'")
+            raise ValueError(
+                f"layers: '{text}' is not a layer or a range of layers, such as '0' or '3-5' or '2,4-6'"
+            )
         found += range(int(first), int(last if dash else first) + 1)
     return found
 

@@ -55,7 +55,9 @@ def test_importance_equals_autograd_on_the_whole_model(tmp_path):
     found = importance.measure(LazyModel(tmp_path / "m"), ids, cluster, 2, 3, tmp_path)
     kept = {}
     for index, block in enumerate(model.model.layers):
-        block.mlp.down_proj.register_forward_pre_hook(lambda _m, inputs, index=index: kept.update({index: inputs[0]}))
+        block.mlp.down_proj.register_forward_pre_hook(
+            lambda _m, inputs, index=index: kept.update({index: inputs[0]})
+        )
     expected = torch.zeros(3, 2, 96)
     for row in range(4):
         logits = model(input_ids=ids[row : row + 1]).logits[0, :-1]
@@ -70,11 +72,16 @@ def test_importance_equals_autograd_on_the_whole_model(tmp_path):
 def test_a_cluster_without_text_is_refused(tmp_path):
     tiny_llama().save_pretrained(tmp_path / "m")
     with pytest.raises(InputError, match="cluster 2 of 3"):
-        importance.measure(LazyModel(tmp_path / "m"), tiny_text().ids_NT[:4], torch.tensor([0, 1, 0, 1]), 3, 2, tmp_path)
+        importance.measure(
+            LazyModel(tmp_path / "m"), tiny_text().ids_NT[:4], torch.tensor([0, 1, 0, 1]), 3, 2, tmp_path
+        )
 
 
 def test_text_clusters_separate_topics():
-    sea, bread = "the ship sails the sea and the harbour waves wind {}", "flour water yeast oven dough bread bake crust {}"
+    sea, bread = (
+        "the ship sails the sea and the harbour waves wind {}",
+        "flour water yeast oven dough bread bake crust {}",
+    )
     texts = [template.format(word) for word in ("a", "b", "c", "d") for template in (sea, bread)]
     labels = clusters.by_text(texts, 2, 0)
     assert labels[0::2].unique().numel() == labels[1::2].unique().numel() == 1
@@ -98,6 +105,8 @@ def test_activations_that_are_not_finite_are_refused(tmp_path):
     ffn, x, _ = a_layer(hidden=12)
     bad = x.view(4, 30, 12).clone()
     bad[2, 3, 4] = float("inf")
-    source = calibration.LayerActivations(ffn, torch.nn.Identity(), bad, torch.tensor([0, 0, 0, -1]), [slice(0, 3), slice(3, 4)])
+    source = calibration.LayerActivations(
+        ffn, torch.nn.Identity(), bad, torch.tensor([0, 0, 0, -1]), [slice(0, 3), slice(3, 4)]
+    )
     with pytest.raises(InputError, match="NaN or infinite activations"):
         list(source.fitting())

@@ -31,10 +31,15 @@ def planted(tokens=600, seed=0):
     return ffn, Activations(x, h), assignment, kind
 
 
-@pytest.mark.parametrize("name", [name for name, router in routers.METHODS.items() if router.NEEDS_ACTIVATIONS])
+@pytest.mark.parametrize(
+    "name", [name for name, router in routers.METHODS.items() if router.NEEDS_ACTIVATIONS]
+)
 def test_fitted_routers_find_the_working_expert(name):
     ffn, batch, assignment, kind = planted()
-    halves = [Activations(batch.x_TD[:250], batch.h_TF[:250]), Activations(batch.x_TD[250:], batch.h_TF[250:])]
+    halves = [
+        Activations(batch.x_TD[:250], batch.h_TF[:250]),
+        Activations(batch.x_TD[250:], batch.h_TF[250:]),
+    ]
     weights = routers.METHODS[name].fit(ffn, halves, assignment, OPTIONS, 0, 0)
     whole = routers.METHODS[name].fit(ffn, [batch], assignment, OPTIONS, 0, 0)
     assert torch.allclose(weights, whole, atol=1e-4), "the cut into batches must not matter"
@@ -75,7 +80,14 @@ def test_balance_evens_out_the_load_and_strength_interpolates(own_bias):
 
 
 def weighing(router, per_token=2):
-    return partial(scale.weigh, router_ED=router, bias_E=None, per_token=per_token, factor=float(per_token), scores="softmax")
+    return partial(
+        scale.weigh,
+        router_ED=router,
+        bias_E=None,
+        per_token=per_token,
+        factor=float(per_token),
+        scores="softmax",
+    )
 
 
 def domains(count=3, tokens=1500):
@@ -114,7 +126,9 @@ def test_refit_that_harms_an_unseen_domain_is_refused():
     size, width = 6, 3
     gram = torch.eye(size)
     product = torch.ones(size, width)
-    folds = {fold: reconstruct.Normal(gram, sign * product, 20.0, 40.0) for fold, sign in enumerate((1.0, -1.0))}
+    folds = {
+        fold: reconstruct.Normal(gram, sign * product, 20.0, 40.0) for fold, sign in enumerate((1.0, -1.0))
+    }
     found = reconstruct.refit(folds, None, 0.1)
     assert found.change_PD is None
     agreeing = {fold: reconstruct.Normal(gram, product, 20.0, 40.0) for fold in range(2)}
@@ -177,7 +191,12 @@ def test_the_stream_is_the_finished_model(tmp_path, family):
 
 
 def test_an_interrupted_conversion_goes_on_with_the_next_layer(tmp_path, monkeypatch):
-    settings = {"split": "activation", "router": "least-squares", "reconstruct": "least-squares", "shared": 32}
+    settings = {
+        "split": "activation",
+        "router": "least-squares",
+        "reconstruct": "least-squares",
+        "shared": 32,
+    }
     whole = tiny_moe(tmp_path / "whole", **settings) if (tmp_path / "whole").mkdir() is None else None
     right, converted = construct.Builder.add, []
 

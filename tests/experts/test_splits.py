@@ -62,7 +62,9 @@ def test_every_method_converts_exactly(tmp_path, llama, name, shared_experts, fa
     experts = {0: 4, 1: 5, 2: 4}[shared_experts]  # 96 = 4 * 24 = (1 + 5) * 16 = (2 + 4) * 16
     changes = {"split": name, "experts": experts, "shared_experts": shared_experts or None}
     if copying:
-        changes |= {"granularity": 2, "experts": 4} | ({"shared": 16 * shared_experts, "shared_experts": None})
+        changes |= {"granularity": 2, "experts": 4} | (
+            {"shared": 16 * shared_experts, "shared_experts": None}
+        )
     if family == "other":
         changes["family"] = "glm4_moe" if shared_experts else "qwen2_moe"
         if shared_experts == 0:
@@ -74,7 +76,9 @@ def test_every_method_converts_exactly(tmp_path, llama, name, shared_experts, fa
     made = tiny_moe(tmp_path, llama, tiny_text(12), **changes)
     assert made.proof["max_logit_error"] < 1e-4 * made.proof["max_logit"]
     assert made.proof["reload_error"] < 1e-4
-    expected = {"auto": "granitemoeshared" if shared_experts else "mixtral"}.get(family, changes.get("family"))
+    expected = {"auto": "granitemoeshared" if shared_experts else "mixtral"}.get(
+        family, changes.get("family")
+    )
     assert made.model.config.model_type == expected
 
 
@@ -93,7 +97,10 @@ def test_activation_split_finds_planted_groups():
     for name in ("activation", "coactivation", "coactivation-sampled"):
         found = splits.METHODS[name].split(ffn, known, Sizes(width, 8, 2, 16), options(name), 0, 0)
         assert found.shared_S.tolist() == list(range(8)), name
-        assert {tuple(row.tolist()) for row in found.routed_EM} == {tuple(left.tolist()), tuple(right.tolist())}, name
+        assert {tuple(row.tolist()) for row in found.routed_EM} == {
+            tuple(left.tolist()),
+            tuple(right.tolist()),
+        }, name
 
 
 def test_gradient_split_follows_importance():
@@ -111,7 +118,9 @@ def test_sharing_inter_pools_what_all_clusters_need():
     importance[:, [3, 9, 20, 31]] = 5.0
     ffn, batch = layer(width=32)
     known = measure(ffn, [batch], frozenset(), 0.2, generator(0, 0, 1), importance)
-    found = splits.METHODS["sharing-inter"].split(ffn, known, Sizes(32, 4, 4, 7), options("sharing-inter"), 0, 0)
+    found = splits.METHODS["sharing-inter"].split(
+        ffn, known, Sizes(32, 4, 4, 7), options("sharing-inter"), 0, 0
+    )
     assert found.shared_S.tolist() == [3, 9, 20, 31]
 
 
@@ -120,7 +129,9 @@ def test_sharing_inner_overlaps_where_clusters_agree():
     importance[:, [3, 9]] = 5.0
     ffn, batch = layer(width=32)
     known = measure(ffn, [batch], frozenset(), 0.2, generator(0, 0, 1), importance)
-    found = splits.METHODS["sharing-inner"].split(ffn, known, Sizes(32, 0, 4, 12), options("sharing-inner"), 0, 0)
+    found = splits.METHODS["sharing-inner"].split(
+        ffn, known, Sizes(32, 0, 4, 12), options("sharing-inner"), 0, 0
+    )
     assert found.multiplicity()[[3, 9]].tolist() == [4, 4]
     assert int(found.multiplicity().min()) == 1
 
@@ -139,14 +150,19 @@ def test_drop_draws_half_of_each_expert_anew(tmp_path, llama):
 
     part = next(families.parts(made.model))
     original = llama.model.layers[0].mlp.up_proj.weight
-    kept = [(part.experts.gate_up_proj[e, 96:][:, None] == original[None]).all(-1).any(-1).sum().item() for e in range(2)]
+    kept = [
+        (part.experts.gate_up_proj[e, 96:][:, None] == original[None]).all(-1).any(-1).sum().item()
+        for e in range(2)
+    ]
     assert kept == [48, 48]
     fresh = part.experts.gate_up_proj[:, 96:].std()
     assert float(fresh) == pytest.approx(float(original.std()), rel=0.1)
 
 
 def test_methods_and_layers_can_differ(tmp_path, llama):
-    made = tiny_moe(tmp_path, llama, split="random", layers={"0": {"split": "sequential"}, "1-2": {"scale": "unit"}})
+    made = tiny_moe(
+        tmp_path, llama, split="random", layers={"0": {"split": "sequential"}, "1-2": {"scale": "unit"}}
+    )
     import pyarrow.parquet as pq
 
     table = pq.read_table(tmp_path / "moe" / "assignment.parquet").to_pandas()
@@ -202,7 +218,12 @@ def test_sizes_of_shared_experts():
 
 @pytest.mark.parametrize(
     ("shared", "routed", "message"),
-    [([0], [[0, 1]], "routed expert too"), ([], [[0, 1], [1, 2]], "two experts"), ([0], [[1, 1]], "twice"), ([], [[0, 1]], "in no expert")],
+    [
+        ([0], [[0, 1]], "routed expert too"),
+        ([], [[0, 1], [1, 2]], "two experts"),
+        ([0], [[1, 1]], "twice"),
+        ([], [[0, 1]], "in no expert"),
+    ],
 )
 def test_assignment_check_catches_errors(shared, routed, message):
     found = Assignment(torch.tensor(shared, dtype=torch.long), torch.tensor(routed), torch.zeros(3))

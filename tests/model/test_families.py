@@ -26,7 +26,9 @@ IDS = torch.randint(3, 512, (2, 24), generator=torch.Generator().manual_seed(5))
 )
 def test_all_experts_on_equals_dense(tmp_path, family, shared, tied, scale):
     dense = tiny_llama(tie_word_embeddings=tied)
-    made = tiny_moe(tmp_path, dense, experts=8 if shared else 4, per_token=2, shared=shared, scale=scale, family=family)
+    made = tiny_moe(
+        tmp_path, dense, experts=8 if shared else 4, per_token=2, shared=shared, scale=scale, family=family
+    )
     assert made.proof["max_logit_error"] < 1e-4 * made.proof["max_logit"]
     assert made.proof["reload_error"] < 1e-4
     assert made.model.config.model_type == family
@@ -65,7 +67,13 @@ def test_layers_left_dense(tmp_path, llama, family, shared, dense_layers):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16_save_keeps_the_logits(tmp_path, llama, family):
-    made = tiny_moe(tmp_path, llama, shared=0 if family == "mixtral" else 32, family=family, experts=4 if family == "mixtral" else 8)
+    made = tiny_moe(
+        tmp_path,
+        llama,
+        shared=0 if family == "mixtral" else 32,
+        family=family,
+        experts=4 if family == "mixtral" else 8,
+    )
     before = logits(made.model, IDS)
     # read as bfloat16, not cast: casting would round the rotary frequencies too, which no checkpoint holds
     half = load.load_model(tmp_path / "moe" / "model", dtype=torch.bfloat16)
@@ -75,7 +83,9 @@ def test_bfloat16_save_keeps_the_logits(tmp_path, llama, family):
     assert again.dtype == torch.bfloat16
     assert torch.equal(logits(again, IDS), rounded)
     # bfloat16 keeps 8 bits: the distributions stay close, bit equality is only with the rounded weights
-    kl = functional.kl_div(rounded.log_softmax(-1), before.log_softmax(-1), log_target=True, reduction="batchmean")
+    kl = functional.kl_div(
+        rounded.log_softmax(-1), before.log_softmax(-1), log_target=True, reduction="batchmean"
+    )
     assert float(kl) / IDS.shape[1] < 0.15
 
 
@@ -121,7 +131,9 @@ def test_the_family_follows_from_the_shape(llama):
     config = llama.config
 
     def name(wanted="auto", **shape):
-        return families.choose(Shape(**{"experts": 8, "per_token": 2, "neurons": 8} | shape), config, wanted)[0].name
+        return families.choose(Shape(**{"experts": 8, "per_token": 2, "neurons": 8} | shape), config, wanted)[
+            0
+        ].name
 
     assert name() == "mixtral"
     assert name(shared=32) == "granitemoeshared"
@@ -132,7 +144,9 @@ def test_the_family_follows_from_the_shape(llama):
     assert reasons["mixtral"] == "no: it has no shared expert"
     assert reasons["granitemoeshared"].startswith("chosen")
     assert reasons["glm4_moe"].startswith("possible")
-    with pytest.raises(InputError, match=r"experts\.family: mixtral cannot express this split: it has no shared expert"):
+    with pytest.raises(
+        InputError, match=r"experts\.family: mixtral cannot express this split: it has no shared expert"
+    ):
         name("mixtral", shared=32)
     with pytest.raises(InputError, match="no architecture in transformers expresses"):
         name(dense_layers=(1,), bias=True)

@@ -45,15 +45,22 @@ class Assignment:
     def check(self, sizes: Sizes, overlap: bool) -> None:
         """Sizes are exact and every neuron is used: exactly once, or, with `overlap`, at least once and not twice in one expert."""
         width = sizes.width
-        assert self.shared_S.shape == (sizes.shared,), f"{self.shared_S.numel()} shared neurons, {sizes.shared} asked for"
-        assert self.routed_EM.shape == (sizes.experts, sizes.neurons), f"experts of shape {tuple(self.routed_EM.shape)}"
+        assert self.shared_S.shape == (sizes.shared,), (
+            f"{self.shared_S.numel()} shared neurons, {sizes.shared} asked for"
+        )
+        assert self.routed_EM.shape == (sizes.experts, sizes.neurons), (
+            f"experts of shape {tuple(self.routed_EM.shape)}"
+        )
         shared = torch.bincount(self.shared_S, minlength=width)
-        assert shared.max() <= 1 and shared.numel() == width, "a shared neuron is given twice"
+        assert shared.numel() == width, "a neuron that does not exist is shared"
+        assert shared.max() <= 1, "a shared neuron is given twice"
         for expert in self.routed_EM:
             assert expert.unique().numel() == expert.numel(), "an expert holds a neuron twice"
         held = self.multiplicity()
         assert not bool((held[self.shared_S] > 0).any()), "a shared neuron is in a routed expert too"
-        assert bool((held + shared > 0).all()), f"{int((held + shared == 0).sum())} neurons of {width} are in no expert"
+        assert bool((held + shared > 0).all()), (
+            f"{int((held + shared == 0).sum())} neurons of {width} are in no expert"
+        )
         assert overlap or held.max() <= 1, "a neuron is in two experts"
 
     def multiplicity(self) -> Tensor:
@@ -68,7 +75,9 @@ class Assignment:
         return out
 
 
-def from_labels(shared_S: Tensor, rest_R: Tensor, labels_R: Tensor, experts: int, score_F: Tensor) -> Assignment:
+def from_labels(
+    shared_S: Tensor, rest_R: Tensor, labels_R: Tensor, experts: int, score_F: Tensor
+) -> Assignment:
     """An assignment from the experts' numbers of the neurons that are not shared."""
     routed = torch.stack([rest_R[labels_R == expert].sort().values for expert in range(experts)])
     return Assignment(shared_S.sort().values, routed, score_F)

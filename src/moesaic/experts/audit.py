@@ -6,6 +6,7 @@ rates would be, minus 1. Raw cuts are not comparable between splits, since sorti
 Shapes: T tokens, E experts, K experts per token, M neurons per expert, N blocks, L MoE layers.
 """
 
+import itertools
 import logging
 from typing import Any
 
@@ -31,7 +32,9 @@ class LayerAudit:
     def __init__(self, experts: int, neurons: int, seed: int):
         generator = torch.Generator().manual_seed(seed)
         self.experts, self.neurons = experts, neurons
-        self.orders_RP = torch.stack([torch.randperm(experts * neurons, generator=generator) for _ in range(RANDOM_SPLITS)])
+        self.orders_RP = torch.stack(
+            [torch.randperm(experts * neurons, generator=generator) for _ in range(RANDOM_SPLITS)]
+        )
         self.pairs_N: list[float] = []
         self.all_pairs_N: list[float] = []
         self.random_NR: list[Tensor] = []
@@ -41,7 +44,9 @@ class LayerAudit:
         self.lengths: list[Tensor] = []
         self.index_TK: list[Tensor] = []
 
-    def add(self, routed_TP: Tensor, shared_TS: Tensor, length_TE: Tensor, index_TK: Tensor, top: float) -> None:
+    def add(
+        self, routed_TP: Tensor, shared_TS: Tensor, length_TE: Tensor, index_TK: Tensor, top: float
+    ) -> None:
         """One block.
 
         Args:
@@ -49,15 +54,19 @@ class LayerAudit:
             length_TE: length of each expert's output. index_TK: the chosen experts. top: share of the neurons that count as active.
         """
         on_TP = active(torch.cat([shared_TS, routed_TP], dim=1), top)[:, shared_TS.shape[1] :]
+        self.add_active(on_TP)
+        self.load_E += torch.bincount(index_TK.flatten(), minlength=self.experts)
+        self.lengths.append(length_TE)
+        self.index_TK.append(index_TK)
+
+    def add_active(self, on_TP: Tensor) -> None:
+        """Which routed neurons are active on the tokens of one block."""
         self.pairs_N.append(self._pairs(on_TP))
         count_T = on_TP.sum(dim=1).double()
         self.all_pairs_N.append(float((count_T * (count_T - 1)).sum()))
         self.random_NR.append(torch.tensor([self._pairs(on_TP[:, order]) for order in self.orders_RP]))
         self.fired_NP.append(on_TP.sum(dim=0).double())
         self.tokens_N.append(len(on_TP))
-        self.load_E += torch.bincount(index_TK.flatten(), minlength=self.experts)
-        self.lengths.append(length_TE)
-        self.index_TK.append(index_TK)
 
     def _pairs(self, on_TP: Tensor) -> float:
         count_TE = on_TP.view(len(on_TP), self.experts, self.neurons).sum(dim=2).double()
@@ -77,7 +86,9 @@ class LayerAudit:
         blocks = len(self.pairs_N)
         every = torch.arange(blocks)
         generator = torch.Generator().manual_seed(seed)
-        resampled = [self.lift(torch.randint(blocks, (blocks,), generator=generator)) for _ in range(RESAMPLES)]
+        resampled = [
+            self.lift(torch.randint(blocks, (blocks,), generator=generator)) for _ in range(RESAMPLES)
+        ]
         random_NR = torch.stack(self.random_NR).double()
         controls = [self.lift(every, order, random_NR[:, r]) for r, order in enumerate(self.orders_RP)]
         spread = float(np.std(controls))
@@ -85,10 +96,10 @@ class LayerAudit:
         total = sum(self.all_pairs_N)
         cut, random_cut = total - sum(self.pairs_N), total - float(random_NR.sum()) / RANDOM_SPLITS
         low, high = (float(value) for value in np.quantile(resampled, [0.025, 0.975]))
-        length_TE = torch.cat(self.lengths)
+        length_TE = torch.cat(self.lengths) if self.lengths else torch.zeros(2, self.experts)
         similarity = torch.corrcoef(length_TE.T) if self.experts > 1 else torch.ones(1, 1)
         off = similarity[~torch.eye(self.experts, dtype=torch.bool)]
-        load_E = self.load_E / self.load_E.sum()
+        load_E = self.load_E / self.load_E.sum().clamp_min(1)
         return {
             "lift": round(lift, 6),
             "lift_low": round(low, 6),
@@ -97,7 +108,7 @@ class LayerAudit:
             "contrast": round(1.0 - cut / random_cut, 6) if random_cut > 0 else 0.0,
             "similarity": round(float(off.mean()), 6) if off.numel() else 1.0,
             "load": [round(float(value), 6) for value in load_E],
-            "load_cv": round(float(load_E.std(unbiased=False) / load_E.mean()), 6),
+            "load_cv": round(float(load_E.std(unbiased=False) / load_E.mean().clamp_min(1e-12)), 6),
         }
 
 
@@ -114,11 +125,23 @@ def of_layer(
         contribution_TP = h_TP.abs() * norm_P
         down_EMD = found.down_PD[shared:].view(experts, neurons, -1)
         length_TE = torch.stack(
-            [(h_TP[:, shared + e * neurons : shared + (e + 1) * neurons] @ down_EMD[e]).norm(dim=1) for e in range(experts)], dim=1
+            [
+                (h_TP[:, shared + e * neurons : shared + (e + 1) * neurons] @ down_EMD[e]).norm(dim=1)
+                for e in range(experts)
+            ],
+            dim=1,
         )
-        weights_TE = scale.weigh(batch.x_TD, found.router_ED, found.bias_E, settings["per_token"], 1.0, scores)
+        weights_TE = scale.weigh(
+            batch.x_TD, found.router_ED, found.bias_E, settings["per_token"], 1.0, scores
+        )
         index_TK = weights_TE.topk(settings["per_token"], dim=1).indices
-        audit.add(contribution_TP[:, shared:], contribution_TP[:, :shared], length_TE, index_TK, settings["calibration"]["top"])
+        audit.add(
+            contribution_TP[:, shared:],
+            contribution_TP[:, :shared],
+            length_TE,
+            index_TK,
+            settings["calibration"]["top"],
+        )
     return audit
 
 
@@ -134,12 +157,18 @@ def warn(layers: list[dict[str, Any]]) -> None:
 
 def routing(index_LTK: list[Tensor], experts: int, seed: int) -> dict[str, Any]:
     """Balance of the routing digraph and the traffic of expert placements."""
-    transitions = np.stack([_handed_on(a, b, experts) for a, b in zip(index_LTK, index_LTK[1:], strict=False)]) if len(
-        index_LTK
-    ) > 1 else np.zeros((0, experts, experts))
+    transitions = (
+        np.stack([_handed_on(a, b, experts) for a, b in itertools.pairwise(index_LTK)])
+        if len(index_LTK) > 1
+        else np.zeros((0, experts, experts))
+    )
     closing = _handed_on(index_LTK[-1], index_LTK[0], experts)
     graph = digraph.routing(transitions, closing)
-    found: dict[str, Any] = {"imbalance": digraph.imbalance(graph), "beta": digraph.certificate(graph), "placement": {}}
+    found: dict[str, Any] = {
+        "imbalance": digraph.imbalance(graph),
+        "beta": digraph.certificate(graph),
+        "placement": {},
+    }
     for devices in (2, 4, 8):
         if experts % devices == 0 and len(transitions):
             placed = placement.minimum_cut(transitions, devices, seed)
@@ -155,4 +184,6 @@ def routing(index_LTK: list[Tensor], experts: int, seed: int) -> dict[str, Any]:
 def _handed_on(from_TK: Tensor, to_TK: Tensor, experts: int) -> np.ndarray:
     """Tokens from expert i to expert j [E, E]; each of the K * K pairs of a token counts."""
     pairs = from_TK[:, :, None] * experts + to_TK[:, None, :]
-    return torch.bincount(pairs.flatten(), minlength=experts * experts).view(experts, experts).double().numpy()
+    return (
+        torch.bincount(pairs.flatten(), minlength=experts * experts).view(experts, experts).double().numpy()
+    )

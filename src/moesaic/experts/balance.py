@@ -28,7 +28,13 @@ class Balanced:
 
 
 def fit(
-    x_TD: Tensor, router_ED: Tensor, per_token: int, strength: float, own_bias: bool, scores: str, ridge: float = 1e-3
+    x_TD: Tensor,
+    router_ED: Tensor,
+    per_token: int,
+    strength: float,
+    own_bias: bool,
+    scores: str,
+    ridge: float = 1e-3,
 ) -> Balanced:
     """Bias of `strength` times the one that makes the load even.
 
@@ -51,7 +57,9 @@ def fit(
         load_E = _load(score_TE + one_T[:, None] * bias_E, per_token)
         bias_E += step * (1 - turn / STEPS) * (load_E.mean() - load_E).sign()
     bias_E = strength * (bias_E - bias_E.mean())
-    before, after = (_cv(_load(score_TE + one_T[:, None] * bias, per_token)) for bias in (torch.zeros_like(bias_E), bias_E))
+    before, after = (
+        _cv(_load(score_TE + one_T[:, None] * bias, per_token)) for bias in (torch.zeros_like(bias_E), bias_E)
+    )
     if own_bias:
         return Balanced(router_ED, bias_E, before, after)
     return Balanced(router_ED + torch.outer(bias_E, direction_D), None, before, after)

@@ -31,7 +31,13 @@ class Builder:
     """Converted layers as files in `folder`; what is there survives the process."""
 
     def __init__(
-        self, dense: LazyModel, family: Family, shape: Shape, folder: Path, ids_1T: Tensor, factor: float | None = None
+        self,
+        dense: LazyModel,
+        family: Family,
+        shape: Shape,
+        folder: Path,
+        ids_1T: Tensor,
+        factor: float | None = None,
     ):
         """`factor`: the one that all layers have on their routed output, for classes with a field for it; None when they differ."""
         self.dense, self.family, self.shape, self.folder = dense, family, shape, folder
@@ -62,7 +68,15 @@ class Builder:
             fill(self.family, module, *self._everything(ffn, layer.assignment, seed, index))
             hidden["all"] = self._all_on(module, hidden["all"])
             rows = (layer.gate_PD, layer.up_PD, layer.down_PD)
-            fill(self.family, module, layer.router_ED, layer.bias_E, layer.factor / self.field, layer.assignment, rows)
+            fill(
+                self.family,
+                module,
+                layer.router_ED,
+                layer.bias_E,
+                layer.factor / self.field,
+                layer.assignment,
+                rows,
+            )
             self._round(module)
             hidden["sparse"] = self._run(module, hidden["sparse"])
         self._save(index, module)
@@ -93,7 +107,12 @@ class Builder:
                 f"construct: with all experts on and unit scores the logits differ from the dense model's by {error:.3g} "
                 f"(allowed {tolerance:.3g}); the architecture of model.at is not represented exactly"
             )
-        return {"max_logit_error": error, "tolerance": tolerance, "max_logit": largest, "tokens": int(expected.shape[0])}
+        return {
+            "max_logit_error": error,
+            "tolerance": tolerance,
+            "max_logit": largest,
+            "tokens": int(expected.shape[0]),
+        }
 
     def finish(self, out: Path, tokenizer: Any) -> None:
         """Join the layers with embeddings, norm and head into a model folder, in shards, one layer in memory at a time."""
@@ -176,21 +195,29 @@ class Builder:
 
         total = 0
         for source in sources:
-            found = {name: self.dense.tensor(name) for name in source} if source is rest else load_file(source)
+            found = (
+                {name: self.dense.tensor(name) for name in source} if source is rest else load_file(source)
+            )
             size = sum(tensor.nbytes for tensor in found.values())
             total += size
             if part and sum(tensor.nbytes for tensor in part.values()) + size > SHARD_BYTES:
                 flush()
             part |= found
         flush()
-        names = {}
+        names: dict[str, str] = {}
         for number, inside in enumerate(shards, start=1):
-            name = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+            name = (
+                "model.safetensors"
+                if len(shards) == 1
+                else f"model-{number:05}-of-{len(shards):05}.safetensors"
+            )
             (folder / f"shard-{number:05}").rename(folder / name)
             names |= dict.fromkeys(inside, name)
         if len(shards) > 1:
             index = {"metadata": {"total_size": total}, "weight_map": names}
-            (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1, sort_keys=True), encoding="utf-8")
+            (folder / "model.safetensors.index.json").write_text(
+                json.dumps(index, indent=1, sort_keys=True), encoding="utf-8"
+            )
 
 
 @torch.no_grad()
@@ -226,7 +253,9 @@ def fill(
 def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
     from safetensors.torch import save_file
 
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"}
+    )
 
 
 def _generation_config(dense: LazyModel) -> Any:

@@ -50,7 +50,7 @@ def blocks(tokens: Manifest, held_out: list[str], settings: dict[str, Any], seed
     length = tokens.metrics["block"]
     each = round(settings["tokens"] / length / len(domains))
     kept_out = max(1, round(settings["holdout"] * each)) if settings["holdout"] else 0
-    if each - kept_out < (1 if len(domains) > 1 else 2):
+    if each - kept_out < 2:
         raise InputError(
             f"experts.calibration.tokens: {settings['tokens']} tokens are {each} blocks of {length} for each of {len(domains)} domains, "
             f"{kept_out} of them held out: too short for the statistics; take at least {len(domains) * (kept_out + 2) * length}"
@@ -67,8 +67,7 @@ def blocks(tokens: Manifest, held_out: list[str], settings: dict[str, Any], seed
         ids.append(torch.from_numpy(stored.tokens(rows)).long())
         domain += [index] * each
         for place in range(each):
-            group = index if len(domains) > 1 else place
-            fold.append(-1 if place >= each - kept_out else group % settings["folds"])
+            fold.append(-1 if place >= each - kept_out else place % settings["folds"])
     fold_N, domain_N, ids_NT = torch.tensor(fold), torch.tensor(domain), torch.cat(ids)
     order = torch.where(fold_N < 0, 10**6, fold_N).argsort(stable=True)
     return Text(ids_NT[order], fold_N[order], domain_N[order], domains)
@@ -121,15 +120,17 @@ class LayerActivations:
             raise InputError(
                 "construct: NaN or infinite activations on the calibration text; the dense parent's weights or the calibration blocks are damaged"
             )
-        found = Activations(x_TD, h_TF, int(self.fold_N[part.start]), self._target(h_TF, part))
+        own_TD = h_TF @ self.ffn.down_DF.T
+        after_TD = self.after_NTD[part].flatten(0, 1)
+        weight_T = (after_TD + own_TD).square().mean(dim=1).clamp_min(1e-12).rsqrt()
+        found = Activations(x_TD, h_TF, int(self.fold_N[part.start]), self._target(own_TD, part), weight_T)
         if self.keep:
             self.kept[index] = found
         return found
 
-    def _target(self, h_TF: Tensor, part: slice) -> Tensor | None:
+    def _target(self, own_TD: Tensor, part: slice) -> Tensor | None:
         if self.wanted_NTD is None or self.compensate == 0.0:
             return None
-        own_TD = h_TF @ self.ffn.down_DF.T
         whole_TD = (self.wanted_NTD[part] - self.after_NTD[part]).flatten(0, 1)
         return own_TD + self.compensate * (whole_TD - own_TD)
 

@@ -51,5 +51,9 @@ def by_text(texts: list[str], count: int, seed: int) -> Tensor:
     embedded = normalize(TruncatedSVD(width, random_state=seed).fit_transform(words))
     labels = KMeans(count, n_init=10, random_state=seed).fit_predict(embedded)
     sizes = [int((labels == cluster).sum()) for cluster in range(count)]
-    log.info("calibration text in %d clusters of %s blocks", count, ", ".join(map(str, sorted(sizes, reverse=True))))
+    log.info(
+        "calibration text in %d clusters of %s blocks",
+        count,
+        ", ".join(map(str, sorted(sizes, reverse=True))),
+    )
     return torch.from_numpy(labels).long()

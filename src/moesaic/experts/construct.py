@@ -201,7 +201,9 @@ def _layers(
     return [files.read_json(work / f"audit-{index:03}.json") for index in range(dense.layers)]
 
 
-def _dense_layer(stream: Stream, index: int, block: Any, parts: list[slice], positions: tuple[Tensor, Tensor]) -> None:
+def _dense_layer(
+    stream: Stream, index: int, block: Any, parts: list[slice], positions: tuple[Tensor, Tensor]
+) -> None:
     """Bring a stream of the dense parent behind layer `index`, where it may be already when the layer was interrupted."""
     if stream.layer > index:
         return
@@ -247,14 +249,18 @@ def _calibrated(settings: dict[str, Any]) -> bool:
     )
 
 
-def _clusters(by_layer: list[dict[str, Any]], text: calibration.Text, count: int, tokenizer: Any, seed: int) -> Tensor | None:
+def _clusters(
+    by_layer: list[dict[str, Any]], text: calibration.Text, count: int, tokenizer: Any, seed: int
+) -> Tensor | None:
     """Data cluster of each fitting block, when a split goes by importance."""
     if not any("importance" in splits.METHODS[settings["split"]].NEEDS for settings in by_layer):
         return None
     fitted = slice(0, text.fitted)
     if by_layer[0]["calibration"]["clusters"] == "domain":
         return clusters.by_domain(text.domain_N[fitted], count)
-    return clusters.by_text([tokenizer.decode(ids, skip_special_tokens=True) for ids in text.ids_NT[fitted].tolist()], count, seed)
+    return clusters.by_text(
+        [tokenizer.decode(ids, skip_special_tokens=True) for ids in text.ids_NT[fitted].tolist()], count, seed
+    )
 
 
 def _common_factor(by_layer: list[dict[str, Any]], experts: int) -> float | None:
@@ -307,8 +313,12 @@ def _write_assignment(path: Path, assignments: list[Assignment | None]) -> None:
         where = torch.cat([found.shared_S, found.routed_EM.flatten()])
         columns["layer"] += [index] * where.numel()
         columns["neuron"] += where.tolist()
-        columns["expert"] += [-1] * found.shared_S.numel() + torch.arange(experts).repeat_interleave(neurons).tolist()
+        columns["expert"] += [-1] * found.shared_S.numel() + torch.arange(experts).repeat_interleave(
+            neurons
+        ).tolist()
         columns["score"] += found.score_F[where].tolist()
-    schema = pa.schema([("layer", pa.int32()), ("neuron", pa.int32()), ("expert", pa.int32()), ("score", pa.float32())])
+    schema = pa.schema(
+        [("layer", pa.int32()), ("neuron", pa.int32()), ("expert", pa.int32()), ("score", pa.float32())]
+    )
     with files.atomic_path(path) as temporary:
         pq.write_table(pa.table(columns, schema=schema), temporary, compression="zstd")

@@ -46,6 +46,14 @@ class Activations:
     target_TD: Tensor | None = None
     """What the layer should add to the residual stream; None for the dense FFN's own output."""
 
+    weight_T: Tensor | None = None
+    """1 / RMS of the residual stream after the layer: what comes later sees the stream normed, so an error counts relative to it. Without
+    this a handful of tokens with massive activations (up to 94 % of a layer's energy in SmolLM2) would decide every fit."""
+
+    def weigh(self, values: Tensor) -> Tensor:
+        """Rows [T, ...] times the tokens' weights."""
+        return values if self.weight_T is None else values * self.weight_T[:, None]
+
     def target(self, ffn: Ffn) -> Tensor:
         """What the layer should add to the residual stream [T, D]."""
         return self.h_TF @ ffn.down_DF.T if self.target_TD is None else self.target_TD
@@ -125,7 +133,7 @@ def measure(
     packed: list[np.ndarray] = []
     tokens = 0
     for batch in batches:
-        contribution_TF = batch.h_TF.abs() * norm_F
+        contribution_TF = batch.weigh(batch.h_TF.abs() * norm_F)
         on_TF = active(contribution_TF, top)
         tokens += len(on_TF)
         rate += on_TF.sum(dim=0)

@@ -20,7 +20,9 @@ from moesaic.flow.progress import Progress
 from moesaic.model.lazy import LazyModel, attend, ffn_of
 
 
-def measure(dense: LazyModel, ids_NT: Tensor, cluster_N: Tensor, clusters: int, batch: int, work: Path) -> Tensor:
+def measure(
+    dense: LazyModel, ids_NT: Tensor, cluster_N: Tensor, clusters: int, batch: int, work: Path
+) -> Tensor:
     """Importance [L, C, F]; kept in `work/importance.safetensors`, from where a rerun takes it.
 
     Raises:
@@ -37,7 +39,9 @@ def measure(dense: LazyModel, ids_NT: Tensor, cluster_N: Tensor, clusters: int, 
             f"experts.calibration.tokens: no calibration text falls into cluster {empty[0]} of {clusters}; take more tokens or fewer experts"
         )
     blocks, length = ids_NT.shape
-    inputs_LNTD = mapped(work / "layer-inputs.bin", (dense.layers + 1, blocks, length, dense.config.hidden_size))
+    inputs_LNTD = mapped(
+        work / "layer-inputs.bin", (dense.layers + 1, blocks, length, dense.config.hidden_size)
+    )
     positions = dense.positions(length)
     progress = Progress("importance of neurons", 2 * dense.layers, "layers")
     with torch.no_grad():
@@ -66,7 +70,9 @@ def measure(dense: LazyModel, ids_NT: Tensor, cluster_N: Tensor, clusters: int, 
         progress.update(detail="backward")
     out /= tokens_C[None, :, None]
     if not torch.isfinite(out).all():
-        raise InputError("construct: the gradients of the dense parent are not finite; its weights are damaged")
+        raise InputError(
+            "construct: the gradients of the dense parent are not finite; its weights are damaged"
+        )
     with files.atomic_path(path) as temporary:
         save_file({"importance": out}, temporary)
     (work / "layer-inputs.bin").unlink()

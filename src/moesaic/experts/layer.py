@@ -53,42 +53,62 @@ def fit(
     fitting: Any = activations.fitting() if activations else ()
     per_token = settings["per_token"]
     audit: dict[str, Any] = {}
-    router_ED: Tensor = routers.METHODS[settings["router"]].fit(ffn, fitting, assignment, settings, seed, index)
+    router_ED: Tensor = routers.METHODS[settings["router"]].fit(
+        ffn, fitting, assignment, settings, seed, index
+    )
     bias_E: Tensor | None = None
     if settings["balance"] > 0:
         x_TD = torch.cat([batch.x_TD for batch in fitting])
         balanced = balance.fit(x_TD, router_ED, per_token, settings["balance"], family.bias, family.scores)
         router_ED, bias_E = balanced.router_ED, balanced.bias_E
-        audit |= {"load_cv_unbalanced": round(balanced.cv_before, 6), "load_cv_balanced": round(balanced.cv_after, 6)}
+        audit |= {
+            "load_cv_unbalanced": round(balanced.cv_before, 6),
+            "load_cv_balanced": round(balanced.cv_after, 6),
+        }
     if settings["scale"] == "unit":
         router_ED = router_ED * scale.UNIT_TEMPERATURE
     gate_PD, up_PD, down_PD = stacked(ffn, assignment, seed, index)
     factor = scale.FACTORS[settings["scale"]](assignment.routed_EM.shape[0], per_token)
-    weigh = partial(scale.weigh, router_ED=router_ED, bias_E=bias_E, per_token=per_token, factor=factor, scores=family.scores)
+    weigh = partial(
+        scale.weigh,
+        router_ED=router_ED,
+        bias_E=bias_E,
+        per_token=per_token,
+        factor=factor,
+        scores=family.scores,
+    )
     if settings["scale"] == "calibrated":
         factor *= scale.calibrate(ffn, fitting, assignment, weigh, down_PD)
         weigh = partial(weigh, factor=factor)
         audit["factor"] = round(factor, 6)
     if settings["reconstruct"] == "least-squares":
         ridge = None if settings["ridge"] == "auto" else settings["ridge"]
-        found = reconstruct.refit(reconstruct.gather(ffn, fitting, assignment, weigh, down_PD), ridge, start_ridge)
-        audit |= {"ridge": found.ridge, "left_out": [round(value, 6) for value in found.left_out], "refitted": found.change_PD is not None}
+        found = reconstruct.refit(
+            reconstruct.gather(ffn, fitting, assignment, weigh, down_PD), ridge, start_ridge
+        )
+        audit |= {
+            "ridge": found.ridge,
+            "left_out": [round(value, 6) for value in found.left_out],
+            "refitted": found.change_PD is not None,
+        }
         before_PD = down_PD
         if found.change_PD is not None:
             down_PD = down_PD + found.change_PD
         if activations is not None and len(activations.held_out()):
-            audit["error_before_refit"] = round(error(ffn, activations.held_out(), assignment, weigh, before_PD), 6)
+            audit["error_before_refit"] = round(
+                error(ffn, activations.held_out(), assignment, weigh, before_PD), 6
+            )
     if activations is not None and len(activations.held_out()):
         audit["error"] = round(error(ffn, activations.held_out(), assignment, weigh, down_PD), 6)
     return Layer(assignment, router_ED, bias_E, factor, gate_PD, up_PD, down_PD, audit)
 
 
 def error(ffn: Ffn, batches: Some, assignment: Assignment, weigh: Any, down_PD: Tensor) -> float:
-    """||MoE output - dense output|| / ||dense output|| on the batches."""
+    """||MoE output - target|| / ||target|| on the batches, tokens weighted as in the fits."""
     off, size = 0.0, 0.0
     for batch in batches:
-        target_TD = batch.target(ffn)
-        output_TD = reconstruct.running(batch, assignment, weigh(batch.x_TD)) @ down_PD
+        target_TD = batch.weigh(batch.target(ffn))
+        output_TD = batch.weigh(reconstruct.running(batch, assignment, weigh(batch.x_TD)) @ down_PD)
         off += float((output_TD - target_TD).square().sum())
         size += float(target_TD.square().sum())
     return (off / max(size, 1e-30)) ** 0.5
@@ -99,7 +119,9 @@ def stacked(ffn: Ffn, assignment: Assignment, seed: int, index: int) -> tuple[Te
     which_P = reconstruct.columns(assignment)
     found = [matrix[which_P] for matrix in (ffn.gate_FD, ffn.up_FD, ffn.down_DF.T)]
     if assignment.fresh_EM is not None:
-        fresh_P = torch.cat([torch.zeros(assignment.shared_S.numel(), dtype=torch.bool), assignment.fresh_EM.flatten()])
+        fresh_P = torch.cat(
+            [torch.zeros(assignment.shared_S.numel(), dtype=torch.bool), assignment.fresh_EM.flatten()]
+        )
         stream = generator(seed, index, 6)
         for rows_PD in found:
             old = rows_PD[fresh_P]
@@ -107,8 +129,12 @@ def stacked(ffn: Ffn, assignment: Assignment, seed: int, index: int) -> tuple[Te
     return found[0], found[1], found[2]
 
 
-def output(layer: Layer, activations: LayerActivations, settings: dict[str, Any], scores: str, at: int) -> Tensor:
+def output(
+    layer: Layer, activations: LayerActivations, settings: dict[str, Any], scores: str, at: int
+) -> Tensor:
     """What the MoE layer computes on a batch [T, D]."""
     batch = activations.at(at)
-    weights_TE = scale.weigh(batch.x_TD, layer.router_ED, layer.bias_E, settings["per_token"], layer.factor, scores)
+    weights_TE = scale.weigh(
+        batch.x_TD, layer.router_ED, layer.bias_E, settings["per_token"], layer.factor, scores
+    )
     return reconstruct.running(batch, layer.assignment, weights_TE) @ layer.down_PD

@@ -4,8 +4,9 @@ With routing fixed, the MoE output is A D, where row t of A [T, P] holds the act
 neurons, times the weight of their expert, and D [P, D] the down projections, stacked. The ridge solution around the present D is
 D' = D + (A'A + ridge * mean diag(A'A) * I)^-1 A'(Y - A D). Y is what brings the residual stream to where the dense parent's is after the
 layer (`compensate: 1`, so that the errors of earlier layers are made up for as far as they can be), or the dense FFN's output on the
-converted model's own inputs (`compensate: 0`). Shared and routed experts are refitted together. Statistics are gathered batch by batch, one set per fold (domain); errors on a left-out fold follow from them in closed form:
-||Y - A (D + X)||^2 = r - 2 tr(X'B) + tr(X'G X) with G = A'A, B = A'(Y - A D), r = ||Y - A D||^2.
+converted model's own inputs (`compensate: 0`). Shared and routed experts are refitted together. Statistics are gathered batch by batch, one set per fold; errors on a left-out fold follow from them in closed form:
+||Y - A (D + X)||^2 = r - 2 tr(X'B) + tr(X'G X) with G = A'A, B = A'(Y - A D), r = ||Y - A D||^2. Rows are divided by the RMS of the
+residual stream, which is what the next norm does to errors.
 
 Shapes: T tokens, D model width, S shared neurons, E experts, M neurons per expert, P = S + E M.
 """
@@ -60,7 +61,11 @@ def running(batch: Activations, assignment: Assignment, weights_TE: Tensor) -> T
 
 
 def gather(
-    ffn: Ffn, batches: Iterable[Activations], assignment: Assignment, weigh: Callable[[Tensor], Tensor], down_PD: Tensor
+    ffn: Ffn,
+    batches: Iterable[Activations],
+    assignment: Assignment,
+    weigh: Callable[[Tensor], Tensor],
+    down_PD: Tensor,
 ) -> dict[int, Normal]:
     """The normal equations of each fold.
 
@@ -69,8 +74,8 @@ def gather(
     """
     folds: dict[int, Normal] = {}
     for batch in batches:
-        a_TP = running(batch, assignment, weigh(batch.x_TD))
-        target_TD = batch.target(ffn)
+        a_TP = batch.weigh(running(batch, assignment, weigh(batch.x_TD)))
+        target_TD = batch.weigh(batch.target(ffn))
         residual_TD = target_TD - a_TP @ down_PD
         size = a_TP.shape[1]
         if batch.fold not in folds:
@@ -100,8 +105,8 @@ def left_out(normal: Normal, change_PD: Tensor) -> float:
 def refit(folds: dict[int, Normal], ridge: float | None, start: float) -> Refit:
     """Choose the strength by leaving out one fold at a time, then fit on all of them.
 
-    No fold may get worse when it is left out: a strength that lowers quality on a domain it has not seen is not taken, and when every
-    strength does, the down projections stay as they are.
+    The strength is the one with the lowest mean error on left-out text; when every strength makes that error larger than it
+    is without refit, the down projections stay as they are.
 
     Args:
         ridge: a fixed strength, or None to choose. start: where the search begins (the choice of the layer before).
@@ -123,12 +128,12 @@ def refit(folds: dict[int, Normal], ridge: float | None, start: float) -> Refit:
         for other in (best * GRID, best / GRID):
             if other not in tried and 1e-5 < other < 1e4:
                 tried[other] = errors(other)
-        lowest = min(tried, key=lambda strength: _rank(tried[strength]))
+        lowest = min(tried, key=lambda strength: _mean(tried[strength]))
         if lowest == best or len(tried) > MOST_TRIED:
             best = lowest
             break
         best = lowest
-    if max(tried[best]) >= 1.0:
+    if _mean(tried[best]) >= 1.0:
         return Refit(None, best, tried[best])
     return Refit(solve(gram_PP, product_PD, best), best, tried[best])
 
@@ -136,6 +141,5 @@ def refit(folds: dict[int, Normal], ridge: float | None, start: float) -> Refit:
 MOST_TRIED = 7
 
 
-def _rank(ratios: list[float]) -> tuple[bool, float]:
-    """Strengths that harm no left-out fold come first, then the lowest mean."""
-    return max(ratios) >= 1.0, sum(ratios) / len(ratios)
+def _mean(ratios: list[float]) -> float:
+    return sum(ratios) / len(ratios)

@@ -29,15 +29,19 @@ FACTORS: dict[str, Callable[[int, int], float]] = {
 
 
 def calibrate(
-    ffn: Ffn, batches: Iterable[Activations], assignment: Assignment, weigh: Callable[[Tensor], Tensor], down_PD: Tensor
+    ffn: Ffn,
+    batches: Iterable[Activations],
+    assignment: Assignment,
+    weigh: Callable[[Tensor], Tensor],
+    down_PD: Tensor,
 ) -> float:
     """The factor on the routed output that brings shared + routed output closest to the dense output (least squares)."""
     shared = assignment.shared_S.numel()
     above, below = 0.0, 0.0
     for batch in batches:
-        a_TP = reconstruct.running(batch, assignment, weigh(batch.x_TD))
+        a_TP = batch.weigh(reconstruct.running(batch, assignment, weigh(batch.x_TD)))
         routed_TD = a_TP[:, shared:] @ down_PD[shared:]
-        missing_TD = batch.target(ffn) - a_TP[:, :shared] @ down_PD[:shared]
+        missing_TD = batch.weigh(batch.target(ffn)) - a_TP[:, :shared] @ down_PD[:shared]
         above += float((routed_TD * missing_TD).sum())
         below += float(routed_TD.square().sum())
     return max(above / max(below, 1e-30), 0.0)
@@ -55,5 +59,9 @@ def weigh(
     score_TE = logits_TE.sigmoid() if scores == "sigmoid" else logits_TE
     index_TK = (score_TE if bias_E is None else score_TE + bias_E).topk(per_token, dim=1).indices
     chosen_TK = score_TE.gather(1, index_TK)
-    weights_TK = chosen_TK / (chosen_TK.sum(dim=1, keepdim=True) + 1e-20) if scores == "sigmoid" else chosen_TK.softmax(dim=1)
+    weights_TK = (
+        chosen_TK / (chosen_TK.sum(dim=1, keepdim=True) + 1e-20)
+        if scores == "sigmoid"
+        else chosen_TK.softmax(dim=1)
+    )
     return torch.zeros_like(logits_TE).scatter(1, index_TK, weights_TK * factor)

@@ -31,7 +31,9 @@ def sizes(ffn: int, settings: dict[str, Any]) -> Sizes:
     else:
         shared = settings["shared"]
     if shared >= ffn:
-        raise InputError(f"experts.shared: {shared} shared neurons leave none of the model's {ffn} for routed experts")
+        raise InputError(
+            f"experts.shared: {shared} shared neurons leave none of the model's {ffn} for routed experts"
+        )
     if (ffn - shared) % pieces:
         raise InputError(
             f"experts.experts: {pieces} {'pieces' if copying else 'experts'} do not divide the FFN width {ffn} less {shared} shared neurons; "
@@ -53,7 +55,9 @@ def shape(found: Sizes, layers: int, settings: dict[str, Any]) -> Shape:
     """What the architecture has to express. Raises InputError for layers that the parent does not have."""
     wrong = [layer for layer in settings["dense_layers"] if layer >= layers]
     if wrong:
-        raise InputError(f"experts.dense_layers: layer {wrong[0]} does not exist, the parent has {layers} (from 0)")
+        raise InputError(
+            f"experts.dense_layers: layer {wrong[0]} does not exist, the parent has {layers} (from 0)"
+        )
     if len(set(settings["dense_layers"])) == layers:
         raise InputError("experts.dense_layers: every layer is left dense, none becomes an MoE")
     return Shape(
@@ -72,7 +76,9 @@ def by_layer(settings: dict[str, Any], layers: int) -> list[dict[str, Any]]:
     for key, changes in settings["layers"].items():
         for layer in layer_numbers(key):
             if layer >= layers:
-                raise InputError(f"experts.layers.{key}: layer {layer} does not exist, the parent has {layers} (from 0)")
+                raise InputError(
+                    f"experts.layers.{key}: layer {layer} does not exist, the parent has {layers} (from 0)"
+                )
             for name, value in changes.items():
                 old = out[layer][name]
                 out[layer][name] = old | value if isinstance(old, dict) and isinstance(value, dict) else value

@@ -50,13 +50,19 @@ def run(
         importance_LCF = None
         if text is not None and cluster_N is not None:
             fitted = slice(0, text.fitted)
-            importance_LCF = importance.measure(dense, text.ids_NT[fitted], cluster_N, sizes.experts, batch, work)
+            importance_LCF = importance.measure(
+                dense, text.ids_NT[fitted], cluster_N, sizes.experts, batch, work
+            )
         with contextlib.ExitStack() as stack:
             pool = None
             if workers and any(needs[index] for index in missing):
-                pool = stack.enter_context(ProcessPoolExecutor(workers, get_context("spawn"), initializer=_one_thread))
+                pool = stack.enter_context(
+                    ProcessPoolExecutor(workers, get_context("spawn"), initializer=_one_thread)
+                )
             waiting: dict[int, Future[bytes]] = {}
-            for index, ffn, features in _features(dense, text, importance_LCF, needs, layers, missing, batch, seed, work):
+            for index, ffn, features in _features(
+                dense, text, importance_LCF, needs, layers, missing, batch, seed, work
+            ):
                 settings = layers[index]
                 weights = ffn if "weights" in needs[index] else None
                 task = (settings["split"], weights, features, sizes, settings, seed, index)
@@ -71,7 +77,13 @@ def run(
 
 
 def split_one(
-    name: str, ffn: Ffn | None, features: Features | None, sizes: Sizes, options: dict[str, Any], seed: int, layer: int
+    name: str,
+    ffn: Ffn | None,
+    features: Features | None,
+    sizes: Sizes,
+    options: dict[str, Any],
+    seed: int,
+    layer: int,
 ) -> Assignment:
     """One layer's split, checked."""
     method = splits.METHODS[name]
@@ -125,10 +137,13 @@ def _features(
         ffn = ffn_of(block)
         found: Features | None = None
         if stream is not None:
-            assert text is not None and positions is not None
+            assert text is not None
+            assert positions is not None
             for part in parts:
                 stream.after[part], _ = attend(block, stream.now[part], positions)
-            source = calibration.LayerActivations(ffn, block.post_attention_layernorm, stream.after, text.fold_N, parts)
+            source = calibration.LayerActivations(
+                ffn, block.post_attention_layernorm, stream.after, text.fold_N, parts
+            )
             own = None if importance_LCF is None else importance_LCF[index]
             if index in missing and needs[index]:
                 top = layers[index]["calibration"]["top"]

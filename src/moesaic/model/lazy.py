@@ -24,7 +24,9 @@ class LazyModel:
 
         load.check_folder(folder, key)
         self.folder, self.key = folder, key
-        self.config: Any = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        self.config: Any = AutoConfig.from_pretrained(
+            str(folder), trust_remote_code=False, local_files_only=True
+        )
         with torch.device("meta"):
             self.shell: Any = AutoModelForCausalLM.from_config(self.config, attn_implementation="sdpa").eval()
         self.dtype: torch.dtype = self.config.dtype or torch.float32

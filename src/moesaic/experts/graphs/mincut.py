@@ -23,7 +23,9 @@ class MinimumCut:
     queries: int
 
 
-def estimate(graph: sparse.csr_matrix, guess: float, epsilon: float, seed: int, constant: float = 1.0) -> MinimumCut:
+def estimate(
+    graph: sparse.csr_matrix, guess: float, epsilon: float, seed: int, constant: float = 1.0
+) -> MinimumCut:
     """Minimum cut of an unweighted graph (all weights 1).
 
     Args:
@@ -42,7 +44,9 @@ def estimate(graph: sparse.csr_matrix, guess: float, epsilon: float, seed: int, 
     sampled.add_nodes_from(range(count))
     for vertex in np.flatnonzero(asked):
         places = rng.choice(degree[vertex], size=asked[vertex], replace=False)
-        sampled.add_edges_from((int(vertex), int(other)) for other in upper.indices[upper.indptr[vertex] + places])
+        sampled.add_edges_from(
+            (int(vertex), int(other)) for other in upper.indices[upper.indptr[vertex] + places]
+        )
     queries = int(asked.sum()) + (count if rate < 1 else 0)
     if not networkx.is_connected(sampled):
         return MinimumCut(0.0, rate, queries)

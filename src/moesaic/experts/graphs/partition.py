@@ -41,7 +41,9 @@ def repair(graph: sparse.csr_matrix, labels_N: np.ndarray, parts: int) -> np.nda
     size = len(labels) // parts
     counts = np.bincount(labels, minlength=parts)
     while counts.max() > size:
-        member = sparse.csr_matrix((np.ones(len(labels)), (np.arange(len(labels)), labels)), shape=(len(labels), parts))
+        member = sparse.csr_matrix(
+            (np.ones(len(labels)), (np.arange(len(labels)), labels)), shape=(len(labels), parts)
+        )
         affinity_NP = np.asarray((graph @ member).todense())
         loss_NP = affinity_NP[np.arange(len(labels)), labels][:, None] - affinity_NP
         loss_NP[:, counts >= size] = np.inf
@@ -63,5 +65,7 @@ def _metis(graph: sparse.csr_matrix, parts: int, seed: int) -> np.ndarray:
     integers = np.maximum(1, np.rint(graph.data * scale)).astype(np.int64)
     adjacency = pymetis.CSRAdjacency(graph.indptr.astype(np.int64), graph.indices.astype(np.int64))
     options = pymetis.Options(seed=seed % 2**31, ufactor=1)
-    _, labels = pymetis.part_graph(parts, adjacency=adjacency, eweights=integers, options=options, recursive=False)
+    _, labels = pymetis.part_graph(
+        parts, adjacency=adjacency, eweights=integers, options=options, recursive=False
+    )
     return np.asarray(labels)

@@ -40,14 +40,20 @@ def minimum_cut(transitions_LEE: np.ndarray, devices: int, seed: int, starts: in
     rng = np.random.default_rng(seed)
     best: tuple[float, np.ndarray] | None = None
     for start in range(starts):
-        device = round_robin(layers, experts, devices) if start == 0 else np.stack([rng.permutation(slots) for _ in range(layers)])
+        device = (
+            round_robin(layers, experts, devices)
+            if start == 0
+            else np.stack([rng.permutation(slots) for _ in range(layers)])
+        )
         value = traffic(transitions_LEE, device)
         for _ in range(SWEEPS):
             for index in [*range(layers), *range(layers - 1, -1, -1)]:
                 gain_EG = np.zeros((experts, devices))
                 for other in range(devices):
                     if index > 0:
-                        gain_EG[:, other] += transitions_LEE[index - 1][device[index - 1] == other].sum(axis=0)
+                        gain_EG[:, other] += transitions_LEE[index - 1][device[index - 1] == other].sum(
+                            axis=0
+                        )
                     if index < layers - 1:
                         gain_EG[:, other] += transitions_LEE[index][:, device[index + 1] == other].sum(axis=1)
                 rows, columns = linear_sum_assignment(-gain_EG[:, slots])

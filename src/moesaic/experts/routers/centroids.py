@@ -18,7 +18,12 @@ NEEDS_ACTIVATIONS = True
 
 
 def fit(
-    ffn: Ffn, batches: Iterable[Activations], assignment: Assignment, options: dict[str, Any], seed: int, layer: int
+    ffn: Ffn,
+    batches: Iterable[Activations],
+    assignment: Assignment,
+    options: dict[str, Any],
+    seed: int,
+    layer: int,
 ) -> Tensor:
     """Router weights [E, D]; two passes over the batches (the first for the experts' mean contribution)."""
     batches = list(batches)

@@ -17,9 +17,9 @@ def grams(ffn: Ffn, assignment: Assignment) -> Tensor:
 
 
 def lengths(batch: Activations, assignment: Assignment, grams_EMM: Tensor) -> Tensor:
-    """||E_e(x_t)|| [T, E], the length of every expert's output."""
+    """||E_e(x_t)|| [T, E], the length of every expert's output, relative to the residual stream."""
     out = []
     for neurons, gram in zip(assignment.routed_EM, grams_EMM, strict=True):
         h_TM = batch.h_TF[:, neurons]
         out.append(((h_TM @ gram) * h_TM).sum(dim=1).clamp_min(0).sqrt())
-    return torch.stack(out, dim=1)
+    return batch.weigh(torch.stack(out, dim=1))

@@ -19,7 +19,12 @@ NEEDS_ACTIVATIONS = True
 
 
 def fit(
-    ffn: Ffn, batches: Iterable[Activations], assignment: Assignment, options: dict[str, Any], seed: int, layer: int
+    ffn: Ffn,
+    batches: Iterable[Activations],
+    assignment: Assignment,
+    options: dict[str, Any],
+    seed: int,
+    layer: int,
 ) -> Tensor:
     """Router weights [E, D]; one pass over the batches."""
     experts, hidden = assignment.routed_EM.shape[0], ffn.gate_FD.shape[1]

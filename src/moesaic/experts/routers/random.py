@@ -14,7 +14,12 @@ STANDARD_DEVIATION = 0.02
 
 
 def fit(
-    ffn: Ffn, batches: Iterable[Activations], assignment: Assignment, options: dict[str, Any], seed: int, layer: int
+    ffn: Ffn,
+    batches: Iterable[Activations],
+    assignment: Assignment,
+    options: dict[str, Any],
+    seed: int,
+    layer: int,
 ) -> Tensor:
     """Router weights [E, D]."""
     experts, hidden = assignment.routed_EM.shape[0], ffn.gate_FD.shape[1]

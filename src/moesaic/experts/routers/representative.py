@@ -18,7 +18,12 @@ NEEDS_ACTIVATIONS = True
 
 
 def fit(
-    ffn: Ffn, batches: Iterable[Activations], assignment: Assignment, options: dict[str, Any], seed: int, layer: int
+    ffn: Ffn,
+    batches: Iterable[Activations],
+    assignment: Assignment,
+    options: dict[str, Any],
+    seed: int,
+    layer: int,
 ) -> Tensor:
     """Router weights [E, D]."""
     batches = list(batches)
@@ -28,7 +33,7 @@ def fit(
     product_DE = torch.zeros(hidden, len(neurons_E), dtype=torch.float64)
     mean_E = torch.zeros(len(neurons_E), dtype=torch.float64)
     for batch in batches:
-        score_TE = batch.h_TF[:, neurons_E].abs()
+        score_TE = batch.weigh(batch.h_TF[:, neurons_E].abs())
         gram_DD += batch.x_TD.T @ batch.x_TD
         product_DE += batch.x_TD.T @ score_TE
         mean_E += score_TE.sum(dim=0) / sum(len(item.x_TD) for item in batches)
@@ -44,7 +49,7 @@ def representatives(ffn: Ffn, batches: list[Activations], assignment: Assignment
     experts = assignment.routed_EM.shape[0]
     dot, own = torch.zeros(assignment.routed_EM.shape), torch.zeros(assignment.routed_EM.shape)
     for batch in batches:
-        contribution_TF = batch.h_TF.abs() * norm_F
+        contribution_TF = batch.weigh(batch.h_TF.abs() * norm_F)
         for expert in range(experts):
             part_TM = contribution_TF[:, assignment.routed_EM[expert]]
             dot[expert] += part_TM.T @ part_TM.mean(dim=1)

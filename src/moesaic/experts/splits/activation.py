@@ -15,7 +15,9 @@ NEEDS = frozenset({"rate", "patterns"})
 OVERLAP = False
 
 
-def split(ffn: Ffn | None, features: Features | None, sizes: Sizes, options: dict[str, Any], seed: int, layer: int) -> Assignment:
+def split(
+    ffn: Ffn | None, features: Features | None, sizes: Sizes, options: dict[str, Any], seed: int, layer: int
+) -> Assignment:
     """Assign the neurons of one layer; deterministic for a seed."""
     assert features is not None
     order = features.rate_F.argsort(descending=True, stable=True)

@@ -10,12 +10,16 @@ from torch import Tensor
 MAX_ITERATIONS = 20
 
 
-def clusters(points_NP: Tensor, count: int, seed: int, initialisations: int = 1, iterations: int = MAX_ITERATIONS) -> Tensor:
+def clusters(
+    points_NP: Tensor, count: int, seed: int, initialisations: int = 1, iterations: int = MAX_ITERATIONS
+) -> Tensor:
     """Labels [N] of `count` clusters of equal size; N must divide by `count`."""
     from k_means_constrained import KMeansConstrained
 
     size = points_NP.shape[0] // count
-    assert size * count == points_NP.shape[0], f"{points_NP.shape[0]} points do not divide into {count} clusters"
+    assert size * count == points_NP.shape[0], (
+        f"{points_NP.shape[0]} points do not divide into {count} clusters"
+    )
     if count == 1:
         return torch.zeros(points_NP.shape[0], dtype=torch.long)
     if size == 1:

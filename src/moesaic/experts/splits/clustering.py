@@ -17,7 +17,9 @@ NEEDS = frozenset({"weights"})
 OVERLAP = False
 
 
-def split(ffn: Ffn | None, features: Features | None, sizes: Sizes, options: dict[str, Any], seed: int, layer: int) -> Assignment:
+def split(
+    ffn: Ffn | None, features: Features | None, sizes: Sizes, options: dict[str, Any], seed: int, layer: int
+) -> Assignment:
     """Cluster the rows of the chosen matrix."""
     assert ffn is not None
     chosen = options["clustering"]
@@ -26,5 +28,11 @@ def split(ffn: Ffn | None, features: Features | None, sizes: Sizes, options: dic
     order = score_F.argsort(descending=True, stable=True)
     shared, rest = order[: sizes.shared], order[sizes.shared :].sort().values
     points = functional.normalize(rows_FD, dim=1) if chosen["metric"] == "cosine" else rows_FD
-    labels = balanced.clusters(points[rest].contiguous(), sizes.experts, seed + layer, chosen["initialisations"], chosen["iterations"])
+    labels = balanced.clusters(
+        points[rest].contiguous(),
+        sizes.experts,
+        seed + layer,
+        chosen["initialisations"],
+        chosen["iterations"],
+    )
     return from_labels(shared, rest, labels, sizes.experts, score_F)

@@ -18,14 +18,19 @@ NEEDS = frozenset({"rate", "coactivation"})
 OVERLAP = False
 
 
-def split(ffn: Ffn | None, features: Features | None, sizes: Sizes, options: dict[str, Any], seed: int, layer: int) -> Assignment:
+def split(
+    ffn: Ffn | None, features: Features | None, sizes: Sizes, options: dict[str, Any], seed: int, layer: int
+) -> Assignment:
     """Share the most often active neurons, cut the graph of the rest."""
-    assert features is not None and features.coactivation_FF is not None
+    assert features is not None
+    assert features.coactivation_FF is not None
     order = features.rate_F.argsort(descending=True, stable=True)
     shared, rest = order[: sizes.shared], order[sizes.shared :].sort().values
     counts = features.coactivation_FF[rest][:, rest]
     chosen = options["coactivation"]
-    weights_RR = weights.excess(counts, features.tokens) if chosen["weights"] == "excess" else weights.raw(counts)
+    weights_RR = (
+        weights.excess(counts, features.tokens) if chosen["weights"] == "excess" else weights.raw(counts)
+    )
     graph = sparse.csr_matrix(weights_RR.numpy().astype(np.float64))
     labels = partition.balanced(graph, sizes.experts, seed + layer, chosen["seeds"])
     return from_labels(shared, rest, torch.from_numpy(labels).long(), sizes.experts, features.rate_F)

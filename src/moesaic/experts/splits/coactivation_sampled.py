@@ -16,9 +16,12 @@ NEEDS = frozenset({"rate", "active"})
 OVERLAP = False
 
 
-def split(ffn: Ffn | None, features: Features | None, sizes: Sizes, options: dict[str, Any], seed: int, layer: int) -> Assignment:
+def split(
+    ffn: Ffn | None, features: Features | None, sizes: Sizes, options: dict[str, Any], seed: int, layer: int
+) -> Assignment:
     """Share the most often active neurons, cut a sample of the graph of the rest."""
-    assert features is not None and features.active_TF is not None
+    assert features is not None
+    assert features.active_TF is not None
     order = features.rate_F.argsort(descending=True, stable=True)
     shared, rest = order[: sizes.shared], order[sizes.shared :].sort().values
     chosen = options["coactivation"]

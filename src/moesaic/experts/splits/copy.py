@@ -15,9 +15,13 @@ NEEDS: frozenset[str] = frozenset()
 OVERLAP = True
 
 
-def split(ffn: Ffn | None, features: Features | None, sizes: Sizes, options: dict[str, Any], seed: int, layer: int) -> Assignment:
+def split(
+    ffn: Ffn | None, features: Features | None, sizes: Sizes, options: dict[str, Any], seed: int, layer: int
+) -> Assignment:
     """Cut the neurons that are not shared into G pieces, in order, and repeat them for each copy."""
     order = torch.arange(sizes.width)
     pieces_GM = order[sizes.shared :].reshape(sizes.granularity, sizes.neurons)
     copies = torch.arange(sizes.copies).repeat_interleave(sizes.granularity)
-    return Assignment(order[: sizes.shared], pieces_GM.repeat(sizes.copies, 1), torch.zeros(sizes.width), copies)
+    return Assignment(
+        order[: sizes.shared], pieces_GM.repeat(sizes.copies, 1), torch.zeros(sizes.width), copies
+    )

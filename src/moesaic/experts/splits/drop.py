@@ -16,12 +16,16 @@ NEEDS: frozenset[str] = frozenset()
 OVERLAP = True
 
 
-def split(ffn: Ffn | None, features: Features | None, sizes: Sizes, options: dict[str, Any], seed: int, layer: int) -> Assignment:
+def split(
+    ffn: Ffn | None, features: Features | None, sizes: Sizes, options: dict[str, Any], seed: int, layer: int
+) -> Assignment:
     """As `copy`, with a random choice of the neurons to draw anew in each expert."""
     copied = copy.split(ffn, features, sizes, options, seed, layer)
     fresh = torch.zeros(sizes.experts, sizes.neurons, dtype=torch.bool)
     stream = generator(seed, layer, 5)
     for expert in range(sizes.experts):
-        chosen = torch.randperm(sizes.neurons, generator=stream)[: round(options["drop"]["ratio"] * sizes.neurons)]
+        chosen = torch.randperm(sizes.neurons, generator=stream)[
+            : round(options["drop"]["ratio"] * sizes.neurons)
+        ]
         fresh[expert, chosen] = True
     return Assignment(copied.shared_S, copied.routed_EM, copied.score_F, copied.copy_E, fresh)

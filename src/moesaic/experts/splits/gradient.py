@@ -17,7 +17,9 @@ NEEDS = frozenset({"importance"})
 OVERLAP = False
 
 
-def split(ffn: Ffn | None, features: Features | None, sizes: Sizes, options: dict[str, Any], seed: int, layer: int) -> Assignment:
+def split(
+    ffn: Ffn | None, features: Features | None, sizes: Sizes, options: dict[str, Any], seed: int, layer: int
+) -> Assignment:
     """Share the most important neurons, give the rest greedily."""
     importance_EF = normalised(features, sizes)
     mean_F = importance_EF.mean(dim=0)
@@ -28,7 +30,8 @@ def split(ffn: Ffn | None, features: Features | None, sizes: Sizes, options: dic
 
 def normalised(features: Features | None, sizes: Sizes) -> Tensor:
     """Importance vectors, one per expert, each of mean 1 [E, F]."""
-    assert features is not None and features.importance_CF is not None
+    assert features is not None
+    assert features.importance_CF is not None
     found = features.importance_CF
     assert found.shape[0] == sizes.experts, f"{found.shape[0]} importance vectors for {sizes.experts} experts"
     return found / found.mean(dim=1, keepdim=True).clamp_min(1e-30)

@@ -14,7 +14,9 @@ NEEDS: frozenset[str] = frozenset()
 OVERLAP = False
 
 
-def split(ffn: Ffn | None, features: Features | None, sizes: Sizes, options: dict[str, Any], seed: int, layer: int) -> Assignment:
+def split(
+    ffn: Ffn | None, features: Features | None, sizes: Sizes, options: dict[str, Any], seed: int, layer: int
+) -> Assignment:
     """Assign the neurons at random: `shared` always on, the rest in equal experts."""
     order = torch.randperm(sizes.width, generator=generator(seed, layer, 0))
     return Assignment(

@@ -14,7 +14,11 @@ NEEDS: frozenset[str] = frozenset()
 OVERLAP = False
 
 
-def split(ffn: Ffn | None, features: Features | None, sizes: Sizes, options: dict[str, Any], seed: int, layer: int) -> Assignment:
+def split(
+    ffn: Ffn | None, features: Features | None, sizes: Sizes, options: dict[str, Any], seed: int, layer: int
+) -> Assignment:
     """Cut the neurons in order."""
     order = torch.arange(sizes.width)
-    return Assignment(order[: sizes.shared], order[sizes.shared :].reshape(sizes.experts, -1), torch.zeros(sizes.width))
+    return Assignment(
+        order[: sizes.shared], order[sizes.shared :].reshape(sizes.experts, -1), torch.zeros(sizes.width)
+    )

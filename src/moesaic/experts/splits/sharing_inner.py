@@ -18,7 +18,9 @@ NEEDS = frozenset({"importance"})
 OVERLAP = True
 
 
-def split(ffn: Ffn | None, features: Features | None, sizes: Sizes, options: dict[str, Any], seed: int, layer: int) -> Assignment:
+def split(
+    ffn: Ffn | None, features: Features | None, sizes: Sizes, options: dict[str, Any], seed: int, layer: int
+) -> Assignment:
     """Top M of each vector, then make room for what none chose."""
     importance_EF = normalised(features, sizes)
     mean_F = importance_EF.mean(dim=0)

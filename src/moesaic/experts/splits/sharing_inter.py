@@ -16,7 +16,9 @@ NEEDS = frozenset({"importance"})
 OVERLAP = False
 
 
-def split(ffn: Ffn | None, features: Features | None, sizes: Sizes, options: dict[str, Any], seed: int, layer: int) -> Assignment:
+def split(
+    ffn: Ffn | None, features: Features | None, sizes: Sizes, options: dict[str, Any], seed: int, layer: int
+) -> Assignment:
     """Pool the common neurons, give the rest as `gradient` does."""
     importance_EF = normalised(features, sizes)
     mean_F = importance_EF.mean(dim=0)
