@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -17,16 +16,13 @@ from torch import Tensor
 
 from moesaic import config
 from moesaic.errors import InputError
-from moesaic.experts import audit, calibration, clusters, layer, routers, scale, sizes, split_layers, splits
+from moesaic.experts import audit, calibration, clusters, scale, sizes, split_layers, splits, walk
 from moesaic.experts.assignment import Assignment, Sizes
 from moesaic.experts.build import Builder
-from moesaic.experts.features import Ffn
-from moesaic.experts.stream import Stream
 from moesaic.flow import files, manifest
-from moesaic.flow.progress import Progress
 from moesaic.flow.step import Context, Result
 from moesaic.model import families, load, size
-from moesaic.model.lazy import LazyModel, attend, ffn_of
+from moesaic.model.lazy import LazyModel
 
 log = logging.getLogger("moesaic.construct")
 
@@ -112,7 +108,7 @@ def convert(
     )
     ids_1T = text.ids_NT[:1, : PROOF_TOKENS if dense.dtype == torch.float32 else PROOF_TOKENS_SLOW]
     builder = Builder(dense, family, shape, work / "layers", ids_1T, _common_factor(by_layer, widths.experts))
-    layers = _layers(builder, assignments, by_layer, text, seed, work)
+    layers = walk.run(builder, assignments, by_layer, text, seed, work)
     proof = builder.equivalence()
     builder.finish(out / "model", tokenizer)
     model = load.load_model(out / "model", "construct")
@@ -122,7 +118,7 @@ def convert(
     audit.warn(audited)
     record: dict[str, Any] = {"family": reasons, "layers": layers}
     if audited:
-        record["routing"] = audit.routing(_routes(work, dense.layers), widths.experts, seed)
+        record["routing"] = audit.routing(walk.routes(work, dense.layers), widths.experts, seed)
     files.write_json(out / "audit.json", record)
     _write_assignment(out / "assignment.parquet", assignments)
     return Converted(model, widths, proof, layers)
@@ -133,120 +129,6 @@ def _active_ffn(widths: Sizes, settings: dict[str, Any], layers: int) -> float:
     active = (widths.shared + settings["per_token"] * widths.neurons) / widths.width
     dense = len(set(settings["dense_layers"]))
     return (active * (layers - dense) + dense) / layers
-
-
-@torch.no_grad()
-def _layers(
-    builder: Builder,
-    assignments: list[Assignment | None],
-    by_layer: list[dict[str, Any]],
-    text: calibration.Text,
-    seed: int,
-    work: Path,
-) -> list[dict[str, Any]]:
-    """Fit and write the layers one after the other, each on the hidden states that the converted ones before it give."""
-    dense, family = builder.dense, builder.family
-    positions = dense.positions(text.ids_NT.shape[1])
-    parts = calibration.batches(text.fold_N, by_layer[0]["calibration"]["batch"])
-    stream = Stream(work, "moe", (*text.ids_NT.shape, dense.config.hidden_size))
-    stream.begin((part, dense.embedding()[text.ids_NT[part]]) for part in parts)
-    wanted = None
-    if any(settings["reconstruct"] != "none" and settings["compensate"] > 0 for settings in by_layer):
-        wanted = Stream(work, "wanted", (*text.ids_NT.shape, dense.config.hidden_size))
-        wanted.begin((part, dense.embedding()[text.ids_NT[part]]) for part in parts)
-    builder.resume(stream.layer)
-    if stream.layer:
-        log.info("%d layers are there already, going on with layer %d", stream.layer, stream.layer)
-    streamed = any(_calibrated(settings) for settings in by_layer) or text.fitted < len(text.ids_NT)
-    ridge = _last_ridge(work, stream.layer)
-    progress = Progress("convert layers", dense.layers, "layers", start=stream.layer)
-    for index in range(stream.layer, dense.layers):
-        block = dense.layer(index)
-        ffn = ffn_of(block)
-        settings, assignment = by_layer[index], assignments[index]
-        activations = None
-        if streamed:
-            for part in parts:
-                stream.after[part], _ = attend(block, stream.now[part], positions)
-            if wanted is not None:
-                _dense_layer(wanted, index, block, parts, positions)
-            activations = calibration.LayerActivations(
-                ffn,
-                block.post_attention_layernorm,
-                stream.after,
-                text.fold_N,
-                parts,
-                None if wanted is None else wanted.now,
-                settings["compensate"],
-            )
-        fitted: layer.Layer | None = None
-        if assignment is not None:
-            fitted = layer.fit(ffn, activations, assignment, settings, family, ridge, seed, index)
-            ridge = fitted.audit.get("ridge", ridge)
-        _audit(work, index, ffn, fitted, activations, settings, family.scores, seed)
-        if activations is not None:
-            for place, part in enumerate(parts):
-                if fitted is None:
-                    added = activations.at(place).h_TF @ ffn.down_DF.T
-                else:
-                    added = layer.output(fitted, activations, settings, family.scores, place)
-                stream.after[part] += added.view_as(stream.after[part])
-        builder.add(index, block, ffn, fitted, seed)
-        stream.advance()
-        error = None if fitted is None else fitted.audit.get("error")
-        progress.update(detail=f"relative error {error:.3f}" if error is not None else "")
-    stream.remove()
-    if wanted is not None:
-        wanted.remove()
-    return [files.read_json(work / f"audit-{index:03}.json") for index in range(dense.layers)]
-
-
-def _dense_layer(
-    stream: Stream, index: int, block: Any, parts: list[slice], positions: tuple[Tensor, Tensor]
-) -> None:
-    """Bring a stream of the dense parent behind layer `index`, where it may be already when the layer was interrupted."""
-    if stream.layer > index:
-        return
-    for part in parts:
-        after, x = attend(block, stream.now[part], positions)
-        stream.after[part] = after + block.mlp(x)
-    stream.advance()
-
-
-def _audit(
-    work: Path,
-    index: int,
-    ffn: Ffn,
-    fitted: layer.Layer | None,
-    activations: calibration.LayerActivations | None,
-    settings: dict[str, Any],
-    scores: str,
-    seed: int,
-) -> None:
-    """Audit a layer on the held-out blocks; keep the figures and the chosen experts in the work folder."""
-    found = {} if fitted is None else dict(fitted.audit)
-    if fitted is not None and activations is not None and len(activations.held_out()):
-        audited = audit.of_layer(ffn, fitted, activations, settings, scores, seed * 1009 + index)
-        found |= audited.summary(seed * 1009 + index)
-        with files.atomic_path(work / f"routes-{index:03}.npy") as temporary, temporary.open("wb") as file:
-            np.save(file, torch.cat(audited.index_TK).numpy())
-    files.write_json(work / f"audit-{index:03}.json", found)
-
-
-def _routes(work: Path, layers: int) -> list[Tensor]:
-    """Chosen experts [T, K] of every MoE layer on the held-out blocks."""
-    paths = [work / f"routes-{index:03}.npy" for index in range(layers)]
-    return [torch.from_numpy(np.load(path)) for path in paths if path.exists()]
-
-
-def _calibrated(settings: dict[str, Any]) -> bool:
-    """True when a fit of the layer needs activations."""
-    return bool(
-        routers.METHODS[settings["router"]].NEEDS_ACTIVATIONS
-        or settings["reconstruct"] != "none"
-        or settings["scale"] == "calibrated"
-        or settings["balance"] > 0
-    )
 
 
 def _clusters(
@@ -269,14 +151,6 @@ def _common_factor(by_layer: list[dict[str, Any]], experts: int) -> float | None
     if len(names) > 1 or "calibrated" in names:
         return None
     return scale.FACTORS[names.pop()](experts, by_layer[0]["per_token"])
-
-
-def _last_ridge(work: Path, done: int) -> float:
-    for index in range(done - 1, -1, -1):
-        found = files.read_json(work / f"audit-{index:03}.json")
-        if "ridge" in found:
-            return float(found["ridge"])
-    return 0.1
 
 
 def _work(context: Context) -> Path:
