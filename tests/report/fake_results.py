@@ -169,13 +169,24 @@ def _model(loaded: Config, variant: str, stage: str, worse: float) -> None:
     sizes = {"architecture": architecture, "parameters": total, "active_parameters": total - idle}
     if stage == "construct":
         audit = [
-            {"error": 0.2 + 0.005 * i, "expected_load": [1 / experts.experts] * experts.experts}
+            {
+                "error": 0.2 + 0.005 * i,
+                "load": [1 / experts.experts] * experts.experts,
+                "load_cv": 0.1 + 0.01 * i,
+                "lift": 0.3 - 0.01 * i,
+                "lift_low": 0.25 - 0.01 * i,
+                "lift_high": 0.35 - 0.01 * i,
+            }
             for i in range(LAYERS)
         ]
+        traffic = {"2": {"round_robin": 0.5, "minimum_cut": 0.31, "device": []}}
         files.write_json(
             folder / "equivalence.json", {"max_logit_error": 3.1e-5, "tolerance": 2.4e-3, "max_logit": 24.1}
         )
-        files.write_json(folder / "audit.json", {"layers": audit})
+        files.write_json(
+            folder / "audit.json",
+            {"layers": audit, "family": {"mixtral": "no: <b>"}, "routing": {"placement": traffic}},
+        )
         shape_metrics = {
             "experts": experts.experts,
             "per_token": per_token,

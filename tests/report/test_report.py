@@ -66,6 +66,7 @@ def test_every_figure_has_a_size_and_a_text_equivalent(made):
     # load maps, load CV per variant and per stage, deviation maps
     expected = 2 + variants + trained + 1 + variants + 2 * trained + variants * len(config.stages)
     expected += variants + trained + variants * domains
+    expected += 3  # construction: error, lift, expected load
     assert len(figures) == expected
     for figure in figures:
         assert figure["role"] == "img"
@@ -293,3 +294,15 @@ def test_cells():
     alone = {"value": 0.5, "ci_low": None, "ci_high": None}
     assert cells.interval(alone, 2) == "0.50"
     assert "41.0&ndash;59.0" in cells.interval(alone | {"ci_low": 0.41, "ci_high": 0.59}, 1, 100)
+
+
+def test_construction_shows_error_lift_and_placement(made):
+    html, _, config, _ = made
+    text = Page(html).text
+    assert "Output error" in html
+    assert "Lift over independence by layer; means:" in html
+    assert "50.0%" in text
+    assert "31.0%" in text
+    assert "no: &lt;b&gt;" in html, "reasons are text, never markup"
+    assert html.count('id="construction"') == 1
+    assert len(config.variants) >= 1

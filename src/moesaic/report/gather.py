@@ -70,6 +70,8 @@ class Gathered:
     """documents, tokens, chat -> stats.json."""
     proofs: dict[str, dict[str, Any]]
     """Variant -> equivalence.json of its construction."""
+    audits: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Variant -> audit.json of its construction."""
 
     @property
     def dense(self) -> Point:
@@ -98,7 +100,7 @@ def gather(settings: Mapping[str, Any], inputs: Mapping[str, Manifest]) -> Gathe
     """
     dense = inputs[DENSE]
     points = [_point(dense, inputs.get("dense/evaluate"), None, DENSE, dense)]
-    proofs = {}
+    proofs, audits = {}, {}
     for variant in settings["variants"]:
         for stage in settings["stages"]:
             model = inputs.get(f"{variant}/{stage}")
@@ -106,6 +108,7 @@ def gather(settings: Mapping[str, Any], inputs: Mapping[str, Manifest]) -> Gathe
                 points.append(_point(model, inputs.get(f"{variant}/evaluate/{stage}"), variant, stage, dense))
                 if stage == "construct":
                     proofs[variant] = _json(model.folder / "equivalence.json", {})
+                    audits[variant] = _json(model.folder / "audit.json", {})
     steps = [StepRecord(key, item, _json(item.folder / "run.json", {})) for key, item in inputs.items()]
     names = ("documents", "tokens", "chat")
     stats = {
@@ -120,6 +123,7 @@ def gather(settings: Mapping[str, Any], inputs: Mapping[str, Manifest]) -> Gathe
         steps,
         stats,
         proofs,
+        audits,
     )
 
 

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from moesaic.report import cells, plots, tables
+from moesaic.report import cells, construction, plots, tables
 from moesaic.report.gather import Gathered
 from moesaic.report.tables import Table
 
@@ -19,6 +19,7 @@ def render(run: Gathered, found: Sequence[dict[str, Any]], verdict: str) -> str:
     sections = [
         ("stages", "Stage by stage", _stages(run, found)),
         ("domains", "By domain", _domains(run)),
+        ("construction", "Construction", _construction(run)),
         ("training", "Training", _training(run)),
         ("routing", "Routing", _routing(run)),
         ("data", "Data", _data(run)),
@@ -113,6 +114,14 @@ def _stages(run: Gathered, found: Sequence[dict[str, Any]]) -> str:
 def _domains(run: Gathered) -> str:
     caption = "Bits per byte by domain (lower is better); thin lines are 95 % intervals. Numbers: “All scores” above."
     return figure(plots.by_domain(run), caption, 480)
+
+
+def _construction(run: Gathered) -> str:
+    panels = construction.panels(run)
+    if not panels:
+        return ""
+    words = "The split layers before any training, on calibration text that no fit has seen; bands are 95 % intervals."
+    return figure(panels, words) + construction.families(run) + table(construction.placement(run))
 
 
 def _training(run: Gathered) -> str:

@@ -38,7 +38,7 @@ def tradeoff(run: Gathered, found: Sequence[dict[str, Any]]) -> list[str]:
                 rows = [row for row in shown if row["variant"] == variant]
                 xs = [row["active_parameters"] / 1e6 for row in rows]
                 ys = [row[key]["value"] * scale for row in rows]
-                color = INK if variant is None else _color(run, variant)
+                color = INK if variant is None else variant_color(run, variant)
                 axes.plot(xs, ys, color=color, linewidth=0.7, alpha=0.6)
                 for x, y, row in zip(xs, ys, rows, strict=True):
                     low, high = row[key]["ci_low"], row[key]["ci_high"]
@@ -97,7 +97,7 @@ def by_domain(run: Gathered) -> list[str]:
                     if not score:
                         continue
                     x = at + (i - (len(points) - 1) / 2) * width
-                    color = SOFT if i == 0 else _color(run, variant)
+                    color = SOFT if i == 0 else variant_color(run, variant)
                     alpha = 0.75 if i == 0 else 0.35 + 0.6 * i / (len(points) - 1)
                     label = (point.stage if i else "dense parent") if at == 0 else None
                     axes.bar(x, min(score["value"], top), width * 0.92, color=color, alpha=alpha, label=label)
@@ -150,7 +150,7 @@ def curves(run: Gathered, key: str, title: str, unit: str) -> list[str]:
     for stage in run.stages:
         points = [p for p in run.points if p.stage == stage and p.variant and p.curves.get(key)]
         if points:
-            lines = [(str(p.variant), p.curves[key], _color(run, str(p.variant))) for p in points]
+            lines = [(str(p.variant), p.curves[key], variant_color(run, str(p.variant))) for p in points]
             out.append(_lines(f"{title}: {stage}", unit, lines))
     return out
 
@@ -271,7 +271,7 @@ def load_cv(run: Gathered) -> list[str]:
         def draw(_figure: Any, axes: Any) -> None:
             for point in points:
                 share = run.stages.index(point.stage) / max(1, len(run.stages) - 1)
-                values, color = every[point.label], _color(run, variant)
+                values, color = every[point.label], variant_color(run, variant)
                 style = {
                     "color": color,
                     "alpha": 0.3 + 0.7 * share,
@@ -296,5 +296,6 @@ def load_cv(run: Gathered) -> list[str]:
     return [panel(variant, points) for variant, points in found.items() if points]
 
 
-def _color(run: Gathered, variant: str) -> str:
+def variant_color(run: Gathered, variant: str) -> str:
+    """The colour of a variant in every figure."""
     return SERIES[run.variants.index(variant) % len(SERIES)]
