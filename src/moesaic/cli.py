@@ -97,6 +97,14 @@ def _parser() -> argparse.ArgumentParser:
     summary = commands.add_parser("summary", help="print the stage table of a finished run")
     summary.add_argument("--results", type=Path, default=Path("results"))
     summary.set_defaults(call=_summary)
+    audit = commands.add_parser("audit", help="what the experts and routers of any MoE checkpoint do on text")
+    audit.add_argument("model", type=Path, help="a model folder of a known MoE family")
+    audit.add_argument(
+        "--tokens", type=Path, default=Path("results/prepare/tokens"), help="packed text of the tokens step"
+    )
+    audit.add_argument("--blocks", type=int, default=2, help="validation blocks of each domain")
+    audit.add_argument("--out", type=Path, help="write every figure as JSON")
+    audit.set_defaults(call=_audit)
     return parser
 
 
@@ -127,6 +135,25 @@ def _check(arguments: argparse.Namespace) -> None:
         ", ".join(loaded.variants),
         ", ".join(loaded.stages),
     )
+
+
+def _audit(arguments: argparse.Namespace) -> None:
+    from moesaic.experts import audit_model
+    from moesaic.flow import files
+
+    found = audit_model.run(arguments.model, audit_model.blocks(arguments.tokens, arguments.blocks))
+    if arguments.out:
+        files.write_json(arguments.out, found)
+    print(f"{'layer':>5} {'lift':>8} {'95 %':>18} {'z':>7} {'similarity':>10} {'load CV':>8}")
+    for index, item in enumerate(found["layers"]):
+        interval = f"{item['lift_low']:.3f} to {item['lift_high']:.3f}"
+        print(
+            f"{index:>5} {item['lift']:>8.3f} {interval:>18} {item['z']:>7.1f} {item['similarity']:>10.3f} {item['load_cv']:>8.3f}"
+        )
+    for devices, item in found["routing"]["placement"].items():
+        print(
+            f"{devices} GPUs: {item['round_robin']:.1%} of the tokens change the GPU, {item['minimum_cut']:.1%} with minimum cut"
+        )
 
 
 def _schema(arguments: argparse.Namespace) -> None:
