@@ -105,6 +105,21 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("--blocks", type=int, default=2, help="validation blocks of each domain")
     audit.add_argument("--out", type=Path, help="write every figure as JSON")
     audit.set_defaults(call=_audit)
+    merge = commands.add_parser("merge", help="write a split MoE as one dense model again")
+    merge.add_argument("model", type=Path)
+    merge.add_argument("out", type=Path)
+    merge.add_argument(
+        "--factor",
+        type=float,
+        required=True,
+        help="folded into the routed experts at conversion (times-k: experts per token)",
+    )
+    merge.add_argument(
+        "--assignment",
+        type=Path,
+        help="assignment.parquet of the split: neurons return to the parent's order",
+    )
+    merge.set_defaults(call=_merge)
     return parser
 
 
@@ -154,6 +169,15 @@ def _audit(arguments: argparse.Namespace) -> None:
         print(
             f"{devices} GPUs: {item['round_robin']:.1%} of the tokens change the GPU, {item['minimum_cut']:.1%} with minimum cut"
         )
+
+
+def _merge(arguments: argparse.Namespace) -> None:
+    from moesaic.experts import merge
+
+    made = merge.run(arguments.model, arguments.out, arguments.factor, arguments.assignment)
+    logging.getLogger("moesaic").info(
+        "%s: dense, FFN width %d, %d parameters", arguments.out, made["ffn"], made["parameters"]
+    )
 
 
 def _schema(arguments: argparse.Namespace) -> None:

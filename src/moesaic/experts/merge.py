@@ -1,0 +1,103 @@
+"""Back from a split MoE to a dense model: all neurons in one FFN again.
+
+Exact when no neuron is in two experts: the sum over all experts at unit weight is the dense FFN (of the refitted neurons, where a refit was
+made). With the assignment file of the split, neurons return to the parent's order, and an untrained split without refit is the parent.
+
+Shapes: D model width, F dense FFN width, S shared neurons, E experts, M neurons per expert.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moesaic.errors import InputError
+from moesaic.flow import files
+from moesaic.model import families, load
+
+
+@torch.no_grad()
+def run(folder: Path, out: Path, factor: float, assignment: Path | None = None) -> dict[str, Any]:
+    """Write a LLaMA checkpoint.
+
+    Args:
+        factor: what was folded into the routed down projections at conversion (`times-k`: K); they are divided by it.
+        assignment: assignment.parquet of the split.
+
+    Raises:
+        InputError: not an MoE, layers left dense, or an assignment of another model.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model = load.load_model(folder, "merge")
+    parts = list(families.parts(model))
+    if len(parts) != model.config.num_hidden_layers:
+        raise InputError(
+            f"{folder}: {len(parts)} of {model.config.num_hidden_layers} layers have experts; all must, to become one dense model"
+        )
+    matrices = [_neurons(part, factor) for part in parts]
+    width = matrices[0][0].shape[0]
+    orders = _orders(assignment, len(parts), width) if assignment else [torch.arange(width)] * len(parts)
+    old = model.config
+    keys = (
+        "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_act", "max_position_embeddings",
+        "initializer_range", "rms_norm_eps", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id",
+    )  # fmt: skip
+    head = getattr(old, "head_dim", None) or old.hidden_size // old.num_attention_heads
+    rope = {key: value for key, value in old.rope_parameters.items() if key != "partial_rotary_factor"}
+    config = LlamaConfig(
+        **{key: getattr(old, key) for key in keys},
+        intermediate_size=width,
+        head_dim=head,
+        rope_parameters=rope,
+        dtype=old.dtype,
+    )
+    dense: Any = LlamaForCausalLM(config).to(old.dtype)
+    own, given = dense.state_dict(), model.state_dict()
+    for name, tensor in own.items():
+        if ".mlp." not in name:
+            tensor.copy_(given[name])
+    for block, (gate_FD, up_FD, down_DF), order_F in zip(dense.model.layers, matrices, orders, strict=True):
+        block.mlp.gate_proj.weight.copy_(gate_FD[order_F])
+        block.mlp.up_proj.weight.copy_(up_FD[order_F])
+        block.mlp.down_proj.weight.copy_(down_DF[:, order_F])
+    dense.generation_config = model.generation_config
+    with files.atomic_path(out) as temporary:
+        dense.save_pretrained(temporary)
+        if (folder / "tokenizer.json").is_file():
+            load.load_tokenizer(folder).save_pretrained(temporary)
+    return {"ffn": width, "parameters": sum(tensor.numel() for tensor in dense.parameters())}
+
+
+def _neurons(part: families.Parts, factor: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Gate [F, D], up [F, D] and down [D, F]: the shared neurons, then expert after expert."""
+    gate_EMD, up_EMD = part.experts.gate_up_proj.chunk(2, dim=1)
+    scale = factor / float(getattr(part.router, "routed_scaling_factor", 1.0))
+    down_DF = part.experts.down_proj.transpose(0, 1).flatten(1) / scale
+    gate_FD, up_FD = gate_EMD.flatten(0, 1), up_EMD.flatten(0, 1)
+    if part.shared is None or part.family.get_shared is None:
+        return gate_FD, up_FD, down_DF
+    gate_SD, up_SD, down_DS = part.family.get_shared(part.shared)
+    return torch.cat([gate_SD, gate_FD]), torch.cat([up_SD, up_FD]), torch.cat([down_DS, down_DF], dim=1)
+
+
+def _orders(path: Path, layers: int, width: int) -> list[Tensor]:
+    """Where each of the parent's neurons is among the MoE's. Raises InputError for an assignment of another model."""
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such assignment file")
+    table = pq.read_table(path, columns=["layer", "neuron"]).to_pandas()
+    sizes = table.groupby("layer").size().tolist()
+    if sizes != [width] * layers:
+        raise InputError(
+            f"{path}: {len(sizes)} layers of {sizes[0] if sizes else 0} neurons, the model has {layers} of {width}: the assignment of another model"
+        )
+    orders = []
+    for _, rows in table.groupby("layer", sort=True):
+        neurons = torch.tensor(rows["neuron"].tolist())
+        if neurons.unique().numel() != width:
+            raise InputError(f"{path}: neurons are in several experts; such a split has no exact dense model")
+        orders.append(neurons.argsort())
+    return orders

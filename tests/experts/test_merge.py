@@ -1,0 +1,48 @@
+"""There and back: an untrained split becomes the parent again."""
+
+import pytest
+import torch
+from tiny import tiny_llama, tiny_moe
+
+from moesaic.errors import InputError
+from moesaic.experts import merge
+from moesaic.model import load
+
+
+@pytest.mark.parametrize(
+    ("family", "shared"), [("mixtral", 0), ("granitemoeshared", 32), ("qwen2_moe", 32), ("glm4_moe", 32)]
+)
+@pytest.mark.parametrize("ordered", [True, False])
+def test_merging_gives_the_parent(tmp_path, llama, family, shared, ordered):
+    tiny_moe(tmp_path, llama, shared=shared, experts=8 if shared else 4, family=family, scale="times-k")
+    assignment = tmp_path / "moe" / "assignment.parquet" if ordered else None
+    merge.run(tmp_path / "moe" / "model", tmp_path / "back", 2.0, assignment)
+    back = load.load_model(tmp_path / "back")
+    ids = torch.randint(3, 512, (2, 24))
+    with torch.no_grad():
+        assert (back(input_ids=ids).logits - llama(input_ids=ids).logits).abs().max() < 1e-3
+    if ordered:
+        for name, tensor in llama.state_dict().items():
+            assert torch.allclose(back.state_dict()[name], tensor, atol=1e-6), name
+
+
+def test_assignments_of_other_models_and_overlaps_are_refused(tmp_path):
+    tiny_moe(tmp_path)
+    (tmp_path / "other").mkdir()
+    tiny_moe(tmp_path / "other", tiny_llama(num_hidden_layers=2))
+    with pytest.raises(InputError, match="another model"):
+        merge.run(
+            tmp_path / "moe" / "model", tmp_path / "x", 2.0, tmp_path / "other" / "moe" / "assignment.parquet"
+        )
+    with pytest.raises(InputError, match="no such assignment"):
+        merge.run(tmp_path / "moe" / "model", tmp_path / "x", 2.0, tmp_path / "none.parquet")
+    (tmp_path / "copies").mkdir()
+    tiny_moe(tmp_path / "copies", split="copy", granularity=2)
+    with pytest.raises(InputError, match="in several experts"):
+        merge.run(
+            tmp_path / "copies" / "moe" / "model",
+            tmp_path / "x",
+            2.0,
+            tmp_path / "copies" / "moe" / "assignment.parquet",
+        )
+    assert not (tmp_path / "x").exists()
