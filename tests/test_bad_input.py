@@ -102,6 +102,18 @@ def test_impossible_students(here, student, message):
         project.run(here, "distill", "activation", distill={"student": student})
 
 
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (128, r"too short for the statistics; take at least \d+"),
+        (10**6, r"take \d+ blocks of each domain, \w+ has \d+"),
+    ],
+)
+def test_calibration_text_too_short_or_too_long(here, tokens, message):
+    with pytest.raises(InputError, match=r"experts\.calibration\.tokens: .*" + message):
+        project.run(here, "construct", "activation", experts={"calibration": {"tokens": tokens}})
+
+
 def test_experts_that_do_not_divide(here):
     with pytest.raises(InputError, match=r"experts\.experts: 7 experts do not divide"):
         project.run(here, "construct", "activation", experts={"experts": 7})
