@@ -120,7 +120,10 @@ def _construction(run: Gathered) -> str:
     panels = construction.panels(run)
     if not panels:
         return ""
-    words = "The split layers before any training, on calibration text that no fit has seen; bands are 95 % intervals."
+    words = (
+        "The split layers before any training, on calibration text that no fit has seen; bands are 95 % intervals. Errors are against what "
+        "the fit aims at: with a refit that includes making up for the layers before, without one it is the dense FFN's output."
+    )
     return figure(panels, words) + construction.families(run) + table(construction.placement(run))
 
 
