@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from moesaic.data import packed
+from moesaic.evaluate import likelihood
 from moesaic.experts import calibration, construct, scale
 from moesaic.flow import manifest
 from moesaic.model import load
@@ -76,14 +76,10 @@ def shape(active: float, shared: bool, control: bool, width: int) -> dict[str, i
 @torch.no_grad()
 def perplexities(model: Any, test: dict[str, torch.Tensor]) -> dict[str, float]:
     """Perplexity of each domain."""
-    found = {}
-    for name, blocks in test.items():
-        nats = [
-            functional.cross_entropy(model(input_ids=row[None]).logits[0, :-1].float(), row[1:]).item()
-            for row in blocks
-        ]
-        found[name] = math.exp(sum(nats) / len(nats))
-    return found
+    return {
+        name: math.exp(float(likelihood.block_nats(model, blocks).sum()) / blocks[:, 1:].numel())
+        for name, blocks in test.items()
+    }
 
 
 def row(

@@ -9,6 +9,7 @@ from scipy import sparse
 from test_features import a_layer
 
 from moesaic.experts import audit
+from moesaic.experts.bits import Bits
 from moesaic.experts.graphs import digraph, mincut, partition, placement, sketch, weights
 
 
@@ -34,7 +35,7 @@ def value(graph, labels):
 def bed():
     on, label = planted(2048, 16, 0.5, 0.02, 8000, 0)
     return (
-        sketch.Active.of(on),
+        Bits.of(on),
         label,
         sparse.csr_matrix(weights.raw(counts_of(on)).numpy().astype(np.float64)),
     )
@@ -87,7 +88,7 @@ def test_c3_degree_sampling_beats_uniform_and_threshold_and_excess_beats_raw():
     for seed in range(10):
         on, _ = planted(1024, 8, 0.5, 0.02, 3000, seed)
         exact = sparse.csr_matrix(weights.raw(counts_of(on)).numpy().astype(np.float64))
-        ours = sketch.sample(sketch.Active.of(on), 16, False, seed)
+        ours = sketch.sample(Bits.of(on), 16, False, seed)
         edges = sparse.triu(ours, k=1).nnz
         assert edges <= 0.032 * 1024 * 1023 / 2
         cuts = {"ours": value(exact, partition.balanced(ours, 8, seed))}
@@ -98,7 +99,7 @@ def test_c3_degree_sampling_beats_uniform_and_threshold_and_excess_beats_raw():
         train, held = on[:4000], on[4000:]
         lifts = {}
         for excess in (True, False):
-            labels = partition.balanced(sketch.sample(sketch.Active.of(train), 16, excess, seed), 8, seed)
+            labels = partition.balanced(sketch.sample(Bits.of(train), 16, excess, seed), 8, seed)
             lifts[excess] = lift(held, labels, 8)[0]
         excess_wins += lifts[True] > lifts[False]
     assert wins >= 9

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_features import a_layer
 from tiny import tiny_moe, tiny_text
 
 from moesaic.errors import InputError
@@ -13,12 +14,9 @@ from moesaic.schema import Experts
 EVERYTHING = frozenset({"coactivation", "active"})
 
 
-def layer(seed=0, tokens=400, hidden=24, width=64):
-    stream = torch.Generator().manual_seed(seed)
-    shapes = ((width, hidden), (width, hidden), (hidden, width))
-    ffn = Ffn(*(torch.randn(*shape, generator=stream) / hidden**0.5 for shape in shapes))
-    x = torch.randn(tokens, hidden, generator=stream)
-    return ffn, Activations(x, ffn.hidden(x))
+def layer(width=64):
+    ffn, x, h = a_layer(tokens=400, hidden=24, width=width)
+    return ffn, Activations(x, h)
 
 
 def features(ffn, batches, experts, top=0.2):

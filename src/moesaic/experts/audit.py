@@ -72,27 +72,24 @@ class LayerAudit:
         count_TE = on_TP.view(len(on_TP), self.experts, self.neurons).sum(dim=2).double()
         return float((count_TE * (count_TE - 1)).sum())
 
-    def lift(self, chosen: Tensor, order_P: Tensor | None = None, pairs_N: Tensor | None = None) -> float:
-        """Lift over the chosen blocks (indices, repeats count)."""
-        pairs = torch.tensor(self.pairs_N) if pairs_N is None else pairs_N
-        fired_P = torch.stack(self.fired_NP)[chosen].sum(dim=0)
-        fired_EM = (fired_P if order_P is None else fired_P[order_P]).view(self.experts, self.neurons)
-        tokens = float(torch.tensor(self.tokens_N)[chosen].sum())
-        expected = float((fired_EM.sum(dim=1).square() - fired_EM.square().sum(dim=1)).sum()) / tokens
-        return float(pairs[chosen].sum()) / max(expected, 1e-12) - 1.0
-
     def summary(self, seed: int) -> dict[str, Any]:
         """The layer's figures, JSON-able."""
         blocks = len(self.pairs_N)
         every = torch.arange(blocks)
+        pairs_N, tokens_N = torch.tensor(self.pairs_N), torch.tensor(self.tokens_N)
+        fired_NEM = torch.stack(self.fired_NP).view(blocks, self.experts, self.neurons)
         generator = torch.Generator().manual_seed(seed)
         resampled = [
-            self.lift(torch.randint(blocks, (blocks,), generator=generator)) for _ in range(RESAMPLES)
+            _lift(pairs_N, fired_NEM, tokens_N, torch.randint(blocks, (blocks,), generator=generator))
+            for _ in range(RESAMPLES)
         ]
         random_NR = torch.stack(self.random_NR).double()
-        controls = [self.lift(every, order, random_NR[:, r]) for r, order in enumerate(self.orders_RP)]
+        controls = [
+            _lift(random_NR[:, r], fired_NEM.flatten(1)[:, order].view(fired_NEM.shape), tokens_N, every)
+            for r, order in enumerate(self.orders_RP)
+        ]
         spread = float(np.std(controls))
-        lift = self.lift(every)
+        lift = _lift(pairs_N, fired_NEM, tokens_N, every)
         total = sum(self.all_pairs_N)
         cut, random_cut = total - sum(self.pairs_N), total - float(random_NR.sum()) / RANDOM_SPLITS
         low, high = (float(value) for value in np.quantile(resampled, [0.025, 0.975]))
@@ -110,6 +107,14 @@ class LayerAudit:
             "load": [round(float(value), 6) for value in load_E],
             "load_cv": round(float(load_E.std(unbiased=False) / load_E.mean().clamp_min(1e-12)), 6),
         }
+
+
+def _lift(pairs_N: Tensor, fired_NEM: Tensor, tokens_N: Tensor, chosen: Tensor) -> float:
+    """Lift over the chosen blocks (indices, repeats count)."""
+    fired_EM = fired_NEM[chosen].sum(dim=0)
+    tokens = float(tokens_N[chosen].sum())
+    expected = float((fired_EM.sum(dim=1).square() - fired_EM.square().sum(dim=1)).sum()) / tokens
+    return float(pairs_N[chosen].sum()) / max(expected, 1e-12) - 1.0
 
 
 def of_layer(

@@ -7,6 +7,7 @@ Shapes: T tokens, D model width, S shared neurons, E experts, M neurons per expe
 """
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,7 @@ class Builder:
 
     def _everything(self, ffn: Ffn, assignment: Assignment, seed: int, index: int) -> tuple[Any, ...]:
         """Router 0 with all experts on gives each the weight 1 / E; times E that is 1. What several experts hold counts in parts."""
-        whole = Assignment(assignment.shared_S, assignment.routed_EM, assignment.score_F)
+        whole = dataclasses.replace(assignment, fresh_EM=None)
         gate_PD, up_PD, down_PD = stacked(ffn, whole, seed, index)
         times_F = assignment.multiplicity().clamp_min(1)
         shared = assignment.shared_S.numel()

@@ -128,9 +128,9 @@ class LayerActivations:
             self.kept[index] = found
         return found
 
-    def _target(self, own_TD: Tensor, part: slice) -> Tensor | None:
+    def _target(self, own_TD: Tensor, part: slice) -> Tensor:
         if self.wanted_NTD is None or self.compensate == 0.0:
-            return None
+            return own_TD
         whole_TD = (self.wanted_NTD[part] - self.after_NTD[part]).flatten(0, 1)
         return own_TD + self.compensate * (whole_TD - own_TD)
 

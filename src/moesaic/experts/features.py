@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from moesaic.experts.bits import Bits
+
 PROJECTIONS = 256
 """Random directions onto which activation patterns are projected (Johnson-Lindenstrauss keeps their angles)."""
 
@@ -44,7 +46,7 @@ class Activations:
     fold: int = 0
     """The domain (or other group) that the tokens belong to, for choices by cross-validation."""
     target_TD: Tensor | None = None
-    """What the layer should add to the residual stream; None for the dense FFN's own output."""
+    """What the layer should add to the residual stream; None: the dense FFN's own output, computed when asked for."""
 
     weight_T: Tensor | None = None
     """1 / RMS of the residual stream after the layer: what comes later sees the stream normed, so an error counts relative to it. Without
@@ -57,24 +59,6 @@ class Activations:
     def target(self, ffn: Ffn) -> Tensor:
         """What the layer should add to the residual stream [T, D]."""
         return self.h_TF @ ffn.down_DF.T if self.target_TD is None else self.target_TD
-
-
-@dataclass(frozen=True)
-class Bits:
-    """A boolean matrix [T, F], 8 entries to the byte."""
-
-    packed: np.ndarray
-    """uint8 [T, ceil(F / 8)]."""
-    width: int
-
-    @classmethod
-    def of(cls, values_TF: np.ndarray) -> "Bits":
-        """Pack a boolean matrix."""
-        return cls(np.packbits(values_TF, axis=1), values_TF.shape[1])
-
-    def unpack(self) -> np.ndarray:
-        """Boolean [T, F]."""
-        return np.unpackbits(self.packed, axis=1, count=self.width).astype(bool)
 
 
 @dataclass(frozen=True)

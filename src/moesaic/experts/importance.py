@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from moesaic.errors import InputError
+from moesaic.experts import calibration
 from moesaic.experts.stream import mapped
 from moesaic.flow import files
 from moesaic.flow.progress import Progress
@@ -42,13 +43,13 @@ def measure(
     inputs_LNTD = mapped(
         work / "layer-inputs.bin", (dense.layers + 1, blocks, length, dense.config.hidden_size)
     )
-    positions = dense.positions(length)
+    positions, parts = dense.positions(length), calibration.batches(torch.zeros(blocks), batch)
     progress = Progress("importance of neurons", 2 * dense.layers, "layers")
     with torch.no_grad():
         inputs_LNTD[0] = dense.embedding()[ids_NT]
         for index in range(dense.layers):
             block = dense.layer(index)
-            for part in _batches(blocks, batch):
+            for part in parts:
                 after, x = attend(block, inputs_LNTD[index, part], positions)
                 inputs_LNTD[index + 1, part] = after + block.mlp(x)
             progress.update(detail="forward")
@@ -58,7 +59,7 @@ def measure(
     for index in range(dense.layers - 1, -1, -1):
         block = dense.layer(index)
         ffn = ffn_of(block)
-        for part in _batches(blocks, batch):
+        for part in parts:
             hidden = inputs_LNTD[index, part].clone().requires_grad_()
             after, x = attend(block, hidden, positions)
             h_BTF = functional.silu(x @ ffn.gate_FD.T) * (x @ ffn.up_FD.T)
@@ -89,7 +90,3 @@ def _loss_gradient(dense: LazyModel, hidden_NTD: Tensor, ids_NT: Tensor, batch: 
         loss = functional.cross_entropy(logits, ids_NT[block, 1:], reduction="sum")
         (out[block],) = torch.autograd.grad(loss, last)
     return out
-
-
-def _batches(blocks: int, batch: int) -> list[slice]:
-    return [slice(start, min(start + batch, blocks)) for start in range(0, blocks, batch)]

@@ -51,6 +51,7 @@ def fit(
         activations: None when no part of `settings` needs any. start_ridge: where the search for the refit's strength begins.
     """
     fitting: Any = activations.fitting() if activations else ()
+    held_out: Any = activations.held_out() if activations else ()
     per_token = settings["per_token"]
     audit: dict[str, Any] = {}
     router_ED: Tensor = routers.METHODS[settings["router"]].fit(
@@ -94,12 +95,10 @@ def fit(
         before_PD = down_PD
         if found.change_PD is not None:
             down_PD = down_PD + found.change_PD
-        if activations is not None and len(activations.held_out()):
-            audit["error_before_refit"] = round(
-                error(ffn, activations.held_out(), assignment, weigh, before_PD), 6
-            )
-    if activations is not None and len(activations.held_out()):
-        audit["error"] = round(error(ffn, activations.held_out(), assignment, weigh, down_PD), 6)
+        if held_out:
+            audit["error_before_refit"] = round(error(ffn, held_out, assignment, weigh, before_PD), 6)
+    if held_out:
+        audit["error"] = round(error(ffn, held_out, assignment, weigh, down_PD), 6)
     return Layer(assignment, router_ED, bias_E, factor, gate_PD, up_PD, down_PD, audit)
 
 

@@ -22,6 +22,8 @@ from moesaic.experts.features import Activations, Ffn
 
 GRID = 3.0
 """Factor between strengths that are tried; each layer starts from its predecessor's choice."""
+MOST_TRIED = 7
+"""Strengths after which the search ends."""
 
 
 @dataclass
@@ -136,9 +138,6 @@ def refit(folds: dict[int, Normal], ridge: float | None, start: float) -> Refit:
     if _mean(tried[best]) >= 1.0:
         return Refit(None, best, tried[best])
     return Refit(solve(gram_PP, product_PD, best), best, tried[best])
-
-
-MOST_TRIED = 7
 
 
 def _mean(ratios: list[float]) -> float:

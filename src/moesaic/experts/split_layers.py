@@ -149,7 +149,7 @@ def _features(
                 top = layers[index]["calibration"]["top"]
                 found = measure(ffn, source.fitting(), needs[index], top, generator(seed, index, 1), own)
             for place, part in enumerate(parts):
-                added = source.at(place).h_TF @ ffn.down_DF.T
+                added = source.at(place).target(ffn)
                 stream.after[part] += added.view_as(stream.after[part])
             stream.advance()
         elif importance_LCF is not None and needs[index]:

@@ -5,7 +5,6 @@ Two files take turns: a layer reads one and writes the other, so that a layer th
 Shapes: N blocks, T tokens, D model width.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +33,7 @@ class Stream:
         self.shape = shape
         self.layer = 0
         if self.state_path.exists():
-            self.layer = int(json.loads(self.state_path.read_text(encoding="utf-8"))["layer"])
+            self.layer = int(files.read_json(self.state_path)["layer"])
         self.files = [mapped(path, shape) for path in self.paths]
 
     @property

@@ -49,9 +49,7 @@ class LazyModel:
             with safe_open(self.files[name], framework="pt") as file:
                 return file.get_tensor(name)
         except SafetensorError as error:
-            raise InputError(
-                f"{self.key}: damaged weights in {self.files[name]} ({error}); delete them and make or fetch them again"
-            ) from error
+            raise load.damaged(self.key, self.files[name], error) from error
 
     def layer_tensors(self, index: int) -> dict[str, Tensor]:
         """Everything of a decoder layer by its name within the layer, in the stored dtype."""
@@ -122,7 +120,5 @@ def _index(folder: Path, key: str) -> dict[str, Path]:
             with safe_open(file, framework="pt") as handle:
                 found |= dict.fromkeys(handle.keys(), file)
         except SafetensorError as error:
-            raise InputError(
-                f"{key}: damaged weights in {file} ({error}); delete them and make or fetch them again"
-            ) from error
+            raise load.damaged(key, file, error) from error
     return found

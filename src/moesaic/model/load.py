@@ -38,6 +38,13 @@ def check_folder(folder: Path, key: str) -> dict[str, Any]:
     return config
 
 
+def damaged(key: str, where: Path, error: Exception) -> InputError:
+    """The error for weights that cannot be read."""
+    return InputError(
+        f"{key}: damaged weights in {where} ({error}); delete them and make or fetch them again"
+    )
+
+
 def load_model(folder: Path, key: str = "model", dtype: torch.dtype | str = "auto") -> Any:
     """A causal language model from a folder, in evaluation mode, on the CPU.
 
@@ -58,9 +65,7 @@ def load_model(folder: Path, key: str = "model", dtype: torch.dtype | str = "aut
             output_loading_info=True,
         )
     except SafetensorError as error:
-        raise InputError(
-            f"{key}: damaged weights in {folder} ({error}); delete them and make or fetch them again"
-        ) from error
+        raise damaged(key, folder, error) from error
     if info["missing_keys"] or info["mismatched_keys"]:
         wrong = sorted([*info["missing_keys"], *(str(item) for item in info["mismatched_keys"])])
         raise InputError(

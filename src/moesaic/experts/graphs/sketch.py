@@ -10,40 +10,13 @@ graphs; for what any such sketch must cost, see Cheng et al. (PODS 2024, arXiv 2
 Shapes: T tokens, F neurons, N draws.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import numpy as np
 from scipy import sparse
 
-SHARD = 4096
-"""Tokens that are unpacked at a time."""
+from moesaic.experts.bits import Bits
 
 
-@dataclass(frozen=True)
-class Active:
-    """Which neurons are active on which tokens, packed, with shards of tokens unpacked on demand."""
-
-    packed_TF: np.ndarray
-    width: int
-
-    @classmethod
-    def of(cls, values_TF: np.ndarray) -> "Active":
-        """From a boolean matrix."""
-        return cls(np.packbits(values_TF, axis=1), values_TF.shape[1])
-
-    @property
-    def tokens(self) -> int:
-        """T."""
-        return len(self.packed_TF)
-
-    def shards(self) -> Iterator[np.ndarray]:
-        """Boolean [at most SHARD, F], in order."""
-        for start in range(0, self.tokens, SHARD):
-            yield np.unpackbits(self.packed_TF[start : start + SHARD], axis=1, count=self.width).astype(bool)
-
-
-def degrees(active: Active) -> tuple[np.ndarray, np.ndarray]:
+def degrees(active: Bits) -> tuple[np.ndarray, np.ndarray]:
     """How often each neuron fires, and its weighted degree per shard [shards, F]: the sum of |active(t)| - 1 over its tokens."""
     fired = np.zeros(active.width, dtype=np.int64)
     per_shard = []
@@ -54,7 +27,7 @@ def degrees(active: Active) -> tuple[np.ndarray, np.ndarray]:
     return fired, np.stack(per_shard)
 
 
-def sample(active: Active, draws: int, excess: bool, seed: int) -> sparse.csr_matrix:
+def sample(active: Bits, draws: int, excess: bool, seed: int) -> sparse.csr_matrix:
     """A symmetric sparse graph whose expected weights are the co-activation counts, or their excess over independence.
 
     Args:
@@ -78,7 +51,7 @@ def sample(active: Active, draws: int, excess: bool, seed: int) -> sparse.csr_ma
     return sparse.csr_matrix((np.concatenate([values[kept]] * 2), (rows, columns)), shape=shape)
 
 
-def common(active: Active, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+def common(active: Bits, i: np.ndarray, j: np.ndarray) -> np.ndarray:
     """Exact number of tokens on which both neurons of each pair are active."""
     out = np.zeros(len(i), dtype=np.int64)
     for on_TF in active.shards():
@@ -90,7 +63,7 @@ def common(active: Active, i: np.ndarray, j: np.ndarray) -> np.ndarray:
 
 
 def _pairs(
-    active: Active, degree_SF: np.ndarray, degree_F: np.ndarray, draws: int, rng: np.random.Generator
+    active: Bits, degree_SF: np.ndarray, degree_F: np.ndarray, draws: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """All draws (i, j). The shard of each draw is chosen first, so that one pass over the shards suffices."""
     living = np.flatnonzero(degree_F > 0)

@@ -8,7 +8,6 @@ W = (X'X + ridge * mean diag(X'X) * I)^-1 X'Z. Linear, without bias: every stock
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from moesaic.experts.assignment import Assignment
@@ -27,19 +26,11 @@ def fit(
     layer: int,
 ) -> Tensor:
     """Router weights [E, D]; one pass over the batches."""
-    experts, hidden = assignment.routed_EM.shape[0], ffn.gate_FD.shape[1]
     grams_EMM = contribution.grams(ffn, assignment)
-    gram_DD = torch.zeros(hidden, hidden, dtype=torch.float64)
-    product_DE = torch.zeros(hidden, experts, dtype=torch.float64)
-    mean_E = torch.zeros(experts, dtype=torch.float64)
-    tokens = 0
-    for batch in batches:
-        length_TE = contribution.lengths(batch, assignment, grams_EMM)
-        gram_DD += batch.x_TD.T @ batch.x_TD
-        product_DE += batch.x_TD.T @ length_TE
-        mean_E += length_TE.sum(dim=0)
-        tokens += len(length_TE)
-    product_DE /= (mean_E / tokens).clamp_min(1e-12)
-    product_DE -= product_DE.mean(dim=1, keepdim=True)
-    gram_DD.diagonal().add_(options["router_ridge"] * gram_DD.diagonal().mean())
-    return torch.linalg.solve(gram_DD, product_DE).T.float()
+    return contribution.regress(
+        batches,
+        lambda batch: contribution.lengths(batch, assignment, grams_EMM),
+        options["router_ridge"],
+        assignment.routed_EM.shape[0],
+        ffn.gate_FD.shape[1],
+    )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from moesaic.experts.assignment import Assignment
 from moesaic.experts.features import Activations, Ffn
+from moesaic.experts.routers import contribution
 
 NEEDS_ACTIVATIONS = True
 
@@ -28,19 +29,13 @@ def fit(
     """Router weights [E, D]."""
     batches = list(batches)
     neurons_E = representatives(ffn, batches, assignment)
-    hidden = ffn.gate_FD.shape[1]
-    gram_DD = torch.zeros(hidden, hidden, dtype=torch.float64)
-    product_DE = torch.zeros(hidden, len(neurons_E), dtype=torch.float64)
-    mean_E = torch.zeros(len(neurons_E), dtype=torch.float64)
-    for batch in batches:
-        score_TE = batch.weigh(batch.h_TF[:, neurons_E].abs())
-        gram_DD += batch.x_TD.T @ batch.x_TD
-        product_DE += batch.x_TD.T @ score_TE
-        mean_E += score_TE.sum(dim=0) / sum(len(item.x_TD) for item in batches)
-    product_DE /= mean_E.clamp_min(1e-12)
-    product_DE -= product_DE.mean(dim=1, keepdim=True)
-    gram_DD.diagonal().add_(options["router_ridge"] * gram_DD.diagonal().mean())
-    return torch.linalg.solve(gram_DD, product_DE).T.float()
+    return contribution.regress(
+        batches,
+        lambda batch: batch.weigh(batch.h_TF[:, neurons_E].abs()),
+        options["router_ridge"],
+        assignment.routed_EM.shape[0],
+        ffn.gate_FD.shape[1],
+    )
 
 
 def representatives(ffn: Ffn, batches: list[Activations], assignment: Assignment) -> Tensor:

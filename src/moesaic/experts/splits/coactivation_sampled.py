@@ -25,7 +25,7 @@ def split(
     order = features.rate_F.argsort(descending=True, stable=True)
     shared, rest = order[: sizes.shared], order[sizes.shared :].sort().values
     chosen = options["coactivation"]
-    active = sketch.Active.of(features.active_TF.unpack()[:, rest.numpy()])
+    active = features.active_TF.columns(rest.numpy())
     graph = sketch.sample(active, chosen["samples"], chosen["weights"] == "excess", seed * 1_000_003 + layer)
     labels = partition.balanced(graph, sizes.experts, seed + layer, chosen["seeds"])
     return from_labels(shared, rest, torch.from_numpy(labels).long(), sizes.experts, features.rate_F)

@@ -4,7 +4,7 @@ Shapes: D model width, F dense FFN width, E routed experts, K experts per token,
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -70,9 +70,6 @@ class Family:
     """True: the configuration has a factor on the routed output; False: it is folded into the down projections."""
     bias: bool = False
     """True: the router has a bias per expert that only takes part in the choice."""
-    llama_cpp: bool = False
-    """True: llama.cpp's converter knows it (as of 2026)."""
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def common_config(dense: Any) -> dict[str, Any]:

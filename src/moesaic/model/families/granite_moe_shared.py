@@ -74,5 +74,4 @@ FAMILY = Family(
     get_shared=get_shared,
     refuse=refuse,
     about="an ungated shared expert of any width; known to vLLM and llama.cpp",
-    llama_cpp=True,
 )

@@ -55,5 +55,4 @@ FAMILY = Family(
     get_shared=None,
     refuse=refuse,
     about="routed experts only; known to every engine and to llama.cpp",
-    llama_cpp=True,
 )

@@ -78,5 +78,4 @@ FAMILY = Family(
     get_shared=get_shared,
     refuse=refuse,
     about="a gated shared expert, and any layers left dense; known to vLLM",
-    llama_cpp=True,
 )
