@@ -1,16 +1,17 @@
-"""Perplexity before any training, by construction method, beside the dense parent and a pruned control.
+"""Perplexity before any training and after a little, by construction method, beside the dense parent and a pruned control.
 
     snakemake --profile profiles/local results/dense/manifest.json results/prepare/tokens/manifest.json
     python benchmarks/construct.py --active 0.5 --seeds 1
 
 Rows already in the output file are not made again, so the run can be interrupted and extended. Calibration text is training text, test text
-validation text; the held-out domain is in no calibration. Ratios to the dense parent, geometric mean over the calibrated domains.
+validation text; the held-out domain is in no calibration and no training. Ratios to the untrained dense parent, geometric mean over the
+calibrated domains. Training is the same for all rows of a seed: the same tokens in the same order, AdamW, balance loss 0.01; the dense parent
+trained on them is a row too. In the pruned control only what runs is trained.
 """
 
 import argparse
 import json
 import math
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -22,9 +23,10 @@ from moesaic.data import packed
 from moesaic.evaluate import likelihood
 from moesaic.experts import calibration, construct, scale
 from moesaic.flow import manifest
-from moesaic.model import load
+from moesaic.model import families, load
 from moesaic.model.lazy import LazyModel
 from moesaic.schema import Experts
+from moesaic.train.objectives import Batch, Trainee, Weights
 
 scale.FACTORS["off"] = lambda experts, per_token: 0.0
 """For the control: the same number of neurons, always the same ones, refitted, no routing."""
@@ -58,16 +60,30 @@ METHODS: dict[str, dict[str, Any]] = {
         "router": "representative",
     },
     "activation + shared (default)": {"split": "activation", "shared": True, **FITTED},
+    "activation + shared, fine-grained": {"split": "activation", "shared": True, "fine": True, **FITTED},
 }
+DENSE = "dense parent (control)"
+BATCH = 2
+"""Blocks per optimizer step."""
 
 
-def shape(active: float, shared: bool, control: bool, width: int) -> dict[str, int]:
-    """Sizes with the wanted share of the FFN running: 8 equal experts, or half of the active neurons shared and 2 of the rest on."""
+def shape(active: float, shared: bool, control: bool, width: int, fine: bool = False) -> dict[str, int]:
+    """Sizes with the wanted share of the FFN running: 8 equal experts, or half of the active neurons shared and 2 of the rest on.
+
+    Fine-grained: two thirds of the active neurons shared, experts of a 48th of the FFN.
+    """
     eighths = round(8 * active)
     if control:
         return {"shared": round(active * width), "experts": 4, "per_token": 1}
     if not shared:
         return {"shared": 0, "experts": 8, "per_token": eighths}
+    if fine:
+        always, expert = round(active * width * 2 / 3), width // 48
+        return {
+            "shared": always,
+            "experts": (width - always) // expert,
+            "per_token": (round(active * width) - always) // expert,
+        }
     always = round(active * width / 2)
     expert = always // 2
     return {"shared": always, "experts": (width - always) // expert, "per_token": 2}
@@ -82,62 +98,105 @@ def perplexities(model: Any, test: dict[str, torch.Tensor]) -> dict[str, float]:
     }
 
 
+def train(model: Any, blocks_NT: torch.Tensor, rate: float, control: bool) -> None:
+    """A few optimizer steps at a constant rate."""
+    trainee = Trainee(model.train(), Weights(balance=0.01))
+    if control:
+        for part in families.parts(model):
+            part.experts.requires_grad_(False)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], rate, (0.9, 0.95))
+    for ids_BT in blocks_NT.split(BATCH):
+        count = ids_BT[:, 1:].numel()
+        batch = Batch(ids_BT[:, :-1], ids_BT[:, 1:], None, [""] * len(ids_BT), count, 1.0)
+        loss, _ = trainee(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    model.eval()
+
+
+def training_text(tokens: Any, held_out: str, count: int, seed: int) -> torch.Tensor:
+    """Blocks of all trained domains in random order, the same for every method."""
+    stream = torch.Generator().manual_seed(seed)
+    pools = [packed.open_blocks(tokens, name, "train") for name in packed.domains(tokens) if name != held_out]
+    length = tokens.metrics["block"]
+    number = count // length
+    rows = [torch.randperm(len(pool), generator=stream).tolist() for pool in pools]
+    chosen = [pools[i % len(pools)].tokens([rows[i % len(pools)][i // len(pools)]])[0] for i in range(number)]
+    return torch.stack([torch.as_tensor(item).long() for item in chosen])
+
+
+def ratios(model: Any, test: Any, parent: Any, held_out: str, suffix: str = "") -> dict[str, Any]:
+    """Perplexity over the dense parent's."""
+    found = {domain: value / parent[domain] for domain, value in perplexities(model, test).items()}
+    known = [math.log(value) for domain, value in found.items() if domain != held_out]
+    calibrated = math.exp(sum(known) / len(known))
+    return {
+        f"calibrated{suffix}": calibrated,
+        f"absent{suffix}": found[held_out],
+        f"ratios{suffix}": found,
+    }
+
+
 def row(
     dense: LazyModel, tokens: Any, arguments: Any, name: str, active: float, seed: int, test: Any, parent: Any
 ) -> dict[str, Any]:
-    """Convert once and measure."""
-    settings = dict(METHODS[name])
-    width = dense.config.intermediate_size
-    control = settings.get("scale") == "off"
-    sizes = shape(active, settings.pop("shared", False), control, width)
-    factor = settings.pop("scale", "times-k")
-    merged = Experts(**settings, **sizes, calibration={"tokens": arguments.tokens}).model_dump(
-        mode="json"
-    ) | {"scale": factor}
-    text = calibration.blocks(tokens, [arguments.held_out], merged["calibration"], seed)
-    folder = Path(tempfile.mkdtemp(prefix="construct-"))
-    (folder / "work").mkdir()
-    began = time.monotonic()
-    made = construct.convert(
-        dense,
-        merged,
-        text,
-        seed,
-        folder,
-        folder / "work",
-        arguments.threads,
-        load.load_tokenizer(dense.folder),
-    )
-    seconds = time.monotonic() - began
-    found = perplexities(made.model, test)
-    shutil.rmtree(folder)
-    ratios = {domain: found[domain] / parent[domain] for domain in test}
-    known = [math.log(value) for domain, value in ratios.items() if domain != arguments.held_out]
-    return {
-        "method": name, "active": active, "seed": seed, "tokens": arguments.tokens, "sizes": sizes, "seconds": round(seconds, 1),
-        "calibrated": math.exp(sum(known) / len(known)), "absent": ratios[arguments.held_out], "ratios": ratios,
-    }  # fmt: skip
+    """Convert once, measure, train, measure."""
+    out: dict[str, Any] = {"method": name, "active": active, "seed": seed, "tokens": arguments.tokens}
+    if name == DENSE:
+        model, control = load.load_model(dense.folder), False
+    else:
+        settings = dict(METHODS[name])
+        width = dense.config.intermediate_size
+        control = settings.get("scale") == "off"
+        fine = settings.pop("fine", False)
+        out["sizes"] = shape(active, settings.pop("shared", False), control, width, fine)
+        factor = settings.pop("scale", "times-k")
+        merged = Experts(**settings, **out["sizes"], calibration={"tokens": arguments.tokens}).model_dump(
+            mode="json"
+        ) | {"scale": factor}
+        text = calibration.blocks(tokens, [arguments.held_out], merged["calibration"], seed)
+        tokenizer = load.load_tokenizer(dense.folder)
+        with tempfile.TemporaryDirectory(prefix="construct-") as place:
+            folder = Path(place)
+            (folder / "work").mkdir()
+            began = time.monotonic()
+            made = construct.convert(
+                dense, merged, text, seed, folder, folder / "work", arguments.threads, tokenizer
+            )
+            out["seconds"] = round(time.monotonic() - began, 1)
+            model = made.model
+            out |= ratios(model, test, parent, arguments.held_out)
+    if arguments.train_tokens:
+        blocks_NT = training_text(tokens, arguments.held_out, arguments.train_tokens, seed)
+        train(model, blocks_NT, arguments.rate, control)
+        out |= {"train_tokens": arguments.train_tokens, "rate": arguments.rate}
+        out |= ratios(model, test, parent, arguments.held_out, "_after")
+    return out
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: mean over the seeds, range where there are several."""
     lines = [
-        "| active | method | seeds | calibrated domains | absent domain | seconds |",
-        "|---|---|---|---|---|---|",
+        "| active | method | seeds | calibrated | absent | trained: calibrated | trained: absent | seconds |",
+        "|---|---|---|---|---|---|---|---|",
     ]
+    order = [DENSE, *METHODS]
     keys = dict.fromkeys((item["active"], item["method"]) for item in rows)
-    for active, name in sorted(keys, key=lambda key: (key[0], list(METHODS).index(key[1]))):
+    for active, name in sorted(keys, key=lambda key: (key[0], order.index(key[1]))):
         own = [item for item in rows if (item["active"], item["method"]) == (active, name)]
 
-        def cell(key: str, own: list[dict[str, Any]] = own) -> str:
-            values = [item[key] for item in own]
-            mean = f"{sum(values) / len(values):.2f}"
-            return mean if len(values) == 1 else f"{mean} ({min(values):.2f}-{max(values):.2f})"
+        def cell(key: str, digits: int = 2, own: list[dict[str, Any]] = own) -> str:
+            values = [item[key] for item in own if key in item]
+            if not values:
+                return ""
+            mean = f"{sum(values) / len(values):.{digits}f}"
+            spread = f" ({min(values):.{digits}f}-{max(values):.{digits}f})"
+            return mean if len(values) == 1 or not digits else mean + spread
 
-        seconds = sum(item["seconds"] for item in own) / len(own)
-        lines.append(
-            f"| {active:.0%} | {name} | {len(own)} | {cell('calibrated')} | {cell('absent')} | {seconds:.0f} |"
-        )
+        cells = [cell(key) for key in ("calibrated", "absent", "calibrated_after", "absent_after")]
+        lines.append(f"| {active:.0%} | {name} | {len(own)} | {' | '.join(cells)} | {cell('seconds', 0)} |")
     return "\n".join(lines)
 
 
@@ -147,17 +206,35 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--results", type=Path, default=Path("results"))
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks/construct.jsonl"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/construct.jsonl"))
     parser.add_argument("--held-out", default="speeches")
     parser.add_argument(
-        "--methods", nargs="+", default=list(METHODS), help="as named in METHODS, or the beginning of a name"
+        "--methods",
+        nargs="+",
+        default=[DENSE, *METHODS],
+        help="as named in METHODS, or the beginning of a name",
     )
     parser.add_argument("--active", nargs="+", type=float, default=[0.25, 0.5, 0.75])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=20480)
+    parser.add_argument("--tokens", type=int, default=10240, help="calibration tokens")
+    parser.add_argument("--train-tokens", type=int, default=8192, help="0: no training")
+    parser.add_argument("--rate", type=float, default=1e-4)
     parser.add_argument("--blocks", type=int, default=4, help="test blocks of each domain")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--table", action="store_true", help="only print the table of what is there")
     arguments = parser.parse_args()
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.touch()
+    if not arguments.table:
+        make(arguments)
+    rows = [json.loads(line) for line in arguments.out.read_text().splitlines()]
+    for tokens in sorted({item["tokens"] for item in rows}):
+        print(f"\n{tokens} calibration tokens\n")
+        print(table([item for item in rows if item["tokens"] == tokens]))
+
+
+def make(arguments: Any) -> None:
+    """Add the missing rows to the output file, from which several processes may work."""
     torch.set_num_threads(arguments.threads)
     tokens = manifest.read(arguments.results / "prepare" / "tokens")
     dense = LazyModel(arguments.results / "dense" / "model")
@@ -165,31 +242,33 @@ def main() -> None:
     for name in packed.domains(tokens):
         stored = packed.open_blocks(tokens, name, "validation")
         test[name] = torch.from_numpy(stored.tokens(list(range(min(arguments.blocks, len(stored)))))).long()
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    rows = (
-        [json.loads(line) for line in arguments.out.read_text().splitlines()]
-        if arguments.out.exists()
-        else []
-    )
-    done = {(item["method"], item["active"], item["seed"], item["tokens"]) for item in rows}
     parent = perplexities(load.load_model(arguments.results / "dense" / "model"), test)
     print("dense parent:", {name: round(value, 2) for name, value in parent.items()}, flush=True)
-    for seed in range(arguments.seeds):
-        for active in arguments.active:
-            for name in METHODS:
-                if (name, active, seed, arguments.tokens) in done or not name.startswith(
-                    tuple(arguments.methods)
-                ):
-                    continue
-                rows.append(row(dense, tokens, arguments, name, active, seed, test, parent))
-                with arguments.out.open("a") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
-                last = rows[-1]
-                print(
-                    f"{active:.0%} {name}, seed {seed}: x{last['calibrated']:.2f}, absent x{last['absent']:.2f}",
-                    flush=True,
-                )
-    print(table([item for item in rows if item["tokens"] == arguments.tokens]))
+    wanted = [
+        (seed, active, name)
+        for seed in range(arguments.seeds)
+        for active in arguments.active
+        for name in METHODS
+    ]
+    wanted = [(seed, 1.0, DENSE) for seed in range(arguments.seeds)] + wanted
+    for seed, active, name in wanted:
+        rows = [json.loads(line) for line in arguments.out.read_text().splitlines()]
+        done = {
+            (item["seed"], item["active"], item["method"])
+            for item in rows
+            if item["tokens"] == arguments.tokens
+        }
+        if (seed, active, name) in done or not name.startswith(tuple(arguments.methods)):
+            continue
+        made = row(dense, tokens, arguments, name, active, seed, test, parent)
+        with arguments.out.open("a") as file:
+            file.write(json.dumps(made) + "\n")
+        shown = {
+            key: round(made[key], 2)
+            for key in ("calibrated", "absent", "calibrated_after", "absent_after")
+            if key in made
+        }
+        print(f"{active:.0%} {name}, seed {seed}: {shown}", flush=True)
 
 
 if __name__ == "__main__":

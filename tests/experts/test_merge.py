@@ -28,6 +28,18 @@ def test_merging_gives_the_parent(tmp_path, llama, family, shared, ordered):
 
 def test_assignments_of_other_models_and_overlaps_are_refused(tmp_path):
     tiny_moe(tmp_path)
+    # same sizes, other split: only the hash tells
+    (tmp_path / "same").mkdir()
+    tiny_moe(tmp_path / "same", seed=1)
+    same = tmp_path / "same" / "moe" / "assignment.parquet"
+    with pytest.raises(InputError, match=r"same.moe.assignment\.parquet: the split of another model.*hash"):
+        merge.run(tmp_path / "moe" / "model", tmp_path / "x", 2.0, same)
+    same.write_bytes(same.read_bytes()[:200])
+    with pytest.raises(InputError, match="not a readable parquet file"):
+        merge.run(tmp_path / "moe" / "model", tmp_path / "x", 2.0, same)
+    # a model that carries no hash: the sizes tell
+    config = tmp_path / "moe" / "model" / "config.json"
+    config.write_text(config.read_text().replace("moesaic_split", "unknown"))
     (tmp_path / "other").mkdir()
     tiny_moe(tmp_path / "other", tiny_llama(num_hidden_layers=2))
     with pytest.raises(InputError, match="another model"):

@@ -115,12 +115,18 @@ class Builder:
             "tokens": int(expected.shape[0]),
         }
 
-    def finish(self, out: Path, tokenizer: Any) -> None:
-        """Join the layers with embeddings, norm and head into a model folder, in shards, one layer in memory at a time."""
+    def finish(self, out: Path, tokenizer: Any, keys: dict[str, Any]) -> None:
+        """Join the layers with embeddings, norm and head into a model folder, in shards, one layer in memory at a time.
+
+        Args:
+            keys: what else the configuration is to hold.
+        """
         with files.atomic_path(out) as folder:
             folder.mkdir()
             config = copy.deepcopy(self.shell.config)
             config.architectures = [type(self.shell).__name__]
+            for name, value in keys.items():
+                setattr(config, name, value)
             config.save_pretrained(folder)
             if self.shell.generation_config is not None:
                 self.shell.generation_config.save_pretrained(folder)

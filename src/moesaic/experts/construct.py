@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from moesaic import config
 from moesaic.errors import InputError
-from moesaic.experts import audit, calibration, clusters, scale, sizes, split_layers, splits, walk
-from moesaic.experts.assignment import Assignment, Sizes
+from moesaic.experts import audit, calibration, clusters, scale, sizes, split_file, split_layers, splits, walk
+from moesaic.experts.assignment import Sizes
 from moesaic.experts.build import Builder
 from moesaic.flow import files, manifest
 from moesaic.flow.step import Context, Result
@@ -110,7 +108,8 @@ def convert(
     builder = Builder(dense, family, shape, work / "layers", ids_1T, _common_factor(by_layer, widths.experts))
     layers = walk.run(builder, assignments, by_layer, text, seed, work)
     proof = builder.equivalence()
-    builder.finish(out / "model", tokenizer)
+    split = split_file.table(assignments)
+    builder.finish(out / "model", tokenizer, {split_file.KEY: split_file.digest(split)})
     model = load.load_model(out / "model", "construct")
     proof["reload_error"] = _reload_error(builder, model, ids_1T, out / "model")
     files.write_json(out / "equivalence.json", proof)
@@ -120,7 +119,7 @@ def convert(
     if audited:
         record["routing"] = audit.routing(walk.routes(work, dense.layers), widths.experts, seed)
     files.write_json(out / "audit.json", record)
-    _write_assignment(out / "assignment.parquet", assignments)
+    split_file.write(out / "assignment.parquet", split)
     return Converted(model, widths, proof, layers)
 
 
@@ -175,24 +174,3 @@ def _reload_error(builder: Builder, model: Any, ids_1T: Tensor, folder: Path) ->
             f"construct: the saved model in {folder} computes other logits than the layers it was made of (difference {error:.3g})"
         )
     return error
-
-
-def _write_assignment(path: Path, assignments: list[Assignment | None]) -> None:
-    """One row per place of a neuron: layer, neuron, expert (-1 shared), the method's score of the neuron."""
-    columns: dict[str, list[Any]] = {"layer": [], "neuron": [], "expert": [], "score": []}
-    for index, found in enumerate(assignments):
-        if found is None:
-            continue
-        experts, neurons = found.routed_EM.shape
-        where = torch.cat([found.shared_S, found.routed_EM.flatten()])
-        columns["layer"] += [index] * where.numel()
-        columns["neuron"] += where.tolist()
-        columns["expert"] += [-1] * found.shared_S.numel() + torch.arange(experts).repeat_interleave(
-            neurons
-        ).tolist()
-        columns["score"] += found.score_F[where].tolist()
-    schema = pa.schema(
-        [("layer", pa.int32()), ("neuron", pa.int32()), ("expert", pa.int32()), ("score", pa.float32())]
-    )
-    with files.atomic_path(path) as temporary:
-        pq.write_table(pa.table(columns, schema=schema), temporary, compression="zstd")

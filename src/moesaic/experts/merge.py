@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from moesaic.errors import InputError
+from moesaic.experts import split_file
 from moesaic.flow import files
 from moesaic.model import families, load
 
@@ -38,7 +39,11 @@ def run(folder: Path, out: Path, factor: float, assignment: Path | None = None) 
         )
     matrices = [_neurons(part, factor) for part in parts]
     width = matrices[0][0].shape[0]
-    orders = _orders(assignment, len(parts), width) if assignment else [torch.arange(width)] * len(parts)
+    orders = (
+        _orders(assignment, model.config, len(parts), width)
+        if assignment
+        else [torch.arange(width)] * len(parts)
+    )
     old = model.config
     keys = (
         "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_act", "max_position_embeddings",
@@ -82,13 +87,9 @@ def _neurons(part: families.Parts, factor: float) -> tuple[Tensor, Tensor, Tenso
     return torch.cat([gate_SD, gate_FD]), torch.cat([up_SD, up_FD]), torch.cat([down_DS, down_DF], dim=1)
 
 
-def _orders(path: Path, layers: int, width: int) -> list[Tensor]:
+def _orders(path: Path, config: Any, layers: int, width: int) -> list[Tensor]:
     """Where each of the parent's neurons is among the MoE's. Raises InputError for an assignment of another model."""
-    import pyarrow.parquet as pq
-
-    if not path.is_file():
-        raise InputError(f"{path}: no such assignment file")
-    table = pq.read_table(path, columns=["layer", "neuron"]).to_pandas()
+    table = split_file.read(path, config).to_pandas()
     sizes = table.groupby("layer").size().tolist()
     if sizes != [width] * layers:
         raise InputError(

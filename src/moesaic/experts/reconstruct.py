@@ -57,7 +57,7 @@ def columns(assignment: Assignment) -> Tensor:
 def running(batch: Activations, assignment: Assignment, weights_TE: Tensor) -> Tensor:
     """A [T, P]: activations of the neurons that run, times the weight of their expert."""
     experts, neurons = assignment.routed_EM.shape
-    shared, a_TP = assignment.shared_S.numel(), batch.h_TF[:, columns(assignment)]
+    shared, a_TP = assignment.shared_S.numel(), batch.h_TF.index_select(1, columns(assignment))
     a_TP[:, shared:].view(-1, experts, neurons).mul_(weights_TE[:, :, None])
     return a_TP
 

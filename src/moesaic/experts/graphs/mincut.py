@@ -31,8 +31,6 @@ def estimate(
     Args:
         guess: the cut's size within a factor of 2. epsilon: relative error asked for. constant: c of the sampling rate.
     """
-    import networkx
-
     count = graph.shape[0]
     rate = min(1.0, constant * math.log(count) / (epsilon**2 * guess))
     rng = np.random.default_rng(seed)
@@ -40,15 +38,36 @@ def estimate(
     # the i-th neighbour query: each vertex draws how many of its later neighbours to ask for, then asks for them
     degree = np.diff(upper.indptr)
     asked = rng.binomial(degree, rate)
-    sampled = networkx.Graph()
-    sampled.add_nodes_from(range(count))
+    sampled = np.zeros((count, count))
     for vertex in np.flatnonzero(asked):
         places = rng.choice(degree[vertex], size=asked[vertex], replace=False)
-        sampled.add_edges_from(
-            (int(vertex), int(other)) for other in upper.indices[upper.indptr[vertex] + places]
-        )
+        others = upper.indices[upper.indptr[vertex] + places]
+        sampled[vertex, others] = sampled[others, vertex] = 1.0
     queries = int(asked.sum()) + (count if rate < 1 else 0)
-    if not networkx.is_connected(sampled):
-        return MinimumCut(0.0, rate, queries)
-    value, _ = networkx.stoer_wagner(sampled)
-    return MinimumCut(value / rate, rate, queries)
+    return MinimumCut(exact(sampled) / rate, rate, queries)
+
+
+def exact(weights_VV: np.ndarray) -> float:
+    """Minimum cut of a weighted graph, given as a symmetric matrix with an empty diagonal; 0 when it is not connected.
+
+    In a maximum-adjacency order a vertex and its predecessor are connected by at least the weight between the vertex and all before it
+    (Nagamochi and Ibaraki 1992), so every pair for which that is not below the smallest cut known so far can be merged.
+    """
+    weights = weights_VV.astype(float)
+    best = math.inf
+    while len(weights) > 1:
+        best = min(best, float(weights.sum(axis=1).min()))
+        count = len(weights)
+        order, strength = np.zeros(count, dtype=int), np.zeros(count)
+        to_chosen = np.zeros(count)
+        for place in range(count):
+            vertex = int(to_chosen.argmax())
+            order[place], strength[place] = vertex, to_chosen[vertex]
+            to_chosen += weights[vertex]
+            to_chosen[order[: place + 1]] = -1.0
+        group = np.zeros(count, dtype=int)
+        group[order] = np.cumsum(np.concatenate([[0], (strength[1:] < best).astype(int)]))
+        member = sparse.csr_matrix((np.ones(count), (np.arange(count), group)))
+        weights = np.asarray(member.T @ (member.T @ weights).T)
+        np.fill_diagonal(weights, 0.0)
+    return best
