@@ -391,9 +391,32 @@ class Training(Strict):
 class Mixture(Strict):
     """How often each domain is drawn."""
 
-    method: Literal["static"] = "static"
+    method: Literal["static", "temperature", "dynamic", "dynamic-paper"] = "static"
+    """dynamic: more of the domains that are further behind the dense parent; dynamic-paper: the same as LLaMA-MoE's code does it."""
     weights: Literal["uniform", "size", "llama", "sheared-llama"] | dict[str, NonNegative] = "uniform"
-    """A preset, or weights by domain (normalised). llama and sheared-llama use each domain's `like`."""
+    """A preset, or weights by domain (normalised); dynamic methods start from it. llama and sheared-llama use each domain's `like`."""
+    temperature: Annotated[float, Field(gt=0.0)] = 2.0
+    """temperature: weights to the power 1/T."""
+    max_epochs: Annotated[float, Field(gt=0.0)] | None = None
+    """A domain that was gone through so often is not drawn any more, as long as another one is left."""
+    every: Positive = 100
+    """Dynamic: steps between updates (a validation each)."""
+    reference: (
+        Literal["dense", "llama-2-7b", "sheared-llama-1.3b", "sheared-llama-2.7b"] | dict[str, NonNegative]
+    ) = "dense"
+    """Dynamic: losses to compare with. dense: the parent on the same validation blocks; or published ones, or nats by domain."""
+    step_size: NonNegative = 1.0
+    """Dynamic: eta, weight of the excess loss (nats) in the log weights."""
+    clip: NonNegative = 0.5
+    """dynamic: largest excess loss that counts, nats."""
+    pull: Fraction = 0.1
+    """dynamic: how much of the way back to the first weights each update goes."""
+    floor: Fraction = 0.02
+    """dynamic: smallest weight."""
+    ceiling: Fraction = 0.8
+    """dynamic: largest weight."""
+    smoothing: Fraction = 1e-4
+    """dynamic-paper: share of the uniform mixture."""
 
 
 class Pretrain(Training):

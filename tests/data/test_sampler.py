@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moesaic.data import mixtures
-from moesaic.data.mixtures.static import PRESETS, Static
+from moesaic.data.mixtures.prior import PRESETS
+from moesaic.data.mixtures.static import Static
 from moesaic.data.sampler import Sampler
 from moesaic.errors import InputError
 
@@ -15,7 +16,7 @@ SIZES = {"a": 10, "b": 7, "c": 50}
 
 
 def sampler(seed=0, weights=None):
-    return Sampler(Static(weights or {"a": 0.2, "b": 0.3, "c": 0.5}, SIZES, {}), SIZES, seed)
+    return Sampler(Static({"weights": weights or {"a": 0.2, "b": 0.3, "c": 0.5}}, SIZES, {}), SIZES, seed)
 
 
 def test_counts_follow_the_weights_and_epochs_do_not_repeat():
@@ -53,6 +54,18 @@ def test_never_more_than_one_off(weights):
             assert abs(s.drawn[name] - n * weight / total) <= len(weights)
 
 
+def test_a_cap_on_epochs_passes_a_domain_over_until_all_have_reached_it():
+    capped = Sampler(Static({"weights": "uniform"}, SIZES, {}), SIZES, 0, max_epochs=2)
+    capped.next(120)
+    assert capped.drawn == {"a": 20, "b": 14, "c": 86}
+    assert capped.epochs()["a"] == 2.0
+    capped.next(14)
+    assert capped.drawn == {"a": 20, "b": 14, "c": 100}
+    capped.next(30)  # nothing is left below the cap: the stream goes on all the same
+    assert sum(capped.drawn.values()) == 164
+    assert min(capped.drawn.values()) > 14
+
+
 def test_seeds_differ():
     assert sampler(0).next(50) != sampler(1).next(50)
 
@@ -79,4 +92,4 @@ def test_presets_are_the_published_ones_and_renormalised():
 )
 def test_wrong_weights_are_named(weights, like, message):
     with pytest.raises(InputError, match=message):
-        Static(weights, SIZES, like)
+        Static({"weights": weights}, SIZES, like)

@@ -21,7 +21,8 @@ STEPS = 12
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("resume")
-    path = project.make(folder, {"pretrain": {"steps": STEPS, "save_every": 2}})
+    mixture = {"method": "dynamic", "every": 3, "step_size": 2.0}
+    path = project.make(folder, {"pretrain": {"steps": STEPS, "save_every": 2, "mixture": mixture}})
     project.prepare(path)
     return folder
 
@@ -83,8 +84,11 @@ def test_killed_three_times_equals_uninterrupted(prepared, tmp_path):
             f"{name} differs, killed at {moments}"
         )
     one, two = (metrics.series(folder / out / "work/metrics.jsonl") for folder in (whole, broken))
-    for key in ("train/loss", "train/tokens", "mixture/drawn/code", "mixture/drawn/prose"):
+    for key in ("train/loss", "train/tokens", "mixture/drawn/code", "mixture/weight/code"):
         assert one[key] == two[key], f"{key} differs, killed at {moments}"
+    assert len({value for _, value in one["mixture/weight/code"]}) == 4, (
+        "the mixture was to change after steps 3, 6 and 9"
+    )
     lines = [
         item for item in metrics.read(broken / out / "work/metrics.jsonl") if item["key"] == "train/loss"
     ]

@@ -28,8 +28,12 @@ class Sampler:
     closely as whole numbers can, also in a short run; no domain's end stops the stream.
     """
 
-    def __init__(self, mixture: Weighted, sizes: Mapping[str, int], seed: int):
+    def __init__(
+        self, mixture: Weighted, sizes: Mapping[str, int], seed: int, max_epochs: float | None = None
+    ):
+        """Args: max_epochs: a domain that was gone through so often is passed over, unless all were."""
         self.mixture, self.sizes, self.seed = mixture, dict(sorted(sizes.items())), seed
+        self.max_epochs = max_epochs
         self.credit = dict.fromkeys(self.sizes, 0.0)
         self.drawn = dict.fromkeys(self.sizes, 0)
         self._orders: dict[str, tuple[int, np.ndarray]] = {}
@@ -50,10 +54,19 @@ class Sampler:
         assert set(state["drawn"]) == set(self.sizes), "the checkpoint's domains differ from the data's"
         self.credit, self.drawn = dict(state["credit"]), dict(state["drawn"])
 
+    def open(self) -> list[str]:
+        """Domains that may be drawn: below the cap on epochs; all of them when no domain with weight is left."""
+        if self.max_epochs is None:
+            return list(self.sizes)
+        left = [name for name, size in self.sizes.items() if self.drawn[name] < self.max_epochs * size]
+        return left if any(self.mixture.weights[name] > 0 for name in left) else list(self.sizes)
+
     def _draw(self) -> Sample:
-        for name in self.sizes:
-            self.credit[name] += self.mixture.weights[name]
-        chosen = max(self.sizes, key=lambda name: self.credit[name])
+        names = self.open()
+        total = sum(self.mixture.weights[name] for name in names)
+        for name in names:
+            self.credit[name] += self.mixture.weights[name] / total
+        chosen = max(names, key=lambda name: self.credit[name])
         self.credit[chosen] -= 1.0
         epoch, position = divmod(self.drawn[chosen], self.sizes[chosen])
         self.drawn[chosen] += 1

@@ -27,5 +27,6 @@ def run(context: Context) -> Result | None:
         train=train,
         validation=validation,
         tokenizer_from=start.folder / "model",
+        reference=dense,
     )
     return loop.train(job)

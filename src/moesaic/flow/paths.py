@@ -73,16 +73,24 @@ def inputs(
     found = {"model": at(before(config, step), variant=variant)}
     if step == "pretrain":
         found["tokens"] = at("tokens")
-        if own.pretrain.teacher == "dense":
-            found["dense"] = at("dense")
     elif step == "tune":
         found["chat"] = at("chat")
     elif step == "distill":
         source = "tokens" if own.distill.data == "text" else "chat"
         found[source] = at(source)
-        if own.distill.teacher == "dense" or own.distill.student.of == "dense":
-            found["dense"] = at("dense")
+    if _reads_dense(own, step):
+        found["dense"] = at("dense")
     return found
+
+
+def _reads_dense(own: Config, step: str) -> bool:
+    """True when a training stage needs the dense parent: as a teacher, as a student, or for its losses."""
+    training: Any = getattr(own, step)
+    if training.mixture.method.startswith("dynamic") and training.mixture.reference == "dense":
+        return True
+    teacher = getattr(training, "teacher", None)
+    student = getattr(training, "student", None)
+    return teacher == "dense" or (student is not None and student.of == "dense")
 
 
 def plan_step(config: Config, step: str, variant: str | None = None, stage: str | None = None) -> Plan:

@@ -15,15 +15,17 @@ import torch
 from torch import Tensor
 
 from moesaic import config
+from moesaic.data.mixtures import Mixture, Observation
 from moesaic.data.sampler import Sample, Sampler
 from moesaic.errors import InputError, Interrupted
 from moesaic.flow import files, manifest, metrics, signals, track
+from moesaic.flow.manifest import Manifest
 from moesaic.flow.progress import Progress
 from moesaic.flow.step import Context, Result
 from moesaic.model import load, size
 from moesaic.train import balance, checkpoint, hardware
 from moesaic.train.engine import Engine
-from moesaic.train.objectives import Trainee
+from moesaic.train.objectives import Trainee, Weights
 from moesaic.train.streams import Stream, collate, count_targets
 
 log = logging.getLogger("moesaic.train")
@@ -37,11 +39,13 @@ class Job:
     settings: dict[str, Any]
     """schema.Training as a dict."""
     trainee: Trainee
-    mixture: Any
+    mixture: Mixture
     train: Stream
     validation: Stream
     tokenizer_from: Path
     """Model folder whose tokenizer goes with the result."""
+    reference: Manifest | None = None
+    """The dense parent, when the mixture compares with its losses."""
 
 
 def train(job: Job) -> Result | None:
@@ -54,10 +58,14 @@ def train(job: Job) -> Result | None:
     torch.manual_seed(context.settings["seed"])
     engine = Engine(job.trainee, settings["optimizer"], settings["steps"])
     _check_batch(settings, engine.world)
-    sampler = Sampler(job.mixture, job.train.sizes, context.settings["seed"])
+    sampler = Sampler(
+        job.mixture, job.train.sizes, context.settings["seed"], settings["mixture"]["max_epochs"]
+    )
     folder = context.work / "checkpoints"
     state = _resume(job, engine, sampler, folder)
     start, seen = (state["step"], state["tokens"]) if state else (0, 0)
+    if job.mixture.OBSERVES and job.mixture.reference is None:
+        job.mixture.reference = _reference(job, engine)
     recorder = _Recorder(context, start if state else None) if engine.main else None
     progress = Progress(context.name, settings["steps"], "steps", start=start)
     signals.install()
@@ -86,11 +94,12 @@ def train(job: Job) -> Result | None:
         }
         if peak:
             values["train/mfu"] = flops * speed / (peak * engine.world)
-        due = step + 1 == settings["steps"] or (
-            settings["validate_every"] and (step + 1) % settings["validate_every"] == 0
-        )
-        if due:
+        last = step + 1 == settings["steps"]
+        update = job.mixture.OBSERVES and (step + 1) % job.mixture.every == 0 and not last
+        if update or last or (settings["validate_every"] and (step + 1) % settings["validate_every"] == 0):
             values |= validate(job, engine)
+        if update:
+            job.mixture.observe(_observation(job, values))
         if recorder:
             recorder.log(step + 1, values)
         progress.update(detail=f"loss {loss:.3f}, {speed:.0f} tokens/s")
@@ -135,6 +144,7 @@ def _step(job: Job, engine: Engine, sampler: Sampler, step: int) -> tuple[dict[s
     values = sums.reduced(engine, targets) | {"train/grad_norm": norm, "train/lr": rate}
     values |= {f"mixture/weight/{name}": weight for name, weight in job.mixture.weights.items()}
     values |= {f"mixture/drawn/{name}": float(count) for name, count in sampler.drawn.items()}
+    values |= {f"mixture/epochs/{name}": value for name, value in sampler.epochs().items()}
     return values, sum(len(ids) for ids, _ in rows)
 
 
@@ -182,25 +192,58 @@ class _Sums:
         return out
 
 
-def validate(job: Job, engine: Engine) -> dict[str, float]:
-    """Next-token loss per domain on the first validation rows, `valid/loss/{domain}`, nats per target."""
+def validate(job: Job, engine: Engine, other: Trainee | None = None) -> dict[str, float]:
+    """Next-token loss per domain on the first validation rows, `valid/loss/{domain}`, nats per target, and `valid/balance/{domain}`.
+
+    Args:
+        other: measured instead of the model that is trained.
+    """
     settings, out = job.settings, {}
-    with engine.evaluating() as trainee:
+    with engine.evaluating() as own:
+        trainee = other or own
         for name, count in sorted(job.validation.sizes.items()):
             chosen = list(range(min(count, settings["validation_batches"] * settings["micro_batch"])))[
                 engine.rank :: engine.world
             ]
-            sums = torch.zeros(2, dtype=torch.float64)
+            sums = torch.zeros(3, dtype=torch.float64)
             for begin in range(0, len(chosen), settings["micro_batch"]):
                 rows = job.validation.rows(
                     [Sample(name, row) for row in chosen[begin : begin + settings["micro_batch"]]]
                 )
                 batch = collate(rows, [name] * len(rows), max(1, count_targets(rows)), 0.0, engine.device)
                 _, statistics = trainee(batch)
-                sums += torch.stack([statistics["nll_B"].sum(), statistics["targets_B"].sum()]).double().cpu()
-            total = engine.sum(sums).tolist()
-            out[f"valid/loss/{name}"] = total[0] / max(1.0, total[1])
+                targets = statistics["targets_B"].sum()
+                uneven = statistics.get("balance", torch.zeros(())) * targets
+                sums += torch.stack([statistics["nll_B"].sum(), targets, uneven]).double().cpu()
+            nll, targets, uneven = (float(value) for value in engine.sum(sums).tolist())
+            out[f"valid/loss/{name}"] = nll / max(1.0, targets)
+            if trainee.moe:
+                out[f"valid/balance/{name}"] = uneven / max(1.0, targets)
     return out
+
+
+def _reference(job: Job, engine: Engine) -> dict[str, float]:
+    """The dense parent's losses on the validation rows that the mixture will observe."""
+    assert job.reference is not None, "the mixture needs the dense parent's losses"
+    teacher = job.trainee.teacher
+    manifest.verify(job.reference, only=["model"])
+    model: Any = teacher or load.load_model(job.reference.folder / "model", "mixture.reference: dense parent")
+    found = validate(job, engine, Trainee(model.to(engine.device).eval(), Weights()))
+    losses = {name: found[f"valid/loss/{name}"] for name in job.validation.sizes}
+    log.info(
+        "%s: the dense parent's losses, which the mixture compares with: %s",
+        job.context.name,
+        ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items()),
+    )
+    return losses
+
+
+def _observation(job: Job, values: Mapping[str, float]) -> Observation:
+    weight = job.settings["balance"]
+    return Observation(
+        {name: values[f"valid/loss/{name}"] for name in job.mixture.weights},
+        {name: weight * values.get(f"valid/balance/{name}", 0.0) for name in job.mixture.weights},
+    )
 
 
 def _identity(job: Job) -> str:

@@ -18,5 +18,6 @@ def run(context: Context) -> Result | None:
         train=train,
         validation=validation,
         tokenizer_from=context.inputs["model"].folder / "model",
+        reference=context.inputs.get("dense"),
     )
     return loop.train(job)
