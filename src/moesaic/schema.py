@@ -358,6 +358,21 @@ class Optimizer(Strict):
     """True: token embeddings and the output head stay as they are."""
 
 
+class RouterTraining(Strict):
+    """How the routers are trained."""
+
+    balance: Literal["switch", "importance-load", "bias"] = "switch"
+    """switch and importance-load: a loss of weight `balance`; bias: no loss, the router's bias is moved (needs experts.family: glm4_moe)."""
+    bias_rate: NonNegative = 1e-3
+    """bias: change of an expert's bias per step."""
+    noise: Literal["none", "learned"] = "none"
+    """learned: noisy top-k (Shazeer et al.); in training only."""
+    capacity: Annotated[float, Field(gt=0.0)] | None = None
+    """Most token slots of an expert, as a multiple of the mean; what is beyond is dropped in training. null: nothing is dropped."""
+    learn_scale: bool = False
+    """Train a factor on each layer's routed output; folded into the down projections at the end."""
+
+
 class Training(Strict):
     """What every training stage shares."""
 
@@ -369,9 +384,10 @@ class Training(Strict):
     """Sequences per forward pass and rank."""
     optimizer: Optimizer = Optimizer()
     balance: NonNegative = 0.01
-    """Weight of the load-balance loss (Switch Transformer, eq. 4), averaged over layers."""
+    """Weight of the load-balance loss (router.balance), averaged over layers."""
     z_loss: NonNegative = 0.0
     """Weight of the router z-loss (ST-MoE, eq. 5)."""
+    router: RouterTraining = RouterTraining()
     save_every: Positive = 100
     """Steps between checkpoints; a killed run goes on from the last one."""
     keep_checkpoints: Positive = 2

@@ -22,7 +22,9 @@ STEPS = 12
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("resume")
     mixture = {"method": "dynamic", "every": 3, "step_size": 2.0}
-    path = project.make(folder, {"pretrain": {"steps": STEPS, "save_every": 2, "mixture": mixture}})
+    router = {"balance": "importance-load", "noise": "learned", "learn_scale": True, "capacity": 1.2}
+    own = {"steps": STEPS, "save_every": 2, "mixture": mixture, "router": router}
+    path = project.make(folder, {"pretrain": own})
     project.prepare(path)
     return folder
 

@@ -11,7 +11,11 @@ from moesaic.train.objectives import Weights
 
 def _kd(settings: dict[str, Any]) -> Weights:
     return Weights(
-        settings["balance"], settings["z_loss"], 1.0 - settings["language_model"], settings["temperature"]
+        settings["balance"],
+        settings["z_loss"],
+        1.0 - settings["language_model"],
+        settings["temperature"],
+        settings["router"],
     )
 
 

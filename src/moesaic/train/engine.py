@@ -33,7 +33,7 @@ class Engine:
             trainee.teacher.to(self.device).requires_grad_(False)
         self.trainee = trainee.to(self.device)
         self.wrapped = self.accelerator.prepare_model(self.trainee)
-        self.parameters = {name: p for name, p in self.trainee.model.named_parameters() if p.requires_grad}
+        self.parameters = {name: p for name, p in self._named() if p.requires_grad}
         self.optimizer = _adamw(self.parameters, settings)
 
     @property
@@ -84,13 +84,22 @@ class Engine:
             self.trainee.train()
 
     def weights(self) -> dict[str, Tensor]:
-        """All parameters by name, tied ones once."""
-        return dict(self.trainee.model.named_parameters())
+        """All parameters by name, tied ones once, and the buffers that a saved model holds (a router's bias)."""
+        model = self.trainee.model
+        saved = model.state_dict().keys()
+        return dict(self._named()) | {name: b for name, b in model.named_buffers() if name in saved}
+
+    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The model's parameters, then the routers' own in training (`policy.`)."""
+        yield from self.trainee.model.named_parameters()
+        if self.trainee.policy is not None:
+            for name, parameter in self.trainee.policy.named_parameters():
+                yield f"policy.{name}", parameter
 
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
-            for name, parameter in self.weights().items():
-                parameter.copy_(tensors[name])
+            for name, tensor in self.weights().items():
+                tensor.copy_(tensors[name])
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """Optimizer state as flat named tensors: `parameter/exp_avg`, `parameter/exp_avg_sq`, `parameter/step`."""

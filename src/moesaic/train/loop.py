@@ -3,6 +3,7 @@
 A killed run goes on from its last checkpoint: same data order, same random numbers, same weights, bit for bit on a CPU.
 """
 
+import dataclasses
 import logging
 import math
 import time
@@ -90,7 +91,6 @@ def train(job: Job) -> Result | None:
             "train/tokens": seen,
             "train/tokens_per_second": speed,
             "memory/rss_gb": hardware.memory_gb(),
-            "routing/dropped": 0.0,
         }
         if peak:
             values["train/mfu"] = flops * speed / (peak * engine.world)
@@ -138,10 +138,16 @@ def _step(job: Job, engine: Engine, sampler: Sampler, step: int) -> tuple[dict[s
         part = rows[begin : begin + micro]
         domains = [sample.domain for sample in samples[begin : begin + micro]]
         batch = collate(part, domains, targets, len(part) / settings["batch"], engine.device)
+        # the same noise for the same rows, on any number of ranks
+        noise = (job.context.settings["seed"] << 32) + step * settings["batch"] + begin
+        batch = dataclasses.replace(batch, seed=noise)
         loss, statistics = engine.forward_backward(batch, last=begin + micro >= mine.stop)
         sums.add(loss, statistics, domains, len(part) / settings["batch"])
     norm, rate = engine.step(step)
-    values = sums.reduced(engine, targets) | {"train/grad_norm": norm, "train/lr": rate}
+    values, load_LE = sums.reduced(engine, targets)
+    if load_LE is not None and job.trainee.policy is not None:
+        job.trainee.policy.after_step(load_LE)
+    values |= {"train/grad_norm": norm, "train/lr": rate}
     values |= {f"mixture/weight/{name}": weight for name, weight in job.mixture.weights.items()}
     values |= {f"mixture/drawn/{name}": float(count) for name, count in sampler.drawn.items()}
     values |= {f"mixture/epochs/{name}": value for name, value in sampler.epochs().items()}
@@ -154,7 +160,7 @@ class _Sums:
     def __init__(self, names: list[str]):
         self.names = names
         self.domain = torch.zeros(len(names), 3, dtype=torch.float64)
-        self.scalars = torch.zeros(4, dtype=torch.float64)
+        self.scalars = torch.zeros(5, dtype=torch.float64)
         self.load: Tensor | None = None
 
     def add(self, loss: Tensor, statistics: Mapping[str, Tensor], domains: list[str], share: float) -> None:
@@ -169,10 +175,12 @@ class _Sums:
         if "load_LE" in statistics:
             for i, key in enumerate(("balance", "z", "entropy"), 1):
                 self.scalars[i] += share * float(statistics[key])
+            self.scalars[4] += float(statistics["dropped"])
             load = statistics["load_LE"].double().cpu()
             self.load = load if self.load is None else self.load + load
 
-    def reduced(self, engine: Engine, targets: int) -> dict[str, float]:
+    def reduced(self, engine: Engine, targets: int) -> tuple[dict[str, float], Tensor | None]:
+        """The values to log, and the load of the step [L, E]; None without experts."""
         domain, scalars = engine.sum(self.domain).cpu(), engine.sum(self.scalars).cpu()
         out = {"train/loss": float(scalars[0]), "train/loss/lm": float(domain[:, 0].sum()) / targets}
         if domain[:, 1].any():
@@ -180,16 +188,19 @@ class _Sums:
         for name, (nll, _, count) in zip(self.names, domain.tolist(), strict=True):
             if count:
                 out[f"train/loss/domain/{name}"] = nll / count
+        load_LE = None
         if self.load is not None:
-            cv_L = balance.load_cv(engine.sum(self.load).cpu())
+            load_LE = engine.sum(self.load).cpu()
+            cv_L = balance.load_cv(load_LE)
             out |= {
                 "train/loss/balance": float(scalars[1]),
                 "train/loss/z": float(scalars[2]),
                 "routing/entropy": float(scalars[3]),
             }
             out["routing/load_cv"] = float(cv_L.mean())
+            out["routing/dropped"] = float(scalars[4]) / float(load_LE.sum())
             out |= {f"routing/load_cv/layer_{i}": float(value) for i, value in enumerate(cv_L)}
-        return out
+        return out, load_LE
 
 
 def validate(job: Job, engine: Engine, other: Trainee | None = None) -> dict[str, float]:
@@ -298,6 +309,8 @@ def _save(job: Job, engine: Engine, sampler: Sampler, folder: Path, step: int, s
 
 def _finish(job: Job, engine: Engine, sampler: Sampler, loss: float, seen: int, speed: float) -> Result:
     model: Any = job.trainee.model
+    if job.trainee.policy is not None:
+        job.trainee.policy.fold()
     with files.atomic_path(job.context.out / "model") as folder:
         model.save_pretrained(folder)
         load.load_tokenizer(job.tokenizer_from).save_pretrained(folder)

@@ -5,7 +5,8 @@ of the micro-batch and divided by the number of targets in the whole step (all m
 accumulation nor the number of ranks changes the loss.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moesaic.model import families
-from moesaic.train.balance import router_terms
 from moesaic.train.chunked import chunked_loss
+from moesaic.train.policy import DEFAULTS, Policy
 
 IGNORE = -100
 
@@ -33,6 +34,8 @@ class Batch:
     """Targets in the whole optimizer step, over all ranks."""
     share: float
     """This micro-batch's share of the step's rows, for the terms that are means over tokens (balance)."""
+    seed: int = 0
+    """Of the routers' noise."""
 
 
 @dataclass(frozen=True)
@@ -44,32 +47,32 @@ class Weights:
     kl: float = 0.0
     """Share of KL to the teacher; cross entropy has the rest."""
     temperature: float = 1.0
+    router: Mapping[str, Any] = field(default_factory=lambda: DEFAULTS)
+    """schema.RouterTraining as a dict."""
 
 
 class Trainee(nn.Module):
     """The model with its loss: all of it runs in `forward`, which is what DDP, FSDP and DeepSpeed need.
 
-    Returns the loss and detached statistics: nll_B and kl_B (sums per row), targets_B, balance, z, load_LE, entropy.
+    Returns the loss and detached statistics: nll_B and kl_B (sums per row), targets_B, balance, z, load_LE, entropy, dropped.
     """
 
     def __init__(self, model: nn.Module, weights: Weights, teacher: nn.Module | None = None):
         super().__init__()
         self.model, self.weights = model, weights
         self.moe = bool(list(families.parts(model)))
+        self.policy = Policy(model, weights.router) if self.moe else None
         # The teacher is no submodule: it is neither trained, wrapped nor saved.
         object.__setattr__(self, "teacher", teacher)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         model: Any = self.model
-        if self.moe:
-            with families.Routing(model) as routing:
-                hidden = model.base_model(
-                    input_ids=batch.ids_BT, attention_mask=batch.mask_BT, use_cache=False
-                ).last_hidden_state
-        else:
-            hidden = model.base_model(
-                input_ids=batch.ids_BT, attention_mask=batch.mask_BT, use_cache=False
-            ).last_hidden_state
+        if self.policy is not None:
+            valid_T = None if batch.mask_BT is None else batch.mask_BT.flatten().bool()
+            self.policy.begin(valid_T, batch.seed)
+        hidden = model.base_model(
+            input_ids=batch.ids_BT, attention_mask=batch.mask_BT, use_cache=False
+        ).last_hidden_state
         where = batch.targets_BT != IGNORE
         total, token = chunked_loss(
             hidden[where], model.get_output_embeddings().weight, self._token_loss(batch, where)
@@ -81,14 +84,15 @@ class Trainee(nn.Module):
             statistics[name] = torch.zeros(len(batch.domains), device=hidden.device).index_add_(
                 0, rows, token[:, index]
             )
-        if self.moe:
-            terms = router_terms(routing, None if batch.mask_BT is None else batch.mask_BT.flatten().bool())
+        if self.policy is not None:
+            terms = self.policy.terms()
             loss = loss + batch.share * (self.weights.balance * terms.balance + self.weights.z * terms.z)
             statistics |= {
                 "balance": terms.balance.detach(),
                 "z": terms.z.detach(),
                 "load_LE": terms.load_LE,
                 "entropy": terms.entropy,
+                "dropped": self.policy.dropped,
             }
         return loss, statistics
 

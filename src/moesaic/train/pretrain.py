@@ -12,7 +12,10 @@ def run(context: Context) -> Result | None:
     teacher = stage.load_stage_model(context.inputs["dense"]) if settings["teacher"] == "dense" else None
     train, validation = stage.text_streams(context, model)
     weights = Weights(
-        settings["balance"], settings["z_loss"], settings["teacher_weight"] if teacher is not None else 0.0
+        settings["balance"],
+        settings["z_loss"],
+        settings["teacher_weight"] if teacher is not None else 0.0,
+        router=settings["router"],
     )
     job = loop.Job(
         context=context,

@@ -13,7 +13,7 @@ def run(context: Context) -> Result | None:
     job = loop.Job(
         context=context,
         settings=settings,
-        trainee=Trainee(model, Weights(settings["balance"], settings["z_loss"])),
+        trainee=Trainee(model, Weights(settings["balance"], settings["z_loss"], router=settings["router"])),
         mixture=stage.mixture(context, settings, train),
         train=train,
         validation=validation,

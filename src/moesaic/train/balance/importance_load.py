@@ -1,0 +1,35 @@
+"""Balance loss `importance-load`: CV^2(importance) + CV^2(load), Shazeer et al. (arXiv 1701.06538, eqs. 7 and 9-11), as in LLaMA-MoE.
+
+Importance is the sum of an expert's weights over the tokens. The load is the expected number of tokens, smooth in the router: the probability
+that the expert would still be among the chosen ones if its noise were drawn again, with the others' as they are,
+P(t, e) = Phi((clean_te - k-th largest of the other noisy logits) / sigma_te). That k-th of the others is the (k+1)-th of all for an expert that is
+among the chosen ones and the k-th of all otherwise. LLaMA-MoE's code decides which of the two by the noise alone instead of the noisy
+logit, and so often takes the wrong one. Without noise the load is a count that has no gradient, and the importance alone pushes.
+"""
+
+import torch
+from torch import Tensor
+
+from moesaic.train.balance.base import Decision, squared_cv
+
+
+def loss(decision: Decision) -> Tensor:
+    """0 when balanced."""
+    importance_E = torch.zeros_like(decision.logits_TE).scatter(1, decision.index_TK, decision.weight_TK)
+    load_E = decision.load_E if decision.noisy_TE is None else expected_load(decision)
+    return squared_cv(importance_E.sum(dim=0)) + squared_cv(load_E)
+
+
+def expected_load(decision: Decision) -> Tensor:
+    """Expected number of tokens of each expert [E], differentiable."""
+    noisy_TE, sigma_TE = decision.noisy_TE, decision.sigma_TE
+    assert noisy_TE is not None
+    assert sigma_TE is not None
+    chosen = decision.index_TK.shape[1]
+    if chosen == noisy_TE.shape[1]:
+        return torch.full_like(noisy_TE[0], float(len(noisy_TE)))
+    top_TK = noisy_TE.topk(chosen + 1, dim=1).values
+    inside_TE = noisy_TE > top_TK[:, -1:]
+    threshold_TE = torch.where(inside_TE, top_TK[:, -1:], top_TK[:, -2:-1])
+    normal = torch.distributions.Normal(0.0, 1.0)
+    return normal.cdf((decision.logits_TE - threshold_TE) / sigma_TE).sum(dim=0)

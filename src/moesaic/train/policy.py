@@ -1,0 +1,170 @@
+"""What the stock routers do not do by themselves while they are trained: noise, capacity, a learned scale, a bias that is updated.
+
+Forward hooks on the stock routers; nothing of it is in the saved model, whose routers stay what the architecture says. The learned scale is
+folded into the down projections at the end.
+
+Shapes: T tokens, D model width, L MoE layers, E experts, K experts per token.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from moesaic.errors import InputError
+from moesaic.model import families
+from moesaic.train import balance
+from moesaic.train.balance import bias
+from moesaic.train.balance.base import Decision
+
+NOISE_FLOOR = 1e-2
+"""Smallest standard deviation of the learned noise (LLaMA-MoE's gate_noise_epsilon)."""
+
+DEFAULTS: dict[str, Any] = {
+    "balance": "switch", "bias_rate": 1e-3, "noise": "none", "capacity": None, "learn_scale": False,
+}  # fmt: skip
+
+
+class Policy(nn.Module):
+    """The routers of a model in training. Parameters: the noise's weights and the scales, where they are asked for."""
+
+    parts: list[families.Parts]
+
+    def __init__(self, model: nn.Module, settings: Mapping[str, Any]):
+        """Hook onto the routers.
+
+        Args:
+            settings: schema.RouterTraining as a dict.
+
+        Raises:
+            InputError: a method that the architecture cannot carry, or that has no gradient.
+        """
+        super().__init__()
+        self.settings = settings
+        # not registered: they are the model's
+        object.__setattr__(self, "parts", list(families.parts(model)))
+        routers = [part.router for part in self.parts]
+        if settings["balance"] == "bias":
+            bias.check(routers)
+        if settings["balance"] == "importance-load" and settings["noise"] == "none" and routers[0].top_k == 1:
+            raise InputError(
+                "router.balance: importance-load has no gradient with one expert per token and no noise; "
+                "set router.noise: learned, or router.balance: switch"
+            )
+        count = len(routers)
+        self.noise_LED = (
+            nn.Parameter(torch.zeros(count, *routers[0].weight.shape))
+            if settings["noise"] == "learned"
+            else None
+        )
+        self.scale_L = nn.Parameter(torch.ones(count)) if settings["learn_scale"] else None
+        self.decisions: dict[int, Decision] = {}
+        self.dropped = torch.zeros(())
+        self.seed = 0
+        self.valid_T: Tensor | None = None
+        for layer, router in enumerate(routers):
+            router.register_forward_hook(self._hook(layer))
+
+    def begin(self, valid_T: Tensor | None, seed: int) -> None:
+        """Before a forward pass.
+
+        Args:
+            valid_T: True for tokens that count; None counts all. seed: of the noise; the same seed gives the same noise, whatever was drawn before,
+            so that resumed runs and recomputed activations see what the first pass saw.
+        """
+        self.valid_T, self.seed = valid_T, seed
+        self.decisions, self.dropped = {}, torch.zeros(())
+
+    def terms(self) -> balance.RouterTerms:
+        """Losses and figures of the last forward pass."""
+        return balance.router_terms(
+            [self.decisions[i] for i in sorted(self.decisions)], self.settings["balance"]
+        )
+
+    def after_step(self, load_LE: Tensor) -> None:
+        """Args: load_LE: token slots of the whole optimizer step, over all ranks."""
+        if self.settings["balance"] == "bias":
+            bias.update([part.router for part in self.parts], load_LE, self.settings["bias_rate"])
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Put the learned scales into the down projections; the model computes the same without them."""
+        if self.scale_L is None:
+            return
+        for part, scale in zip(self.parts, self.scale_L, strict=True):
+            part.experts.down_proj.mul_(scale)
+        self.scale_L.fill_(1.0)
+
+    def _hook(self, layer: int) -> Any:
+        def decide(
+            router: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor, Tensor]
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            logits_TE, weight_TK, index_TK = output
+            noisy_TE = sigma_TE = None
+            if self.training and self.noise_LED is not None:
+                x_TD = inputs[0].reshape(-1, inputs[0].shape[-1])
+                sigma_TE = (
+                    functional.softplus((x_TD @ self.noise_LED[layer].T.to(x_TD)).float()) + NOISE_FLOOR
+                )
+                noisy_TE = logits_TE.float() + sigma_TE * self._normal(logits_TE, layer)
+                index_TK, weight_TK = _choose(
+                    router, noisy_TE, self.parts[layer].family.scores, weight_TK.dtype
+                )
+            valid_T = self.valid_T
+            kept = slice(None) if valid_T is None else valid_T
+
+            def where(values: Tensor | None) -> Tensor | None:
+                return None if values is None else values[kept].float()
+
+            self.decisions[layer] = Decision(
+                logits_TE[kept].float(),
+                index_TK[kept],
+                weight_TK[kept].float(),
+                self.parts[layer].family.scores,
+                where(noisy_TE),
+                where(sigma_TE),
+            )
+            if self.training and self.settings["capacity"] is not None:
+                weight_TK = self._drop(weight_TK, index_TK, logits_TE.shape[1])
+            if self.scale_L is not None:
+                weight_TK = weight_TK * self.scale_L[layer].to(weight_TK)
+            return logits_TE, weight_TK, index_TK
+
+        return decide
+
+    def _normal(self, like: Tensor, layer: int) -> Tensor:
+        generator = torch.Generator(device=like.device).manual_seed(self.seed * 4099 + layer)
+        return torch.randn(like.shape, generator=generator, device=like.device)
+
+    def _drop(self, weight_TK: Tensor, index_TK: Tensor, experts: int) -> Tensor:
+        """Weight 0 for the slots beyond an expert's capacity, those of lowest weight first."""
+        tokens = len(weight_TK) if self.valid_T is None else int(self.valid_T.sum())
+        capacity = math.ceil(self.settings["capacity"] * tokens * weight_TK.shape[1] / experts)
+        weight_S, index_S = weight_TK.detach().flatten().clone(), index_TK.flatten()
+        if self.valid_T is not None:
+            weight_S[~self.valid_T.repeat_interleave(weight_TK.shape[1])] = -1.0  # padding takes no room
+        order = weight_S.argsort(descending=True, stable=True)
+        order = order[index_S[order].argsort(stable=True)]
+        count_E = torch.bincount(index_S, minlength=experts)
+        start_E = count_E.cumsum(0) - count_E
+        place_S = torch.empty_like(index_S)
+        place_S[order] = torch.arange(len(order), device=order.device) - start_E[index_S[order]]
+        over_S = place_S >= capacity
+        self.dropped = self.dropped + (over_S & (weight_S >= 0)).sum().cpu()
+        return weight_TK.masked_fill(over_S.view_as(weight_TK), 0.0)
+
+
+def _choose(router: Any, noisy_TE: Tensor, scores: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The stock routers' choice, made on noisy logits: indices and weights [T, K]."""
+    if scores == "sigmoid":
+        score_TE = noisy_TE.sigmoid()
+        index_TK = (score_TE + router.e_score_correction_bias).topk(router.top_k, dim=1).indices
+        chosen_TK = score_TE.gather(1, index_TK)
+        weight_TK = chosen_TK / (chosen_TK.sum(dim=1, keepdim=True) + 1e-20) * router.routed_scaling_factor
+    else:
+        chosen_TK, index_TK = noisy_TE.topk(router.top_k, dim=1)
+        weight_TK = chosen_TK.softmax(dim=1)
+    return index_TK, weight_TK.to(dtype)
