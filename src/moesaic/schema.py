@@ -227,6 +227,13 @@ class Sharing(Strict):
     """How much wider an expert is than its even share, so that experts can overlap and no neuron is lost."""
 
 
+class Activation(Strict):
+    """Split `activation`."""
+
+    shared_by: Literal["sensitivity", "rate"] = "sensitivity"
+    """Which neurons are shared: those whose switching off changes the parent's loss most (needs a backward pass), or the most often active ones (CMoE)."""
+
+
 class Drop(Strict):
     """Split `drop`."""
 
@@ -267,6 +274,7 @@ class Method(Strict):
     clustering: Clustering = Clustering()
     coactivation: Coactivation = Coactivation()
     sharing: Sharing = Sharing()
+    activation: Activation = Activation()
     drop: Drop = Drop()
 
 

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from tiny import tiny_llama, tiny_text
+from tiny import tiny_llama, tiny_moe, tiny_text
 
 from moesaic.errors import InputError
-from moesaic.experts import calibration, clusters, importance
+from moesaic.experts import calibration, clusters
 from moesaic.experts.assignment import generator
 from moesaic.experts.features import Activations, Ffn, measure
-from moesaic.model.lazy import LazyModel
+from moesaic.experts.trace import Trace
+from moesaic.model.lazy import LazyModel, ffn_of
 
 
 def a_layer(tokens=120, hidden=12, width=40):
@@ -46,35 +47,98 @@ def test_patterns_keep_angles():
     assert (found @ found.T - exact @ exact.T).abs().mean() < 0.08
 
 
-def test_importance_equals_autograd_on_the_whole_model(tmp_path):
-    """The layer-by-layer backward pass against hooks on the ordinary model."""
+def by_gradients(folder, text, cluster_N, clusters):
+    """Features of all layers of the model in `folder`, from the backward pass."""
+    dense, found = LazyModel(folder / "m"), {}
+    trace = Trace(dense, text, 3, folder)
+    trace.run()
+    gradients = trace.gradients()
+    while gradients.next >= 0:
+        index, block = gradients.next, dense.layer(gradients.next)
+        batches = gradients.activations(block, ffn_of(block), cluster_N)
+        found[index] = measure(
+            ffn_of(block), batches, frozenset({"importance"}), 0.1, generator(0, 0, 1), clusters
+        )
+    return [found[index] for index in range(dense.layers)]
+
+
+def test_gradients_equal_autograd_on_the_whole_model(tmp_path):
+    """The layer-by-layer backward pass against hooks on the ordinary model; held-out blocks take no part."""
     model = tiny_llama()
     model.save_pretrained(tmp_path / "m")
-    ids = torch.randint(3, 512, (4, 16), generator=torch.Generator().manual_seed(1))
+    text = tiny_text(6, 16)
     cluster = torch.tensor([0, 1, 1, 0])
-    found = importance.measure(LazyModel(tmp_path / "m"), ids, cluster, 2, 3, tmp_path)
+    found = by_gradients(tmp_path, text, cluster, 2)
     kept = {}
     for index, block in enumerate(model.model.layers):
         block.mlp.down_proj.register_forward_pre_hook(
             lambda _m, inputs, index=index: kept.update({index: inputs[0]})
         )
-    expected = torch.zeros(3, 2, 96)
+    expected, squares = torch.zeros(3, 2, 96), torch.zeros(3, 96)
     for row in range(4):
-        logits = model(input_ids=ids[row : row + 1]).logits[0, :-1]
-        loss = torch.nn.functional.cross_entropy(logits, ids[row, 1:], reduction="sum")
+        ids = text.ids_NT[row : row + 1]
+        logits = model(input_ids=ids).logits[0, :-1]
+        loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum")
         gradients = torch.autograd.grad(loss, [kept[i] for i in range(3)])
         for index in range(3):
-            expected[index, cluster[row]] += (kept[index] * gradients[index]).abs().sum(dim=(0, 1)).detach()
-    assert torch.allclose(found, expected / 32, rtol=1e-3, atol=1e-6)
-    assert torch.equal(importance.measure(LazyModel(tmp_path / "m"), ids, cluster, 2, 3, tmp_path), found)
+            change = (kept[index] * gradients[index]).detach()
+            expected[index, cluster[row]] += change.abs().sum(dim=(0, 1))
+            squares[index] += change.square().sum(dim=(0, 1))
+    for index in range(3):
+        assert torch.allclose(found[index].importance_CF, expected[index] / 32, rtol=1e-3, atol=1e-6)
+        assert torch.allclose(found[index].sensitivity_F, squares[index] / 64, rtol=1e-3, atol=1e-7)
+
+
+def test_an_interrupted_trace_goes_on(tmp_path):
+    """The pass down and the pass back, each killed in the middle."""
+    model = tiny_llama()
+    model.save_pretrained(tmp_path / "m")
+    text, dense = tiny_text(6, 16), LazyModel(tmp_path / "m")
+    whole = by_gradients(tmp_path, text, None, 0)
+    (tmp_path / "cut").mkdir()
+    first = Trace(dense, text, 3, tmp_path / "cut")
+    right, asked = dense.layer, []
+
+    def layer(index):
+        asked.append(index)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return right(index)
+
+    dense.layer = layer
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    dense.layer = right
+    again = Trace(dense, text, 3, tmp_path / "cut")
+    assert again.done == 2
+    again.run()
+    assert torch.equal(again.inputs_LNTD, Trace(dense, text, 3, tmp_path).inputs_LNTD)
+    hidden = model.model(input_ids=text.ids_NT, output_hidden_states=True).hidden_states
+    for index in range(3):
+        assert torch.allclose(again.inputs_LNTD[index], hidden[index], atol=1e-4)
+    begun = again.gradients()
+    list(begun.activations(dense.layer(2), ffn_of(dense.layer(2)), None))
+    half = begun.activations(dense.layer(1), ffn_of(dense.layer(1)), None)
+    next(half)  # killed within a layer
+    later = again.gradients()
+    assert later.next == 1
+    found = measure(
+        ffn_of(dense.layer(1)), later.activations(dense.layer(1), ffn_of(dense.layer(1)), None), frozenset(), 0.1, generator(0, 0, 1)
+    )  # fmt: skip
+    assert torch.equal(found.sensitivity_F, whole[1].sensitivity_F)
+
+
+def test_no_room_for_the_trace_is_said_before_anything_runs(tmp_path, monkeypatch):
+    tiny_llama().save_pretrained(tmp_path / "m")
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: type("Usage", (), {"free": 10_000}))
+    with pytest.raises(InputError, match=r"no room on the disk.*calibration\.tokens"):
+        Trace(LazyModel(tmp_path / "m"), tiny_text(), 3, tmp_path)
+    assert not (tmp_path / "trace.bin").exists()
 
 
 def test_a_cluster_without_text_is_refused(tmp_path):
-    tiny_llama().save_pretrained(tmp_path / "m")
-    with pytest.raises(InputError, match="cluster 2 of 3"):
-        importance.measure(
-            LazyModel(tmp_path / "m"), tiny_text().ids_NT[:4], torch.tensor([0, 1, 0, 1]), 3, 2, tmp_path
-        )
+    with pytest.raises(InputError, match="cluster 2 of 4"):
+        tiny_moe(tmp_path, text=tiny_text(4), split="gradient", experts=4, calibration={"clusters": "domain"})
 
 
 def test_text_clusters_separate_topics():

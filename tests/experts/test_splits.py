@@ -1,5 +1,7 @@
 """Split methods on tiny layers: exact sizes, nothing lost, planted structure found."""
 
+import dataclasses
+
 import pytest
 import torch
 from test_features import a_layer
@@ -22,7 +24,9 @@ def layer(width=64):
 def features(ffn, batches, experts, top=0.2):
     width = ffn.width
     importance = torch.rand(experts, width, generator=torch.Generator().manual_seed(3))
-    return measure(ffn, batches, EVERYTHING, top, generator(0, 0, 1), importance)
+    sensitivity = torch.rand(width, generator=torch.Generator().manual_seed(4))
+    known = measure(ffn, batches, EVERYTHING, top, generator(0, 0, 1))
+    return dataclasses.replace(known, importance_CF=importance, sensitivity_F=sensitivity)
 
 
 def options(split, **changes):
@@ -92,7 +96,8 @@ def test_activation_split_finds_planted_groups():
     h[first.nonzero(), left] = 1 + torch.rand(int(first.sum()), 16)
     h[(~first).nonzero(), right] = 1 + torch.rand(int((~first).sum()), 16)
     ffn = Ffn(torch.zeros(width, 4), torch.zeros(width, 4), torch.ones(4, width))
-    known = measure(ffn, [Activations(torch.zeros(tokens, 4), h)], EVERYTHING, 0.6, generator(0, 0, 1))
+    batch = Activations(torch.zeros(tokens, 4), h, gradient_TF=torch.ones(tokens, width))
+    known = measure(ffn, [batch], EVERYTHING, 0.6, generator(0, 0, 1))
     for name in ("activation", "coactivation", "coactivation-sampled"):
         found = splits.METHODS[name].split(ffn, known, Sizes(width, 8, 2, 16), options(name), 0, 0)
         assert found.shared_S.tolist() == list(range(8)), name
@@ -102,12 +107,26 @@ def test_activation_split_finds_planted_groups():
         }, name
 
 
+def test_activation_shares_what_the_loss_or_the_rate_asks_for():
+    ffn, batch = layer()
+    known = features(ffn, [batch], 4)
+    known.sensitivity_F[[5, 17, 40, 63]] = 3.0
+    known.rate_F[[1, 2, 30, 50]] = 0.99
+    for by, expected in (("sensitivity", [5, 17, 40, 63]), ("rate", [1, 2, 30, 50])):
+        chosen = options("activation", activation={"shared_by": by})
+        assert splits.needs(chosen) == {"patterns", by}
+        found = splits.METHODS["activation"].split(ffn, known, Sizes(64, 4, 4, 15), chosen, 0, 0)
+        assert found.shared_S.tolist() == expected
+
+
 def test_gradient_split_follows_importance():
     importance = torch.full((3, 12), 0.1)
     for expert in range(3):
         importance[expert, expert::3] = 1.0
     ffn, batch = layer(width=12)
-    known = measure(ffn, [batch], frozenset(), 0.2, generator(0, 0, 1), importance)
+    known = dataclasses.replace(
+        measure(ffn, [batch], frozenset(), 0.2, generator(0, 0, 1)), importance_CF=importance
+    )
     found = splits.METHODS["gradient"].split(ffn, known, Sizes(12, 0, 3, 4), options("gradient"), 0, 0)
     assert [row.tolist() for row in found.routed_EM] == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
 
@@ -116,7 +135,9 @@ def test_sharing_inter_pools_what_all_clusters_need():
     importance = torch.rand(4, 32, generator=torch.Generator().manual_seed(0))
     importance[:, [3, 9, 20, 31]] = 5.0
     ffn, batch = layer(width=32)
-    known = measure(ffn, [batch], frozenset(), 0.2, generator(0, 0, 1), importance)
+    known = dataclasses.replace(
+        measure(ffn, [batch], frozenset(), 0.2, generator(0, 0, 1)), importance_CF=importance
+    )
     found = splits.METHODS["sharing-inter"].split(
         ffn, known, Sizes(32, 4, 4, 7), options("sharing-inter"), 0, 0
     )
@@ -127,7 +148,9 @@ def test_sharing_inner_overlaps_where_clusters_agree():
     importance = torch.rand(4, 32, generator=torch.Generator().manual_seed(0))
     importance[:, [3, 9]] = 5.0
     ffn, batch = layer(width=32)
-    known = measure(ffn, [batch], frozenset(), 0.2, generator(0, 0, 1), importance)
+    known = dataclasses.replace(
+        measure(ffn, [batch], frozenset(), 0.2, generator(0, 0, 1)), importance_CF=importance
+    )
     found = splits.METHODS["sharing-inner"].split(
         ffn, known, Sizes(32, 0, 4, 12), options("sharing-inner"), 0, 0
     )

@@ -84,6 +84,20 @@ def batches(fold_N: Tensor, size: int) -> list[slice]:
     return found
 
 
+def finite(h_TF: Tensor) -> Tensor:
+    """The activations; raises InputError when some are NaN or infinite."""
+    if not torch.isfinite(h_TF).all():
+        raise InputError(
+            "construct: NaN or infinite activations on the calibration text; the dense parent's weights or the calibration blocks are damaged"
+        )
+    return h_TF
+
+
+def relative(stream_TD: Tensor) -> Tensor:
+    """1 / RMS of the residual stream [T]: the weight of a token's errors, see Activations.weight_T."""
+    return stream_TD.square().mean(dim=1).clamp_min(1e-12).rsqrt()
+
+
 class LayerActivations:
     """The activations of one layer, as often as wanted; kept in memory when they are small."""
 
@@ -115,14 +129,10 @@ class LayerActivations:
             return self.kept[index]
         part = self.parts[index]
         x_TD = self.norm(self.after_NTD[part]).flatten(0, 1)
-        h_TF = self.ffn.hidden(x_TD)
-        if not torch.isfinite(h_TF).all():
-            raise InputError(
-                "construct: NaN or infinite activations on the calibration text; the dense parent's weights or the calibration blocks are damaged"
-            )
+        h_TF = finite(self.ffn.hidden(x_TD))
         own_TD = h_TF @ self.ffn.down_DF.T
         after_TD = self.after_NTD[part].flatten(0, 1)
-        weight_T = (after_TD + own_TD).square().mean(dim=1).clamp_min(1e-12).rsqrt()
+        weight_T = relative(after_TD + own_TD)
         found = Activations(x_TD, h_TF, int(self.fold_N[part.start]), self._target(own_TD, part), weight_T)
         if self.keep:
             self.kept[index] = found

@@ -17,6 +17,7 @@ from moesaic.errors import InputError
 from moesaic.experts import audit, calibration, clusters, scale, sizes, split_file, split_layers, splits, walk
 from moesaic.experts.assignment import Sizes
 from moesaic.experts.build import Builder
+from moesaic.experts.trace import Trace
 from moesaic.flow import files, manifest
 from moesaic.flow.step import Context, Result
 from moesaic.model import families, load, size
@@ -100,13 +101,18 @@ def convert(
         log.info("architecture %s: %s", name, reason)
     by_layer = sizes.by_layer(settings, dense.layers)
     cluster_N = _clusters(by_layer, text, widths.experts, tokenizer, seed)
-    batch = settings["calibration"]["batch"]
+    trace = None
+    if any(split_layers.traced(layer) or walk.compensates(layer) for layer in by_layer):
+        trace = Trace(dense, text, settings["calibration"]["batch"], work)
+        trace.run()
     assignments = split_layers.run(
-        dense, text, cluster_N, by_layer, widths, shape.dense_layers, batch, seed, work, workers
+        dense, trace, cluster_N, by_layer, widths, shape.dense_layers, seed, work, workers
     )
     ids_1T = text.ids_NT[:1, : PROOF_TOKENS if dense.dtype == torch.float32 else PROOF_TOKENS_SLOW]
     builder = Builder(dense, family, shape, work / "layers", ids_1T, _common_factor(by_layer, widths.experts))
-    layers = walk.run(builder, assignments, by_layer, text, seed, work)
+    layers = walk.run(builder, assignments, by_layer, text, trace, seed, work)
+    if trace is not None:
+        trace.remove()
     proof = builder.equivalence()
     split = split_file.table(assignments)
     builder.finish(out / "model", tokenizer, {split_file.KEY: split_file.digest(split)})
@@ -134,7 +140,7 @@ def _clusters(
     by_layer: list[dict[str, Any]], text: calibration.Text, count: int, tokenizer: Any, seed: int
 ) -> Tensor | None:
     """Data cluster of each fitting block, when a split goes by importance."""
-    if not any("importance" in splits.METHODS[settings["split"]].NEEDS for settings in by_layer):
+    if not any("importance" in splits.needs(settings) for settings in by_layer):
         return None
     fitted = slice(0, text.fitted)
     if by_layer[0]["calibration"]["clusters"] == "domain":

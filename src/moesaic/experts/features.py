@@ -52,6 +52,11 @@ class Activations:
     """1 / RMS of the residual stream after the layer: what comes later sees the stream normed, so an error counts relative to it. Without
     this a handful of tokens with massive activations (up to 94 % of a layer's energy in SmolLM2) would decide every fit."""
 
+    gradient_TF: Tensor | None = None
+    """dL/dh of the dense parent, L the sum of the next-token losses."""
+    cluster_T: Tensor | None = None
+    """Data cluster of each token, for the importance by cluster."""
+
     def weigh(self, values: Tensor) -> Tensor:
         """Rows [T, ...] times the tokens' weights."""
         return values if self.weight_T is None else values * self.weight_T[:, None]
@@ -85,7 +90,9 @@ class Features:
     active_TF: Bits | None = None
     """Which neurons are active on which token."""
     importance_CF: Tensor | None = None
-    """Mean |h * dL/dh| of each data cluster, see importance.py."""
+    """Mean |h * dL/dh| of each data cluster (LLaMA-MoE, arXiv 2406.16554; first-order Taylor as in SNIP)."""
+    sensitivity_F: Tensor | None = None
+    """Mean of (h * dL/dh)^2: the squared change of a token's loss when the neuron is switched off, to first order."""
 
 
 def active(contribution_TF: Tensor, top: float) -> Tensor:
@@ -101,12 +108,13 @@ def measure(
     needs: frozenset[str],
     top: float,
     generator: torch.Generator,
-    importance_CF: Tensor | None = None,
+    clusters: int = 0,
 ) -> Features:
     """One pass over a layer's activations.
 
     Args:
         needs: what else than the cheap statistics is wanted: coactivation, active. top: share of the neurons that count as active.
+        clusters: data clusters of the importance; batches then carry gradients and the tokens' clusters.
     """
     width, hidden = ffn.width, ffn.gate_FD.shape[1]
     norm_F = ffn.down_DF.norm(dim=0)
@@ -115,7 +123,9 @@ def measure(
     patterns = torch.zeros(width, PROJECTIONS)
     together = torch.zeros(width, width) if "coactivation" in needs else None
     packed: list[np.ndarray] = []
-    tokens = 0
+    importance, of_cluster = torch.zeros(clusters, width), torch.zeros(clusters)
+    sensitivity = torch.zeros(width, dtype=torch.float64)
+    tokens, with_gradients = 0, False
     for batch in batches:
         contribution_TF = batch.weigh(batch.h_TF.abs() * norm_F)
         on_TF = active(contribution_TF, top)
@@ -130,6 +140,12 @@ def measure(
         if together is not None:
             on = on_TF.float()
             together += on.T @ on
+        if batch.gradient_TF is not None:
+            change_TF, with_gradients = batch.h_TF * batch.gradient_TF, True
+            sensitivity += change_TF.square().sum(dim=0)
+            if batch.cluster_T is not None:
+                importance.index_add_(0, batch.cluster_T, change_TF.abs())
+                of_cluster += torch.bincount(batch.cluster_T, minlength=clusters)
         if "active" in needs:
             packed.append(np.packbits(on_TF.numpy(), axis=1))
     assert tokens, "no calibration tokens"
@@ -144,5 +160,6 @@ def measure(
         functional.normalize(patterns, dim=1),
         together,
         Bits(np.concatenate(packed), width) if packed else None,
-        importance_CF,
+        importance / of_cluster[:, None] if clusters else None,
+        (sensitivity / tokens).float() if with_gradients else None,
     )

@@ -14,26 +14,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moesaic.experts import calibration, importance, splits
+from moesaic.errors import InputError
+from moesaic.experts import splits
 from moesaic.experts.assignment import Assignment, Sizes, generator
 from moesaic.experts.features import Features, Ffn, measure
-from moesaic.experts.stream import Stream
+from moesaic.experts.trace import Trace
 from moesaic.flow import files
 from moesaic.flow.progress import Progress
-from moesaic.model.lazy import LazyModel, attend, ffn_of
+from moesaic.model.lazy import LazyModel, ffn_of
 
-WITHOUT_ACTIVATIONS = frozenset({"importance", "weights"})
+GRADIENTS = frozenset({"importance", "sensitivity"})
+"""Needs that the backward pass serves."""
+WITHOUT_ACTIVATIONS = frozenset({"weights"})
 """Needs that no pass over the calibration text serves."""
+
+
+def traced(settings: dict[str, Any]) -> bool:
+    """True when the split looks at what the dense parent does on text."""
+    return bool(splits.needs(settings) - WITHOUT_ACTIVATIONS)
 
 
 def run(
     dense: LazyModel,
-    text: calibration.Text | None,
+    trace: Trace | None,
     cluster_N: Tensor | None,
     layers: list[dict[str, Any]],
     sizes: Sizes,
     dense_layers: tuple[int, ...],
-    batch: int,
     seed: int,
     work: Path,
     workers: int,
@@ -41,39 +48,49 @@ def run(
     """Assignments of all layers, None for those left dense.
 
     Args:
-        text: calibration text, of which only what fits may use is read; None when no split needs any. cluster_N: data cluster of each
-        of its fitting blocks, when a split needs importance. layers: settings by layer. workers: processes for the splits, 0 for none.
+        trace: the dense parent on the calibration text; None when no split looks at it. cluster_N: data cluster of each fitting block, when a
+        split needs importance. layers: settings by layer. workers: processes for the splits, 0 for none.
+
+    Raises:
+        InputError: a cluster without text.
     """
-    needs = [_needs(settings, index, dense_layers) for index, settings in enumerate(layers)]
+    if cluster_N is not None:
+        _check_clusters(cluster_N, sizes.experts)
     missing = [i for i in range(dense.layers) if i not in dense_layers and not _path(work, i).exists()]
-    if missing:
-        importance_LCF = None
-        if text is not None and cluster_N is not None:
-            fitted = slice(0, text.fitted)
-            importance_LCF = importance.measure(
-                dense, text.ids_NT[fitted], cluster_N, sizes.experts, batch, work
+    with contextlib.ExitStack() as stack:
+        pool = None
+        if workers and any(splits.needs(layers[index]) for index in missing):
+            pool = stack.enter_context(
+                ProcessPoolExecutor(workers, get_context("spawn"), initializer=_one_thread)
             )
-        with contextlib.ExitStack() as stack:
-            pool = None
-            if workers and any(needs[index] for index in missing):
-                pool = stack.enter_context(
-                    ProcessPoolExecutor(workers, get_context("spawn"), initializer=_one_thread)
-                )
-            waiting: dict[int, Future[bytes]] = {}
-            for index, ffn, features in _features(
-                dense, text, importance_LCF, needs, layers, missing, batch, seed, work
-            ):
-                settings = layers[index]
-                weights = ffn if "weights" in needs[index] else None
-                task = (settings["split"], weights, features, sizes, settings, seed, index)
-                if pool is None or not needs[index]:
-                    _write(work, index, split_one(*task))
-                else:
-                    # plain pickling: torch's own would hand tensors over in shared memory, which containers keep small
-                    waiting[index] = pool.submit(_split_pickled, pickle.dumps(task))
-                    _collect(waiting, work, only_done=len(waiting) <= 2 * workers)
-            _collect(waiting, work, only_done=False)
+        waiting: dict[int, Future[bytes]] = {}
+        for index, ffn, features in _features(dense, trace, cluster_N, layers, missing, sizes.experts, seed):
+            needs, settings = splits.needs(layers[index]), layers[index]
+            task = (
+                settings["split"],
+                ffn if "weights" in needs else None,
+                features,
+                sizes,
+                settings,
+                seed,
+                index,
+            )
+            if pool is None or not needs:
+                _write(work, index, split_one(*task))
+            else:
+                # plain pickling: torch's own would hand tensors over in shared memory, which containers keep small
+                waiting[index] = pool.submit(_split_pickled, pickle.dumps(task))
+                _collect(waiting, work, only_done=len(waiting) <= 2 * workers)
+        _collect(waiting, work, only_done=False)
     return [None if i in dense_layers else _read(_path(work, i)) for i in range(dense.layers)]
+
+
+def _check_clusters(cluster_N: Tensor, clusters: int) -> None:
+    empty = [cluster for cluster in range(clusters) if not bool((cluster_N == cluster).any())]
+    if empty:
+        raise InputError(
+            f"experts.calibration.tokens: no calibration text falls into cluster {empty[0]} of {clusters}; take more tokens or fewer experts"
+        )
 
 
 def split_one(
@@ -96,79 +113,50 @@ def _split_pickled(task: bytes) -> bytes:
     return pickle.dumps(split_one(*pickle.loads(task)))
 
 
-@torch.no_grad()
 def _features(
     dense: LazyModel,
-    text: calibration.Text | None,
-    importance_LCF: Tensor | None,
-    needs: list[frozenset[str]],
+    trace: Trace | None,
+    cluster_N: Tensor | None,
     layers: list[dict[str, Any]],
     missing: list[int],
-    batch: int,
+    experts: int,
     seed: int,
-    work: Path,
 ) -> Iterator[tuple[int, Ffn, Features | None]]:
-    """Walk down the dense parent; yield what the splits of the missing layers need."""
-    streamed = text is not None and any(needs[index] - WITHOUT_ACTIVATIONS for index in missing)
-    progress = Progress("split layers", dense.layers, "layers")
-    stream: Stream | None = None
-    parts: list[slice] = []
-    positions = None
-    if streamed:
-        assert text is not None
-        fitted = text.fitted
-        parts = calibration.batches(text.fold_N[:fitted], batch)
-        stream = Stream(work, "dense", (fitted, text.ids_NT.shape[1], dense.config.hidden_size))
-        stream.begin((part, dense.embedding()[text.ids_NT[part]]) for part in parts)
-        positions = dense.positions(text.ids_NT.shape[1])
-    for index in range(dense.layers):
-        if stream is not None and index < stream.layer:
-            # a split that was still under way when the process ended is made from a stream that starts again
-            if index in missing and needs[index] - WITHOUT_ACTIVATIONS:
-                stream.remove()
-                yield from _features(dense, text, importance_LCF, needs, layers, missing, batch, seed, work)
-                return
-            progress.update()
-            continue
-        if stream is None and index not in missing:
-            progress.update()
+    """What the splits of the missing layers need: from the last layer to the first when some need gradients, else in order."""
+    progress = Progress("split layers", dense.layers, "layers", start=dense.layers - len(missing))
+    backwards = [index for index in missing if splits.needs(layers[index]) & GRADIENTS]
+    gradients = None
+    if backwards:
+        assert trace is not None
+        gradients = trace.gradients()
+        if gradients.next < max(
+            backwards
+        ):  # a split that was still under way when the process ended: once more from the top
+            gradients.remove()
+            gradients = trace.gradients()
+    for index in reversed(range(dense.layers)) if gradients else missing:
+        if gradients and (index > gradients.next or index < min(backwards)) and index not in missing:
             continue
         block = dense.layer(index)
         ffn = ffn_of(block)
-        found: Features | None = None
-        if stream is not None:
-            assert text is not None
-            assert positions is not None
-            for part in parts:
-                stream.after[part], _ = attend(block, stream.now[part], positions)
-            source = calibration.LayerActivations(
-                ffn, block.post_attention_layernorm, stream.after, text.fold_N, parts
-            )
-            own = None if importance_LCF is None else importance_LCF[index]
-            if index in missing and needs[index]:
-                top = layers[index]["calibration"]["top"]
-                found = measure(ffn, source.fitting(), needs[index], top, generator(seed, index, 1), own)
-            for place, part in enumerate(parts):
-                added = source.at(place).target(ffn)
-                stream.after[part] += added.view_as(stream.after[part])
-            stream.advance()
-        elif importance_LCF is not None and needs[index]:
-            found = _only_importance(importance_LCF[index])
+        needs, features = splits.needs(layers[index]), None
+        batches = None
+        if gradients and index == gradients.next and index >= min(backwards):
+            batches = gradients.activations(block, ffn, cluster_N if "importance" in needs else None)
+        elif needs - WITHOUT_ACTIVATIONS:
+            assert trace is not None
+            batches = trace.activations(index, block, ffn)
+        if batches is not None and index in missing and needs - WITHOUT_ACTIVATIONS:
+            top, clusters = layers[index]["calibration"]["top"], experts if "importance" in needs else 0
+            features = measure(ffn, batches, needs, top, generator(seed, index, 1), clusters)
+        elif batches is not None:
+            for _ in batches:  # only to hand the gradient down
+                pass
         if index in missing:
-            yield index, ffn, found
-        progress.update()
-    if stream is not None:
-        stream.remove()
-
-
-def _only_importance(importance_CF: Tensor) -> Features:
-    empty = torch.zeros(0)
-    return Features(0, empty, empty, empty, empty, empty, empty, empty, importance_CF=importance_CF)
-
-
-def _needs(settings: dict[str, Any], index: int, dense_layers: tuple[int, ...]) -> frozenset[str]:
-    found: frozenset[str] = splits.METHODS[settings["split"]].NEEDS
-    return frozenset() if index in dense_layers else found
+            yield index, ffn, features
+            progress.update()
+    if gradients:
+        gradients.remove()
 
 
 def _collect(waiting: dict[int, Future[bytes]], work: Path, only_done: bool) -> None:

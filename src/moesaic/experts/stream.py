@@ -24,6 +24,15 @@ def mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
     return torch.from_file(str(path), shared=True, size=count, dtype=torch.float32).view(shape)
 
 
+def sync(path: Path) -> None:
+    """Make what was written to a mapped file durable."""
+    handle = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 class Stream:
     """Hidden states [N, T, D] before layer `layer`; survives the process."""
 
@@ -55,7 +64,7 @@ class Stream:
 
     def advance(self) -> None:
         """The layer is done: what it wrote is on disk and is now what enters the next one."""
-        self._sync(self.paths[1 - self.layer % 2])
+        sync(self.paths[1 - self.layer % 2])
         self.layer += 1
         files.write_json(self.state_path, {"layer": self.layer})
 
@@ -64,11 +73,3 @@ class Stream:
         self.files = []
         for path in [*self.paths, self.state_path]:
             path.unlink(missing_ok=True)
-
-    @staticmethod
-    def _sync(path: Path) -> None:
-        handle = os.open(path, os.O_RDWR)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

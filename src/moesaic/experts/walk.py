@@ -16,6 +16,7 @@ from moesaic.experts.assignment import Assignment
 from moesaic.experts.build import Builder
 from moesaic.experts.features import Ffn
 from moesaic.experts.stream import Stream
+from moesaic.experts.trace import Trace
 from moesaic.flow import files
 from moesaic.flow.progress import Progress
 from moesaic.model.lazy import attend, ffn_of
@@ -29,19 +30,20 @@ def run(
     assignments: list[Assignment | None],
     by_layer: list[dict[str, Any]],
     text: calibration.Text,
+    trace: Trace | None,
     seed: int,
     work: Path,
 ) -> list[dict[str, Any]]:
-    """Fit and write the layers one after the other, each on the hidden states that the converted ones before it give."""
+    """Fit and write the layers one after the other, each on the hidden states that the converted ones before it give.
+
+    Args:
+        trace: the dense parent on the same text, for layers that make up for earlier errors; see `compensates`.
+    """
     dense, family = builder.dense, builder.family
     positions = dense.positions(text.ids_NT.shape[1])
     parts = calibration.batches(text.fold_N, by_layer[0]["calibration"]["batch"])
     stream = Stream(work, "moe", (*text.ids_NT.shape, dense.config.hidden_size))
     stream.begin((part, dense.embedding()[text.ids_NT[part]]) for part in parts)
-    wanted = None
-    if any(settings["reconstruct"] != "none" and settings["compensate"] > 0 for settings in by_layer):
-        wanted = Stream(work, "wanted", (*text.ids_NT.shape, dense.config.hidden_size))
-        wanted.begin((part, dense.embedding()[text.ids_NT[part]]) for part in parts)
     builder.resume(stream.layer)
     if stream.layer:
         log.info("%d layers are there already, going on with layer %d", stream.layer, stream.layer)
@@ -56,15 +58,13 @@ def run(
         if streamed:
             for part in parts:
                 stream.after[part], _ = attend(block, stream.now[part], positions)
-            if wanted is not None:
-                _dense_layer(wanted, index, block, parts, positions)
             activations = calibration.LayerActivations(
                 ffn,
                 block.post_attention_layernorm,
                 stream.after,
                 text.fold_N,
                 parts,
-                None if wanted is None else wanted.now,
+                trace.inputs_LNTD[index + 1] if trace is not None and compensates(settings) else None,
                 settings["compensate"],
             )
         fitted: layer.Layer | None = None
@@ -84,21 +84,12 @@ def run(
         error = None if fitted is None else fitted.audit.get("error")
         progress.update(detail=f"relative error {error:.3f}" if error is not None else "")
     stream.remove()
-    if wanted is not None:
-        wanted.remove()
     return [files.read_json(work / f"audit-{index:03}.json") for index in range(dense.layers)]
 
 
-def _dense_layer(
-    stream: Stream, index: int, block: Any, parts: list[slice], positions: tuple[Tensor, Tensor]
-) -> None:
-    """Bring a stream of the dense parent behind layer `index`, where it may be already when the layer was interrupted."""
-    if stream.layer > index:
-        return
-    for part in parts:
-        after, x = attend(block, stream.now[part], positions)
-        stream.after[part] = after + block.mlp(x)
-    stream.advance()
+def compensates(settings: dict[str, Any]) -> bool:
+    """True when the layer's fit aims at the dense parent's residual stream."""
+    return settings["reconstruct"] != "none" and settings["compensate"] > 0
 
 
 def _audit(

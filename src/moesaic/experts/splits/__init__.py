@@ -29,4 +29,11 @@ METHODS: dict[str, Any] = {
     "copy": copy,
     "drop": drop,
 }
-"""Each has NEEDS (which features), OVERLAP (may a neuron be in several experts) and split(ffn, features, sizes, options, seed, layer)."""
+"""Each has NEEDS (which features) or needs(options), OVERLAP (may a neuron be in several experts) and split(ffn, features, sizes, options, seed, layer)."""
+
+
+def needs(options: dict[str, Any]) -> frozenset[str]:
+    """Which features the split that `options` name wants."""
+    method = METHODS[options["split"]]
+    found: frozenset[str] = method.needs(options) if hasattr(method, "needs") else method.NEEDS
+    return found
