@@ -84,6 +84,18 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("config")
     check.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     check.set_defaults(call=_check)
+    plan = commands.add_parser(
+        "plan", help="parameters, memory, tokens, GPU-hours and cost, before anything is submitted"
+    )
+    plan.add_argument("config")
+    plan.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    plan.add_argument("--gpu", default="H100")
+    plan.add_argument("--gpus", type=int, default=8, help="GPUs of all nodes together")
+    plan.add_argument(
+        "--mfu", type=float, default=0.3, help="share of the GPU's peak that you expect to reach"
+    )
+    plan.add_argument("--price", type=float, help="of a GPU-hour, in any currency")
+    plan.set_defaults(call=_plan)
     schema = commands.add_parser("schema", help="write the JSON schema of the configuration")
     schema.add_argument("out", type=Path)
     schema.set_defaults(call=_schema)
@@ -150,6 +162,13 @@ def _check(arguments: argparse.Namespace) -> None:
         ", ".join(loaded.variants),
         ", ".join(loaded.stages),
     )
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from moesaic import plan
+
+    machine = plan.Hardware(arguments.gpu, arguments.gpus, arguments.mfu, arguments.price)
+    sys.stdout.write(plan.text(plan.make(_load(arguments), machine), machine))
 
 
 def _audit(arguments: argparse.Namespace) -> None:

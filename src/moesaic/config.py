@@ -105,7 +105,7 @@ def step_settings(config: Config, step: str, variant: str | None = None) -> dict
     held_out = sorted(name for name, domain in data["domains"].items() if domain["held_out"])
     match step:
         case "dense":
-            return {"model": raw["model"]}
+            return {"model": {key: value for key, value in raw["model"].items() if key != "shape"}}
         case "documents":
             domains = {name: {"sources": domain["sources"]} for name, domain in data["domains"].items()}
             return {

@@ -174,6 +174,8 @@ class Model(Strict):
     """Weights on disk and in memory. On CPUs without native bfloat16, float32 is about 150 times faster."""
     chat_template: str | None = None
     """A Jinja chat template file, for parents without one."""
+    shape: dict[str, Any] | None = None
+    """Fields of the parent's config.json (hidden_size, intermediate_size, num_hidden_layers, ...), for `moesaic plan` where the parent is out of reach."""
 
 
 # ---------------------------------------------------------------- the stages
@@ -192,6 +194,8 @@ class Calibration(Strict):
     """Groups of blocks, each with text of all domains, that are left out in turn to choose the strength of the refit."""
     clusters: Literal["text", "domain"] = "text"
     """Data clusters of the importance-based splits: by the blocks' text, or by domain."""
+    gradient_tokens: Positive = 16_384
+    """Most tokens of the backward pass, which costs more than all others, when only sensitivities are wanted of it."""
     top: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
     """A neuron is active on a token when its contribution is among this share of the layer's largest."""
 

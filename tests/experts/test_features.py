@@ -128,6 +128,16 @@ def test_an_interrupted_trace_goes_on(tmp_path):
     assert torch.equal(found.sensitivity_F, whole[1].sensitivity_F)
 
 
+def test_fewer_tokens_for_the_gradients_are_chosen_evenly(tmp_path):
+    tiny_llama().save_pretrained(tmp_path / "m")
+    trace = Trace(LazyModel(tmp_path / "m"), tiny_text(10, 16), 3, tmp_path)
+    trace.run()
+    assert trace.gradients(64).blocks_B.tolist() == [0, 2, 4, 6]
+    found = list(trace.gradients(64).activations(trace.dense.layer(2), ffn_of(trace.dense.layer(2)), None))
+    assert [batch.fold for batch in found] == [0, 1]
+    assert sum(len(batch.x_TD) for batch in found) == 64
+
+
 def test_no_room_for_the_trace_is_said_before_anything_runs(tmp_path, monkeypatch):
     tiny_llama().save_pretrained(tmp_path / "m")
     monkeypatch.setattr("shutil.disk_usage", lambda _path: type("Usage", (), {"free": 10_000}))

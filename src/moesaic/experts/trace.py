@@ -33,7 +33,7 @@ class Trace:
     def __init__(self, dense: LazyModel, text: calibration.Text, batch: int, work: Path):
         """Open or begin a trace. Raises InputError when the disk has no room for it."""
         self.dense, self.text, self.work = dense, text, work
-        self.parts = calibration.batches(text.fold_N, batch)
+        self.batch, self.parts = batch, calibration.batches(text.fold_N, batch)
         self.positions = dense.positions(text.ids_NT.shape[1])
         self.shape = (dense.layers + 1, *text.ids_NT.shape, dense.config.hidden_size)
         self.done = int(files.read_json(work / STATE)["layers"]) if (work / STATE).exists() else -1
@@ -74,13 +74,16 @@ class Trace:
             x_TD = x.flatten(0, 1)
             yield self._activations(index, part, x_TD, calibration.finite(ffn.hidden(x_TD)))
 
-    def gradients(self) -> "Gradients":
-        """The pass back up, over the blocks that fits may use."""
-        return Gradients(self)
+    def gradients(self, tokens: int | None = None) -> "Gradients":
+        """The pass back up, over the blocks that fits may use, or over `tokens` of them, evenly chosen."""
+        return Gradients(self, tokens)
 
-    def _activations(self, index: int, part: slice, x_TD: Tensor, h_TF: Tensor, **more: Any) -> Activations:
+    def _activations(
+        self, index: int, part: slice | Tensor, x_TD: Tensor, h_TF: Tensor, **more: Any
+    ) -> Activations:
         weight_T = calibration.relative(self.inputs_LNTD[index + 1, part].flatten(0, 1))
-        return Activations(x_TD, h_TF, int(self.text.fold_N[part.start]), None, weight_T, **more)
+        fold = int(self.text.fold_N[part][0])
+        return Activations(x_TD, h_TF, fold, None, weight_T, **more)
 
     def remove(self) -> None:
         """Delete the file; the trace cannot be used any more."""
@@ -92,10 +95,12 @@ class Trace:
 class Gradients:
     """dL/d(output) of one layer after the other, from the last to the first; L is the sum of the next-token losses."""
 
-    def __init__(self, trace: Trace):
+    def __init__(self, trace: Trace, tokens: int | None):
         self.trace = trace
-        blocks = trace.text.fitted
-        self.stream = Stream(trace.work, "gradient", (blocks, *trace.shape[2:]))
+        fitted, length = trace.text.ids_NT[: trace.text.fitted].shape
+        count = fitted if tokens is None else min(fitted, max(1, tokens // length))
+        self.blocks_B = (torch.arange(count) * fitted) // count
+        self.stream = Stream(trace.work, "gradient", (count, *trace.shape[2:]))
         self.stream.begin(self._loss())
 
     @property
@@ -110,18 +115,19 @@ class Gradients:
             InputError: gradients that are not finite.
         """
         trace, index = self.trace, self.next
-        for part in trace.fitted_parts():
+        for place in calibration.batches(trace.text.fold_N[self.blocks_B], trace.batch):
+            part = self.blocks_B[place]
             with torch.enable_grad():
-                hidden = trace.inputs_LNTD[index, part].clone().requires_grad_()
+                hidden = trace.inputs_LNTD[index, part].requires_grad_()
                 after, x = attend(block, hidden, trace.positions)
                 h_BTF = functional.silu(x @ ffn.gate_FD.T) * (x @ ffn.up_FD.T)
                 output = after + h_BTF @ ffn.down_DF.T
-                at_hidden, at_h = torch.autograd.grad(output, (hidden, h_BTF), self.stream.now[part])
+                at_hidden, at_h = torch.autograd.grad(output, (hidden, h_BTF), self.stream.now[place])
             if not torch.isfinite(at_hidden).all():
                 raise InputError(
                     "construct: the gradients of the dense parent are not finite; its weights are damaged"
                 )
-            self.stream.after[part] = at_hidden
+            self.stream.after[place] = at_hidden
             h_TF = calibration.finite(h_BTF.detach().flatten(0, 1))
             cluster_T = (
                 None if cluster_N is None else cluster_N[part].repeat_interleave(trace.text.ids_NT.shape[1])
@@ -139,13 +145,13 @@ class Gradients:
     def _loss(self) -> Iterator[tuple[slice, Tensor]]:
         """dL/d(last hidden state), a block at a time: the logits of one block are in memory."""
         norm, head_VD = self.trace.dense.head()
-        for block in range(self.trace.text.fitted):
+        for place, block in enumerate(self.blocks_B.tolist()):
             with torch.enable_grad():
                 last = self.trace.inputs_LNTD[-1, block].clone().requires_grad_()
                 logits = norm(last)[:-1] @ head_VD.T
                 loss = functional.cross_entropy(logits, self.trace.text.ids_NT[block, 1:], reduction="sum")
                 (found,) = torch.autograd.grad(loss, last)
-            yield slice(block, block + 1), found[None]
+            yield slice(place, place + 1), found[None]
 
     def remove(self) -> None:
         """Delete the files."""

@@ -1,0 +1,295 @@
+"""What a configuration will cost, before anything is submitted: parameters, memory of a GPU, tokens, FLOPs, GPU-hours, money.
+
+Counts come from the real classes without weights (`meta` device). Activations are not guessed from a formula: one decoder layer of the real widths
+is run on a few tokens, and what autograd keeps for the backward pass is counted and scaled to the micro-batch.
+
+    moesaic plan config/config.yaml --gpu H100 --gpus 8 --price 2.5
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moesaic.config import step_settings
+from moesaic.errors import InputError
+from moesaic.experts import sizes
+from moesaic.flow import paths
+from moesaic.model import families, size
+from moesaic.schema import Config
+from moesaic.train import chunked, hardware
+
+GPU_MEMORY_GB = {
+    "A100": 80.0,
+    "H100": 80.0,
+    "H200": 141.0,
+    "L40S": 48.0,
+    "A10": 24.0,
+    "V100": 32.0,
+    "B200": 192.0,
+}
+"""Of the largest common variant, GB (10^9 bytes)."""
+PROBE_TOKENS = 32
+BILLION = 1e9
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What the run is planned for."""
+
+    gpu: str = "H100"
+    gpus: int = 8
+    mfu: float = 0.3
+    """Share of the peak that is assumed to be reached, of active FLOPs."""
+    price: float | None = None
+    """Of a GPU-hour."""
+
+    def __post_init__(self) -> None:
+        if self.gpu not in hardware.DENSE_BF16_TFLOPS:
+            raise InputError(
+                f"--gpu: {self.gpu} is not known; known: {', '.join(hardware.DENSE_BF16_TFLOPS)}"
+            )
+
+
+@dataclass
+class Stage:
+    """Cost of one training stage."""
+
+    name: str
+    steps: int
+    tokens: int
+    flops: float
+    memory_gb: dict[str, float] = field(default_factory=dict)
+    """Of one GPU, by what it is for; `total` is the peak."""
+
+    def hours(self, machine: Hardware) -> float:
+        """GPU-hours at the assumed utilisation."""
+        return self.flops / (hardware.DENSE_BF16_TFLOPS[machine.gpu] * 1e12 * machine.mfu) / 3600
+
+
+@dataclass
+class Plan:
+    """One variant."""
+
+    variant: str
+    architecture: str
+    why: str
+    dense: size.Size
+    moe: size.Size
+    stages: list[Stage]
+
+
+def parent_config(config: Config) -> Any:
+    """The dense parent's configuration: from the finished `dense` step, its folder, the shape in the configuration, or the hub.
+
+    Raises:
+        InputError: none of them is there.
+    """
+    from transformers import AutoConfig, LlamaConfig
+
+    done, at = paths.folder("dense") / "model", config.model.at
+    if (done / "config.json").is_file():
+        return AutoConfig.from_pretrained(str(done), local_files_only=True)
+    if config.model.shape is not None:
+        dtype = getattr(torch, config.model.dtype)
+        return LlamaConfig(**config.model.shape, dtype=dtype)
+    if at.kind == "folder" and (Path(at.path) / "config.json").is_file():
+        return AutoConfig.from_pretrained(at.path, local_files_only=True)
+    if at.kind == "hub":
+        try:
+            return AutoConfig.from_pretrained(at.repository, revision=at.revision)
+        except OSError as error:
+            raise InputError(
+                f"model.at: the hub does not answer for {at.repository} ({str(error).splitlines()[0]}); give model.shape to plan without it"
+            ) from error
+    raise InputError(
+        "model: the parent's shape is not known yet; run the dense step first (snakemake results/dense/manifest.json), or give model.shape"
+    )
+
+
+def make(config: Config, machine: Hardware) -> list[Plan]:
+    """Plan every variant.
+
+    Raises:
+        InputError: sizes that do not fit the parent, a parent that is not known.
+    """
+    dense_config = parent_config(config)
+    families.check_parent(dense_config)
+    with torch.device("meta"):
+        from transformers import AutoModelForCausalLM
+
+        dense = AutoModelForCausalLM.from_config(dense_config)
+    plans = []
+    for variant in config.variants:
+        settings = step_settings(config, "construct", variant)["experts"]
+        widths = sizes.sizes(dense_config.intermediate_size, settings)
+        shape = sizes.shape(widths, dense_config.num_hidden_layers, settings)
+        family, reasons = families.choose(shape, dense_config, settings["family"])
+        with torch.device("meta"):
+            moe = families.build(family, dense_config, shape)
+        stages = []
+        for name in config.stages:
+            if name in ("pretrain", "tune"):
+                stage = step_settings(config, name, variant)[name]
+                length = config.data.block if name == "pretrain" else config.data.chat.max_tokens
+                stages.append(_stage(name, stage, moe, dense, length, machine))
+        plans.append(
+            Plan(
+                variant, type(moe).__name__, reasons[family.name], size.count(dense), size.count(moe), stages
+            )
+        )
+    return plans
+
+
+def _stage(
+    name: str, settings: Mapping[str, Any], moe: Any, dense: Any, length: int, machine: Hardware
+) -> Stage:
+    tokens = settings["steps"] * settings["batch"] * length
+    flops = float(tokens) * flops_per_token(moe, length, training=True)
+    if settings.get("teacher") == "dense":
+        flops += float(tokens) * flops_per_token(dense, length, training=False)
+    stage = Stage(name, settings["steps"], tokens, flops)
+    stage.memory_gb = memory(settings, moe, dense, length, machine.gpus)
+    return stage
+
+
+def flops_per_token(model: Any, length: int, training: bool) -> float:
+    """Matrix products of the active weights, and of the attention scores over half of the context on average."""
+    counted, config = size.count(model), model.config
+    heads = config.num_attention_heads * families.base.head_dim(config)
+    scores = 2 * 2 * config.num_hidden_layers * heads * length / 2
+    return counted.flops_per_token(training) + (3 if training else 1) * scores
+
+
+def memory(
+    settings: Mapping[str, Any],
+    moe: Any,
+    dense: Any,
+    length: int,
+    ranks: int,
+    mixed: bool = True,
+    base_gb: float = 1.0,
+) -> dict[str, float]:
+    """Bytes of one rank in GB, by what they are for.
+
+    Args:
+        moe, dense: the classes, on the meta device. ranks: over which DeepSpeed or FSDP shards. mixed: bfloat16 products, as on a GPU.
+        base_gb: of the process before anything is loaded (CUDA context, libraries).
+    """
+    counted = size.count(moe)
+    trained = counted.total
+    if settings["optimizer"]["freeze_embeddings"]:
+        trained -= sum(
+            p.numel()
+            for p in {
+                id(m.weight): m.weight for m in (moe.get_input_embeddings(), moe.get_output_embeddings())
+            }.values()
+        )
+    stage = shards(settings)
+    each = moe.dtype.itemsize
+    weights = counted.total * each / (ranks if stage >= 3 else 1)
+    gradients = trained * each / (ranks if stage >= 2 else 1)
+    moments = trained * 2 * each / (ranks if stage >= 1 else 1)
+    tokens = settings["micro_batch"] * length
+    per_token, fixed = saved_bytes(moe.config, type(moe), mixed)
+    activations = tokens * per_token * moe.config.num_hidden_layers
+    if settings.get("engine", {}).get("checkpointing"):
+        activations = tokens * (moe.config.num_hidden_layers * moe.config.hidden_size * each + per_token)
+    logits = 3 * min(chunked.CHUNK, tokens) * moe.config.vocab_size * 4 + fixed * tokens
+    teacher = size.count(dense).total * dense.dtype.itemsize if settings.get("teacher") == "dense" else 0
+    passes = settings["batch"] // (settings["micro_batch"] * max(1, ranks))
+    # with one pass a step, gradients come as activations go; with several the first gradients stay while the next pass runs
+    moving = gradients + activations if passes > 1 else max(gradients, activations)
+    found = {
+        "weights": weights, "gradients": gradients, "optimizer": moments, "activations": activations, "logits": logits, "teacher": teacher,
+        "base": base_gb * BILLION,
+    }  # fmt: skip
+    found["total"] = weights + moments + moving + logits + teacher + base_gb * BILLION
+    return {name: value / BILLION for name, value in found.items()}
+
+
+def shards(settings: Mapping[str, Any]) -> int:
+    """ZeRO stage of the stage's engine; 0: everything is on every rank."""
+    engine = settings.get("engine", {})
+    return {"torch": 0, "fsdp": 3, "zero1": 1, "zero2": 2, "zero3": 3}[engine.get("kind", "torch")]
+
+
+def saved_bytes(config: Any, kind: Any, mixed: bool) -> tuple[float, float]:
+    """Bytes per token that autograd keeps for one decoder layer, and outside of the layers.
+
+    Counted on the real class with one and with two layers and a small vocabulary, on a few tokens.
+    """
+    import copy
+
+    kept = []
+    for layers in (1, 2):
+        small = copy.deepcopy(config)
+        small.num_hidden_layers, small.vocab_size, small.pad_token_id = layers, 64, None
+        if getattr(small, "first_k_dense_replace", None):
+            small.first_k_dense_replace = 0
+        small.dtype = torch.float32
+        kept.append(_kept(kind(small).float(), mixed))
+    return kept[1] - kept[0], 2 * kept[0] - kept[1]
+
+
+def _kept(model: Any, mixed: bool) -> float:
+    """Bytes per token of the tensors that autograd keeps, parameters left out."""
+    owned = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    seen: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in owned:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    ids = torch.arange(PROBE_TOKENS)[None] % 64
+    alive = []
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=mixed),
+    ):
+        alive.append(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+    if mixed:  # bfloat16 copies of the weights are kept too, but once per layer and not per token
+        weights = {p.numel() * 2 for p in model.parameters()}
+        seen = {place: count for place, count in seen.items() if count not in weights}
+    return sum(seen.values()) / PROBE_TOKENS
+
+
+def text(plans: list[Plan], machine: Hardware) -> str:
+    """The plan as a page of text."""
+    lines = []
+    for plan in plans:
+        lines += [
+            f"variant {plan.variant}: {plan.architecture} ({plan.why})",
+            f"  parameters    {_count(plan.moe.total)} total, {_count(plan.moe.active)} active for a token; dense parent {_count(plan.dense.total)}",
+        ]
+        for stage in plan.stages:
+            hours = stage.hours(machine)
+            money = f", {hours * machine.price:,.0f} at {machine.price:g} a GPU-hour" if machine.price else ""
+            most = GPU_MEMORY_GB[machine.gpu]
+            fits = (
+                ""
+                if stage.memory_gb["total"] <= most
+                else f"  MORE THAN THE {most:.0f} GB OF ONE {machine.gpu}"
+            )
+            parts = ", ".join(
+                f"{name} {value:.1f}"
+                for name, value in stage.memory_gb.items()
+                if name != "total" and value >= 0.05
+            )
+            lines += [
+                f"  {stage.name}",
+                f"    tokens      {stage.tokens:,} in {stage.steps:,} steps of {stage.tokens // max(1, stage.steps):,}",
+                f"    FLOPs       {stage.flops:.3g}, of active weights and attention",
+                f"    time        {hours:,.1f} GPU-hours on {machine.gpu} at {machine.mfu:.0%} of its peak"
+                f" = {hours / machine.gpus:,.1f} h on {machine.gpus}{money}",
+                f"    memory      {stage.memory_gb['total']:.1f} GB per GPU ({parts}){fits}",
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def _count(number: int) -> str:
+    return f"{number / BILLION:.2f}B" if number >= 5e8 else f"{number / 1e6:.1f}M"
