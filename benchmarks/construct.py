@@ -31,8 +31,8 @@ from moesaic.train.objectives import Batch, Trainee, Weights
 scale.FACTORS["off"] = lambda experts, per_token: 0.0
 """For the control: the same number of neurons, always the same ones, refitted, no routing."""
 
-FITTED = {"router": "least-squares", "reconstruct": "least-squares"}
-PLAIN = {"router": "least-squares", "reconstruct": "none"}
+FITTED = {"router": "least-squares", "reconstruct": "least-squares", "compensate": 0.5}
+BY_RATE = {"split": "activation", "shape": "shared", "activation": {"shared_by": "rate"}}
 METHODS: dict[str, dict[str, Any]] = {
     "random, random router, N/k (LLaMA-MoE)": {"split": "random", "router": "random", "scale": "n-over-k"},
     "clustering, random router, N/k (LLaMA-MoE)": {
@@ -40,52 +40,65 @@ METHODS: dict[str, dict[str, Any]] = {
         "router": "random",
         "scale": "n-over-k",
     },
+    "copy (sparse upcycling, virtual groups)": {"split": "copy", "router": "random", "shape": "copies"},
+    "drop (drop-upcycling)": {"split": "drop", "router": "random", "shape": "copies"},
     "static pruning, refitted (control)": {
         "split": "activation",
         "router": "random",
         "scale": "off",
         "reconstruct": "least-squares",
+        "compensate": 0.5,
+        "activation": {"shared_by": "rate"},
+        "shape": "control",
     },
     "random": {"split": "random", **FITTED},
+    "sequential": {"split": "sequential", **FITTED},
     "clustering": {"split": "clustering", **FITTED},
     "gradient": {"split": "gradient", **FITTED},
+    "sharing-inner": {"split": "sharing-inner", "shape": "overlap", **FITTED},
     "coactivation": {"split": "coactivation", **FITTED},
     "coactivation-sampled": {"split": "coactivation-sampled", **FITTED},
-    "sharing-inter + shared": {"split": "sharing-inter", "shared": True, **FITTED},
-    "activation + shared, no refit": {"split": "activation", "shared": True, **PLAIN},
-    "activation + shared, representative router": {
-        "split": "activation",
-        "shared": True,
+    "sharing-inter, 2 of 6 beside shared": {"split": "sharing-inter", "shape": "shared", **FITTED},
+    "activation by rate, 2 of 6 beside shared, no refit": {**BY_RATE, "router": "least-squares"},
+    "activation by rate, 2 of 6, representative router (CMoE)": {
+        **BY_RATE,
         **FITTED,
         "router": "representative",
     },
-    "activation + shared (default)": {"split": "activation", "shared": True, **FITTED},
-    "activation + shared, fine-grained": {"split": "activation", "shared": True, "fine": True, **FITTED},
+    "activation by rate, 2 of 6 beside shared": {**BY_RATE, **FITTED},
+    "activation, 2 of 6 beside shared": {"split": "activation", "shape": "shared", **FITTED},
+    "activation (default)": {
+        "split": "activation",
+        "shape": "fine",
+        "router": "least-squares",
+        "reconstruct": "least-squares",
+    },
 }
 DENSE = "dense parent (control)"
 BATCH = 2
 """Blocks per optimizer step."""
 
 
-def shape(active: float, shared: bool, control: bool, width: int, fine: bool = False) -> dict[str, int]:
-    """Sizes with the wanted share of the FFN running: 8 equal experts, or half of the active neurons shared and 2 of the rest on.
+def shape(kind: str, active: float, width: int) -> dict[str, Any]:
+    """Sizes with the wanted share of the FFN running, for a share in quarters.
 
-    Fine-grained: two thirds of the active neurons shared, experts of a 48th of the FFN.
+    equal: 8 experts. shared: half of the active neurons always on, 2 of the rest. fine: two thirds always on, experts of a 24th of the FFN.
+    copies: of the whole FFN, 4 pieces each, twice. overlap: experts a third or more wider than an eighth, for sharing-inner. control: always the same.
     """
-    eighths = round(8 * active)
-    if control:
-        return {"shared": round(active * width), "experts": 4, "per_token": 1}
-    if not shared:
-        return {"shared": 0, "experts": 8, "per_token": eighths}
-    if fine:
-        always, expert = round(active * width * 2 / 3), width // 48
-        return {
-            "shared": always,
-            "experts": (width - always) // expert,
-            "per_token": (round(active * width) - always) // expert,
-        }
-    always = round(active * width / 2)
-    expert = always // 2
+    on, quarters = round(active * width), round(4 * active)
+    if kind == "control":
+        return {"shared": on, "experts": 4, "per_token": 1}
+    if kind == "equal":
+        return {"experts": 8, "per_token": 2 * quarters}
+    if kind == "copies":
+        return {"experts": 8, "granularity": 4, "per_token": quarters}
+    if kind == "overlap":
+        chosen = {1: 1, 2: 3, 3: 4}[quarters]
+        return {"experts": 8, "per_token": chosen, "sharing": {"overlap": on / chosen * 8 / width - 1}}
+    if kind == "fine":
+        always, expert = on * 2 // 3, width // 24
+        return {"shared": always, "experts": (width - always) // expert, "per_token": (on - always) // expert}
+    always, expert = on // 2, on // 4
     return {"shared": always, "experts": (width - always) // expert, "per_token": 2}
 
 
@@ -148,14 +161,11 @@ def row(
         model, control = load.load_model(dense.folder), False
     else:
         settings = dict(METHODS[name])
-        width = dense.config.intermediate_size
         control = settings.get("scale") == "off"
-        fine = settings.pop("fine", False)
-        out["sizes"] = shape(active, settings.pop("shared", False), control, width, fine)
+        out["sizes"] = shape(settings.pop("shape", "equal"), active, dense.config.intermediate_size)
         factor = settings.pop("scale", "times-k")
-        merged = Experts(**settings, **out["sizes"], calibration={"tokens": arguments.tokens}).model_dump(
-            mode="json"
-        ) | {"scale": factor}
+        experts = Experts(**settings, **out["sizes"], calibration={"tokens": arguments.tokens})
+        merged = experts.model_dump(mode="json") | {"scale": factor}
         text = calibration.blocks(tokens, [arguments.held_out], merged["calibration"], seed)
         tokenizer = load.load_tokenizer(dense.folder)
         with tempfile.TemporaryDirectory(prefix="construct-") as place:

@@ -82,7 +82,7 @@ class Plan:
 
 
 def parent_config(config: Config) -> Any:
-    """The dense parent's configuration: from the finished `dense` step, its folder, the shape in the configuration, or the hub.
+    """The dense parent's configuration: from the shape in the configuration, the finished `dense` step, its folder, or the hub.
 
     Raises:
         InputError: none of them is there.
@@ -90,11 +90,11 @@ def parent_config(config: Config) -> Any:
     from transformers import AutoConfig, LlamaConfig
 
     done, at = paths.folder("dense") / "model", config.model.at
-    if (done / "config.json").is_file():
-        return AutoConfig.from_pretrained(str(done), local_files_only=True)
     if config.model.shape is not None:
         dtype = getattr(torch, config.model.dtype)
         return LlamaConfig(**config.model.shape, dtype=dtype)
+    if (done / "config.json").is_file():
+        return AutoConfig.from_pretrained(str(done), local_files_only=True)
     if at.kind == "folder" and (Path(at.path) / "config.json").is_file():
         return AutoConfig.from_pretrained(at.path, local_files_only=True)
     if at.kind == "hub":

@@ -269,7 +269,7 @@ class Method(Strict):
     uncorrelated experts); calibrated = fitted on calibration text."""
     reconstruct: Literal["none", "least-squares"] = "none"
     """least-squares: refit the down projections in closed form so that the MoE output matches the dense layer's."""
-    compensate: Fraction = 0.5
+    compensate: Fraction = 0.3
     """How much of the earlier layers' errors the refit makes up for: 0 aims at the dense FFN's output, 1 at the dense residual stream."""
     ridge: Annotated[float, Field(gt=0.0)] | Literal["auto"] = "auto"
     """Strength of the refit's pull towards the original weights, as a share of the mean Gram diagonal; auto: by leaving out text, see calibration.folds."""
