@@ -123,12 +123,12 @@ def step_settings(config: Config, step: str, variant: str | None = None) -> dict
         case "construct":
             return {"experts": raw["experts"], "held_out": held_out, "seed": seed}
         case "pretrain":
-            return {"pretrain": raw["pretrain"], "like": like, "held_out": held_out, "seed": seed}
+            return {"pretrain": _training(raw, "pretrain"), "like": like, "held_out": held_out, "seed": seed}
         case "tune":
-            return {"tune": raw["tune"], "seed": seed}
+            return {"tune": _training(raw, "tune"), "seed": seed}
         case "distill":
             extra = {"like": like, "held_out": held_out} if raw["distill"]["data"] == "text" else {}
-            return {"distill": raw["distill"], "seed": seed, **extra}
+            return {"distill": _training(raw, "distill"), "seed": seed, **extra}
         case "evaluate":
             return {"evaluate": raw["evaluate"], "held_out": held_out, "seed": seed}
         case "report":
@@ -139,6 +139,29 @@ def step_settings(config: Config, step: str, variant: str | None = None) -> dict
                 "held_out": held_out,
             }
     raise ValueError(f"unknown step {step}")
+
+
+def _training(raw: Mapping[str, Any], step: str) -> dict[str, Any]:
+    """A training stage's settings, with the content of its DeepSpeed file, so that an edited file counts as a changed key.
+
+    Raises:
+        InputError: the file is missing, not JSON, or without a ZeRO stage of 1, 2 or 3.
+    """
+    settings: dict[str, Any] = raw[step]
+    engine = settings["engine"]
+    if engine["kind"] != "deepspeed":
+        return settings
+    key, path = f"{step}.engine.deepspeed", Path(engine["deepspeed"])
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        stage = found["zero_optimization"]["stage"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{key}: {path}: missing, not JSON, or without zero_optimization.stage ({error}); templates are in config/deepspeed/"
+        ) from error
+    if stage not in (1, 2, 3):
+        raise InputError(f"{key}: {path}: zero_optimization.stage is {stage}; take 1, 2 or 3")
+    return settings | {"engine": engine | {"json": found}}
 
 
 def json_schema() -> dict[str, Any]:

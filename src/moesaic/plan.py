@@ -195,7 +195,7 @@ def memory(
     tokens = settings["micro_batch"] * length
     per_token, fixed = saved_bytes(moe.config, type(moe), mixed)
     activations = tokens * per_token * moe.config.num_hidden_layers
-    if settings.get("engine", {}).get("checkpointing"):
+    if settings["engine"]["gradient_checkpointing"]:
         activations = tokens * (moe.config.num_hidden_layers * moe.config.hidden_size * each + per_token)
     logits = 3 * min(chunked.CHUNK, tokens) * moe.config.vocab_size * 4 + fixed * tokens
     teacher = size.count(dense).total * dense.dtype.itemsize if settings.get("teacher") == "dense" else 0
@@ -212,8 +212,8 @@ def memory(
 
 def shards(settings: Mapping[str, Any]) -> int:
     """ZeRO stage of the stage's engine; 0: everything is on every rank."""
-    engine = settings.get("engine", {})
-    return {"torch": 0, "fsdp": 3, "zero1": 1, "zero2": 2, "zero3": 3}[engine.get("kind", "torch")]
+    engine = settings["engine"]
+    return int(engine["json"]["zero_optimization"]["stage"]) if engine["kind"] == "deepspeed" else 0
 
 
 def saved_bytes(config: Any, kind: Any, mixed: bool) -> tuple[float, float]:

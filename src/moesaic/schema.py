@@ -385,6 +385,17 @@ class RouterTraining(Strict):
     """Train a factor on each layer's routed output; folded into the down projections at the end."""
 
 
+class Engine(Strict):
+    """How a stage is run; none of it changes what is computed, and a checkpoint may be taken up with another."""
+
+    kind: Literal["torch", "deepspeed"] = "torch"
+    """torch: plain, and DDP over several ranks; deepspeed: ZeRO."""
+    deepspeed: str = "config/deepspeed/zero1.json"
+    """DeepSpeed's JSON; batch sizes, clipping and the learning rate in it are replaced by the stage's own."""
+    gradient_checkpointing: bool = False
+    """Keep only the layers' inputs and compute the rest again in the backward pass: a third more time for much less memory."""
+
+
 class Training(Strict):
     """What every training stage shares."""
 
@@ -400,10 +411,15 @@ class Training(Strict):
     z_loss: NonNegative = 0.0
     """Weight of the router z-loss (ST-MoE, eq. 5)."""
     router: RouterTraining = RouterTraining()
+    engine: Engine = Engine()
     save_every: Positive = 100
     """Steps between checkpoints; a killed run goes on from the last one."""
     keep_checkpoints: Positive = 2
     """How many checkpoints are kept while the stage runs."""
+    keep_every: Positive | None = None
+    """Checkpoints whose step is a multiple of this are kept beside them until the stage ends."""
+    log_samples: bool = False
+    """Write which rows each step drew to work/samples.jsonl."""
     validate_every: Positive | None = None
     """Steps between validation losses; null: at the end only."""
     validation_batches: Positive = 4
@@ -449,6 +465,8 @@ class Mixture(Strict):
 
 class Pretrain(Training):
     mixture: Mixture = Mixture()
+    document_mask: bool = True
+    """Tokens of a packed block see only their own document; off, they see what happens to stand before it as well."""
     teacher: Literal["dense"] | None = None
     """dense: add forward KL to the dense parent on the same tokens."""
     teacher_weight: Fraction = 0.5
@@ -481,6 +499,8 @@ class Distill(Training):
     """Share of next-token cross entropy in the loss."""
     data: Literal["text", "chat"] = "chat"
     """text: the corpus; chat: answers of the instruction data."""
+    document_mask: bool = True
+    """text: as in pretrain."""
     mixture: Mixture = Mixture(weights="size")
 
 

@@ -68,3 +68,27 @@ def test_nothing_to_unpickle(tmp_path):
     path = save(tmp_path, 1)
     assert {p.suffix for p in path.iterdir()} == {".safetensors", ".json"}
     assert json.loads((path / "checkpoint.json").read_text())["step"] == 1
+
+
+def test_writing_goes_on_beside_and_keeps_what_was_there_when_it_began(tmp_path):
+    writer = checkpoint.Writer(tmp_path, keep=1, keep_every=4)
+    value = torch.zeros(1000)
+    for step in range(1, 7):
+        value.fill_(step)
+        writer.save(step, {"weights": {"w": value}}, {"step": step})
+        value.fill_(-1.0)  # training goes on at once
+    writer.wait()
+    assert [p.name for p in checkpoint.steps(tmp_path)] == ["step-00000004", "step-00000006"]
+    assert checkpoint.load_tensors(checkpoint.latest(tmp_path), "weights")["w"].unique().tolist() == [6.0]
+
+
+def test_what_a_save_in_the_background_met_is_not_lost(tmp_path, monkeypatch):
+    writer = checkpoint.Writer(tmp_path, keep=1)
+
+    def full(*_arguments, **_more):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    writer.save(1, {"weights": {"w": torch.zeros(3)}}, {"step": 1})
+    with pytest.raises(OSError, match="No space"):
+        writer.save(2, {"weights": {"w": torch.zeros(3)}}, {"step": 2})

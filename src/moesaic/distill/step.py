@@ -18,7 +18,7 @@ def run(context: Context) -> Result | None:
     teacher = stage.load_stage_model(teacher_step)
     students.check_teacher(teacher, student)
     streams = stage.text_streams if settings["data"] == "text" else stage.chat_streams
-    train, validation = streams(context, student)
+    train, validation = streams(context, student, settings)
     job = loop.Job(
         context=context,
         settings=settings,

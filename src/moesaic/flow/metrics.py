@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ from moesaic.errors import InputError
 from moesaic.flow import files
 
 NAME = "metrics.jsonl"
+SAMPLES = "samples.jsonl"
+"""Which rows each step drew, where that is asked for."""
 
 
-class MetricsFile:
-    """Append-only writer; `resume_at` drops what a killed run wrote after its last checkpoint, so no step counts twice."""
+class StepLines:
+    """Append-only file of JSON lines with a `step`; `resume_at` drops what a killed run wrote after its last checkpoint, so no step counts twice."""
 
     def __init__(self, path: Path, resume_at: int | None = None):
         self.path = path
@@ -27,16 +29,26 @@ class MetricsFile:
             files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
 
-    def log(self, step: int, values: Mapping[str, float]) -> int:
-        """Write values of one step. Returns the time stamp (ms), which is in the file too, so replays are idempotent."""
-        ts = int(time.time() * 1000)
-        for key, value in values.items():
-            self._file.write(json.dumps({"ts": ts, "step": step, "key": key, "value": float(value)}) + "\n")
+    def write(self, items: Iterable[Mapping[str, Any]]) -> None:
+        """Append lines."""
+        for item in items:
+            self._file.write(json.dumps(item) + "\n")
         self._file.flush()
-        return ts
 
     def close(self) -> None:
         self._file.close()
+
+
+class MetricsFile(StepLines):
+    """Values by step."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> int:
+        """Write values of one step. Returns the time stamp (ms), which is in the file too, so replays are idempotent."""
+        ts = int(time.time() * 1000)
+        self.write(
+            {"ts": ts, "step": step, "key": key, "value": float(value)} for key, value in values.items()
+        )
+        return ts
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:

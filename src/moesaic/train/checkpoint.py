@@ -7,6 +7,7 @@ and SHA-256 of its files, which are checked before anything is loaded.
 import json
 import logging
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,42 @@ log = logging.getLogger("moesaic.checkpoint")
 INDEX = "checkpoint.json"
 
 
+class Writer:
+    """Writes checkpoints in a thread, while training goes on with the next steps; one at a time."""
+
+    def __init__(self, folder: Path, keep: int, keep_every: int | None = None):
+        self.folder, self.keep, self.keep_every = folder, keep, keep_every
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self.running: Future[Path] | None = None
+
+    def save(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+        """Copy everything as it is now and begin to write. Raises what the save before this one met, and InputError for a full disk."""
+        self.wait()
+        _check_room(self.folder, tensors)
+        copies = {
+            name: {key: value.detach().to("cpu", copy=True).contiguous() for key, value in group.items()}
+            for name, group in tensors.items()
+        }
+        self.running = self.pool.submit(
+            save, self.folder, step, copies, json.loads(json.dumps(state)), self.keep, self.keep_every
+        )
+
+    def wait(self) -> None:
+        """Until the last save is on disk. Raises what it met."""
+        if self.running is not None:
+            running, self.running = self.running, None
+            running.result()
+
+
 def save(
-    folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], keep: int
+    folder: Path,
+    step: int,
+    tensors: dict[str, dict[str, Tensor]],
+    state: dict[str, Any],
+    keep: int,
+    keep_every: int | None = None,
 ) -> Path:
-    """Write checkpoint `step` below `folder`, then remove all but the newest `keep`.
+    """Write checkpoint `step` below `folder`, then remove all but the newest `keep` and the multiples of `keep_every`.
 
     Args:
         tensors: file name -> named tensors (weights, optimizer, rng). state: JSON-able (step, sampler, mixture, identity).
@@ -47,7 +80,8 @@ def save(
             json.dumps({"step": step, "files": members}, indent=1), encoding="utf-8"
         )
     for old in steps(folder)[:-keep]:
-        shutil.rmtree(old)
+        if keep_every is None or int(old.name.removeprefix("step-")) % keep_every:
+            shutil.rmtree(old)
     return path
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moesaic.train.clock import Clock
 from moesaic.train.schedule import learning_rate
 
 log = logging.getLogger("moesaic.engine")
@@ -16,7 +17,8 @@ log = logging.getLogger("moesaic.engine")
 class Engine:
     """Wraps a Trainee. Everything that depends on the number of ranks is here."""
 
-    def __init__(self, trainee: Any, settings: Mapping[str, Any], steps: int):
+    def __init__(self, trainee: Any, settings: Mapping[str, Any], wrap: bool = True):
+        """Args: settings: schema.Training as a dict. wrap: False leaves that to another engine."""
         from accelerate import Accelerator
 
         cuda = torch.cuda.is_available()
@@ -25,16 +27,19 @@ class Engine:
         )
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
-        self.settings, self.steps = settings, steps
-        if settings["freeze_embeddings"]:
+        self.clock = Clock(self.device)
+        self.settings, self.steps = settings["optimizer"], settings["steps"]
+        if self.settings["freeze_embeddings"]:
             for module in (trainee.model.get_input_embeddings(), trainee.model.get_output_embeddings()):
                 module.weight.requires_grad_(False)
+        if settings["engine"]["gradient_checkpointing"]:
+            trainee.model.gradient_checkpointing_enable({"use_reentrant": False})
         if trainee.teacher is not None:
             trainee.teacher.to(self.device).requires_grad_(False)
         self.trainee = trainee.to(self.device)
-        self.wrapped = self.accelerator.prepare_model(self.trainee)
+        self.wrapped = self.accelerator.prepare_model(self.trainee) if wrap else self.trainee
         self.parameters = {name: p for name, p in self._named() if p.requires_grad}
-        self.optimizer = _adamw(self.parameters, settings)
+        self.optimizer = adamw(self.parameters, self.settings, fused=wrap)
 
     @property
     def main(self) -> bool:
@@ -45,13 +50,21 @@ class Engine:
         """Loss and statistics of one micro-batch; gradients add up, ranks meet on the last one of a step."""
         sync = contextlib.nullcontext() if last or self.world == 1 else self.accelerator.no_sync(self.wrapped)
         with sync:
-            loss, statistics = self.wrapped(batch)
+            with self.clock.phase("forward"):
+                loss, statistics = self.wrapped(batch)
             # DDP averages over ranks, while the loss is already divided by the targets of all of them.
-            self.accelerator.backward(loss * self.world)
+            with self.clock.phase(
+                "backward"
+            ):  # the ranks' exchange of gradients is in it, as far as it is not hidden
+                self.accelerator.backward(loss * self.world)
         return loss.detach(), statistics
 
     def step(self, step: int) -> tuple[float, float]:
         """Clip, update, clear. Returns the gradient norm before clipping and the learning rate."""
+        with self.clock.phase("optimizer"):
+            return self._update(step)
+
+    def _update(self, step: int) -> tuple[float, float]:
         norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), self.settings["clip"])
         rate = learning_rate(
             step, self.steps, self.settings["lr"], self.settings["warmup"], self.settings["min_lr"]
@@ -85,9 +98,13 @@ class Engine:
 
     def weights(self) -> dict[str, Tensor]:
         """All parameters by name, tied ones once, and the buffers that a saved model holds (a router's bias)."""
+        return dict(self._named()) | self.buffers()
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Buffers that a saved model holds."""
         model = self.trainee.model
         saved = model.state_dict().keys()
-        return dict(self._named()) | {name: b for name, b in model.named_buffers() if name in saved}
+        return {name: buffer for name, buffer in model.named_buffers() if name in saved}
 
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The model's parameters, then the routers' own in training (`policy.`)."""
@@ -123,7 +140,18 @@ class Engine:
                 }
 
 
-def _adamw(parameters: Mapping[str, nn.Parameter], settings: Mapping[str, Any]) -> torch.optim.AdamW:
+def build(trainee: Any, settings: Mapping[str, Any]) -> Engine:
+    """The configured engine. Args: settings: schema.Training as a dict."""
+    if settings["engine"]["kind"] == "deepspeed":
+        from moesaic.train.engine_deepspeed import DeepSpeedEngine
+
+        return DeepSpeedEngine(trainee, settings)
+    return Engine(trainee, settings)
+
+
+def adamw(
+    parameters: Mapping[str, nn.Parameter], settings: Mapping[str, Any], fused: bool = True
+) -> torch.optim.AdamW:
     """AdamW; weight decay on matrices only, never on norms."""
     matrices = [p for p in parameters.values() if p.ndim >= 2]
     vectors = [p for p in parameters.values() if p.ndim < 2]
@@ -131,4 +159,4 @@ def _adamw(parameters: Mapping[str, nn.Parameter], settings: Mapping[str, Any]) 
         {"params": matrices, "weight_decay": settings["weight_decay"]},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings["lr"], betas=tuple(settings["betas"]), fused=True)
+    return torch.optim.AdamW(groups, lr=settings["lr"], betas=tuple(settings["betas"]), fused=fused)

@@ -25,11 +25,14 @@ from moesaic.flow.progress import Progress
 from moesaic.flow.step import Context, Result
 from moesaic.model import load, size
 from moesaic.train import balance, checkpoint, hardware
-from moesaic.train.engine import Engine
+from moesaic.train.engine import Engine, build
 from moesaic.train.objectives import Trainee, Weights
 from moesaic.train.streams import Stream, collate, count_targets
 
 log = logging.getLogger("moesaic.train")
+
+TOPOLOGY = ("engine", "save_every", "keep_checkpoints", "keep_every", "log_samples")
+"""Settings that change how a stage runs and not what it computes: a checkpoint may be taken up with others."""
 
 
 @dataclass
@@ -57,12 +60,14 @@ def train(job: Job) -> Result | None:
     """
     settings, context = job.settings, job.context
     torch.manual_seed(context.settings["seed"])
-    engine = Engine(job.trainee, settings["optimizer"], settings["steps"])
+    counted = size.count(job.trainee.model)  # before an engine cuts the parameters up
+    engine = build(job.trainee, settings)
     _check_batch(settings, engine.world)
     sampler = Sampler(
         job.mixture, job.train.sizes, context.settings["seed"], settings["mixture"]["max_epochs"]
     )
     folder = context.work / "checkpoints"
+    writer = checkpoint.Writer(folder, settings["keep_checkpoints"], settings["keep_every"])
     state = _resume(job, engine, sampler, folder)
     start, seen = (state["step"], state["tokens"]) if state else (0, 0)
     if job.mixture.OBSERVES and job.mixture.reference is None:
@@ -71,14 +76,14 @@ def train(job: Job) -> Result | None:
     progress = Progress(context.name, settings["steps"], "steps", start=start)
     signals.install()
     peak = hardware.peak_flops(engine.device)
-    flops = size.count(job.trainee.model).flops_per_token(training=True)
+    flops = counted.flops_per_token(training=True)
     loss = math.nan
     engine.trainee.train()
     began = time.monotonic()
     first_seen = seen
     for step in range(start, settings["steps"]):
         tick = time.monotonic()
-        values, tokens = _step(job, engine, sampler, step)
+        values, tokens, samples = _step(job, engine, sampler, step)
         loss = values["train/loss"]
         if not math.isfinite(loss) or not math.isfinite(values["train/grad_norm"]):
             raise InputError(
@@ -101,33 +106,39 @@ def train(job: Job) -> Result | None:
         if update:
             job.mixture.observe(_observation(job, values))
         if recorder:
-            recorder.log(step + 1, values)
+            recorder.log(step + 1, values | engine.clock.take(), samples)
         progress.update(detail=f"loss {loss:.3f}, {speed:.0f} tokens/s")
         stop = engine.any(signals.stop_requested()) and step + 1 < settings["steps"]
         if stop or ((step + 1) % settings["save_every"] == 0 and step + 1 < settings["steps"]):
-            _save(job, engine, sampler, folder, step + 1, seen)
+            _save(job, engine, sampler, writer, step + 1, seen)
         if stop:
+            writer.wait()
+            engine.barrier()
             raise Interrupted(
                 f"{context.name}: stopped after step {step + 1} of {settings['steps']}, checkpoint written; run again to go on"
             )
-    result = (
-        _finish(job, engine, sampler, loss, seen, (seen - first_seen) / max(1e-9, time.monotonic() - began))
-        if engine.main
-        else None
-    )
+    speed = (seen - first_seen) / max(1e-9, time.monotonic() - began)
+    if job.trainee.policy is not None:
+        job.trainee.policy.fold()
+    weights = engine.weights()  # all ranks have a part in it
+    result = _finish(job, engine, sampler, weights, counted, loss, seen, speed) if engine.main else None
     # No barrier here: the other ranks have nothing left to wait for, and a rank that waits can hang.
     if engine.main:
+        writer.wait()
         checkpoint.clear(folder)
     if recorder:
         recorder.close()
     return result
 
 
-def _step(job: Job, engine: Engine, sampler: Sampler, step: int) -> tuple[dict[str, float], int]:
-    """One optimizer step; returns the values to log and the number of tokens of all ranks."""
+def _step(
+    job: Job, engine: Engine, sampler: Sampler, step: int
+) -> tuple[dict[str, float], int, list[Sample]]:
+    """One optimizer step; returns the values to log, the number of tokens of all ranks, and the samples."""
     settings = job.settings
-    samples = sampler.next(settings["batch"])
-    rows = job.train.rows(samples)
+    with engine.clock.phase("data"):
+        samples = sampler.next(settings["batch"])
+        rows = job.train.rows(samples)
     targets = count_targets(rows)
     each = settings["batch"] // engine.world
     mine = range(engine.rank * each, (engine.rank + 1) * each)
@@ -151,7 +162,7 @@ def _step(job: Job, engine: Engine, sampler: Sampler, step: int) -> tuple[dict[s
     values |= {f"mixture/weight/{name}": weight for name, weight in job.mixture.weights.items()}
     values |= {f"mixture/drawn/{name}": float(count) for name, count in sampler.drawn.items()}
     values |= {f"mixture/epochs/{name}": value for name, value in sampler.epochs().items()}
-    return values, sum(len(ids) for ids, _ in rows)
+    return values, sum(len(row.ids) for row in rows), samples
 
 
 class _Sums:
@@ -260,7 +271,9 @@ def _observation(job: Job, values: Mapping[str, float]) -> Observation:
 def _identity(job: Job) -> str:
     """Digest of everything that the result depends on: a checkpoint of another identity is not ours to go on from."""
     inputs = {name: files.sha256(item.folder / manifest.NAME) for name, item in job.context.inputs.items()}
-    return config.digest({"settings": job.context.settings, "inputs": inputs})
+    own = {key: value for key, value in job.settings.items() if key not in TOPOLOGY}
+    settings = job.context.settings | {job.context.name.split("/")[-1]: own}
+    return config.digest({"settings": settings, "inputs": inputs})
 
 
 def _resume(job: Job, engine: Engine, sampler: Sampler, folder: Path) -> dict[str, Any] | None:
@@ -289,7 +302,17 @@ def _resume(job: Job, engine: Engine, sampler: Sampler, folder: Path) -> dict[st
     return state
 
 
-def _save(job: Job, engine: Engine, sampler: Sampler, folder: Path, step: int, seen: int) -> None:
+def _save(
+    job: Job, engine: Engine, sampler: Sampler, writer: checkpoint.Writer, step: int, seen: int
+) -> None:
+    with engine.clock.phase("checkpoint"):
+        _snapshot(job, engine, sampler, writer, step, seen)
+
+
+def _snapshot(
+    job: Job, engine: Engine, sampler: Sampler, writer: checkpoint.Writer, step: int, seen: int
+) -> None:
+    weights, optimizer = engine.weights(), engine.optimizer_state()  # all ranks have a part in them
     if engine.main:
         state = {
             "step": step,
@@ -299,22 +322,30 @@ def _save(job: Job, engine: Engine, sampler: Sampler, folder: Path, step: int, s
             "mixture": job.mixture.state(),
         }
         tensors = {
-            "weights": engine.weights(),
-            "optimizer": engine.optimizer_state(),
+            "weights": weights,
+            "optimizer": optimizer,
             "rng": checkpoint.rng_state(),
         }
-        checkpoint.save(folder, step, tensors, state, job.settings["keep_checkpoints"])
-    engine.barrier()
+        writer.save(step, tensors, state)
 
 
-def _finish(job: Job, engine: Engine, sampler: Sampler, loss: float, seen: int, speed: float) -> Result:
+def _finish(
+    job: Job,
+    engine: Engine,
+    sampler: Sampler,
+    weights: Mapping[str, Tensor],
+    counted: size.Size,
+    loss: float,
+    seen: int,
+    speed: float,
+) -> Result:
     model: Any = job.trainee.model
-    if job.trainee.policy is not None:
-        job.trainee.policy.fold()
+    state = {name: tensor for name, tensor in weights.items() if not name.startswith("policy.")}
+    if model.config.tie_word_embeddings:
+        state["lm_head.weight"] = state[_input_name(model)]
     with files.atomic_path(job.context.out / "model") as folder:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=state)
         load.load_tokenizer(job.tokenizer_from).save_pretrained(folder)
-    counted = size.count(model)
     epochs = sampler.epochs()
     for name, value in epochs.items():
         if value > 1:
@@ -339,6 +370,12 @@ def _finish(job: Job, engine: Engine, sampler: Sampler, loss: float, seen: int, 
     return Result(["model"], result, measured)
 
 
+def _input_name(model: Any) -> str:
+    """Name of the token embeddings' weight."""
+    wanted = model.get_input_embeddings()
+    return next(f"{name}.weight" for name, module in model.named_modules() if module is wanted)
+
+
 def _check_batch(settings: Mapping[str, Any], world: int) -> None:
     if settings["batch"] % (world * settings["micro_batch"]):
         raise InputError(
@@ -351,12 +388,20 @@ class _Recorder:
 
     def __init__(self, context: Context, resume_at: int | None):
         self.file = metrics.MetricsFile(context.work / metrics.NAME, resume_at)
+        stage = context.settings[context.name.split("/")[-1]]
+        path = context.work / metrics.SAMPLES
+        self.samples = metrics.StepLines(path, resume_at) if stage["log_samples"] else None
         self.live = track.live_from_environment(context)
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
+    def log(self, step: int, values: Mapping[str, float], samples: list[Sample]) -> None:
         ts = self.file.log(step, values)
+        if self.samples:
+            rows = [[sample.domain, sample.row] for sample in samples]
+            self.samples.write([{"step": step, "samples": rows}])
         if self.live:
             self.live.log(step, values, ts)
 
     def close(self) -> None:
         self.file.close()
+        if self.samples:
+            self.samples.close()

@@ -36,6 +36,8 @@ class Batch:
     """This micro-batch's share of the step's rows, for the terms that are means over tokens (balance)."""
     seed: int = 0
     """Of the routers' noise."""
+    positions_BT: Tensor | None = None
+    """Place of each token in its document: where it does not follow on, attention does not look back (transformers' packed sequences)."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,10 @@ class Trainee(nn.Module):
             valid_T = None if batch.mask_BT is None else batch.mask_BT.flatten().bool()
             self.policy.begin(valid_T, batch.seed)
         hidden = model.base_model(
-            input_ids=batch.ids_BT, attention_mask=batch.mask_BT, use_cache=False
+            input_ids=batch.ids_BT,
+            attention_mask=batch.mask_BT,
+            position_ids=batch.positions_BT,
+            use_cache=False,
         ).last_hidden_state
         where = batch.targets_BT != IGNORE
         total, token = chunked_loss(
@@ -104,7 +109,10 @@ class Trainee(nn.Module):
         if teacher is not None and kl_share > 0:
             with torch.no_grad():
                 hidden = teacher.base_model(
-                    input_ids=batch.ids_BT, attention_mask=batch.mask_BT, use_cache=False
+                    input_ids=batch.ids_BT,
+                    attention_mask=batch.mask_BT,
+                    position_ids=batch.positions_BT,
+                    use_cache=False,
                 ).last_hidden_state
                 taught_ND = hidden[where_BT]
             head = teacher.get_output_embeddings().weight

@@ -10,7 +10,7 @@ def run(context: Context) -> Result | None:
     settings = context.settings["pretrain"]
     model = stage.load_stage_model(context.inputs["model"])
     teacher = stage.load_stage_model(context.inputs["dense"]) if settings["teacher"] == "dense" else None
-    train, validation = stage.text_streams(context, model)
+    train, validation = stage.text_streams(context, model, settings)
     weights = Weights(
         settings["balance"],
         settings["z_loss"],

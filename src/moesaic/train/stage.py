@@ -16,14 +16,15 @@ def load_stage_model(step: Manifest) -> Any:
     return load.load_model(step.folder / "model", f"model of {step.folder}")
 
 
-def text_streams(context: Context, model: Any) -> tuple[Stream, Stream]:
+def text_streams(context: Context, model: Any, settings: dict[str, Any]) -> tuple[Stream, Stream]:
     """Training and validation blocks of the trained domains."""
     tokens, held_out = context.inputs["tokens"], context.settings["held_out"]
     check_vocabulary(tokens, model, context.name)
-    return TextStream(tokens, "train", held_out), TextStream(tokens, "validation", held_out)
+    mask = settings["document_mask"]
+    return TextStream(tokens, "train", held_out, mask), TextStream(tokens, "validation", held_out, mask)
 
 
-def chat_streams(context: Context, model: Any) -> tuple[Stream, Stream]:
+def chat_streams(context: Context, model: Any, settings: dict[str, Any]) -> tuple[Stream, Stream]:
     """Training and validation conversations."""
     chats = context.inputs["chat"]
     check_vocabulary(chats, model, context.name)

@@ -1,7 +1,7 @@
 """Training data as rows of token ids and targets, by domain: packed text, or conversations with a loss mask."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,8 +14,16 @@ from moesaic.flow import manifest
 from moesaic.flow.manifest import Manifest
 from moesaic.train.objectives import IGNORE, Batch
 
-Row = tuple[np.ndarray, np.ndarray]
-"""Token ids [T] and targets [T]: the next token, or IGNORE."""
+
+class Row(NamedTuple):
+    """One sequence."""
+
+    ids: np.ndarray
+    """Token ids [T]."""
+    targets: np.ndarray
+    """The next token at each position, or IGNORE [T]."""
+    positions: np.ndarray | None = None
+    """Place of each token in its document [T]; None: the row is one document."""
 
 
 class Stream(Protocol):
@@ -29,7 +37,11 @@ class Stream(Protocol):
 class TextStream:
     """Packed blocks of the corpus; a target at every position but the last."""
 
-    def __init__(self, tokens: Manifest, split: str, held_out: Sequence[str] = ()):
+    def __init__(
+        self, tokens: Manifest, split: str, held_out: Sequence[str] = (), document_mask: bool = False
+    ):
+        """Args: document_mask: tokens see only their own document; positions begin anew with each."""
+        self.document_mask = document_mask
         names = [name for name in packed.domains(tokens) if name not in held_out]
         if not names:
             raise InputError("data.domains: every domain is held out, none is left to train on")
@@ -40,8 +52,10 @@ class TextStream:
     def rows(self, samples: Sequence[Sample]) -> list[Row]:
         found = []
         for sample in samples:
-            ids = self.blocks[sample.domain].tokens([sample.row])[0]
-            found.append((ids, np.append(ids[1:], IGNORE)))
+            blocks = self.blocks[sample.domain]
+            ids = blocks.tokens([sample.row])[0]
+            positions = places(blocks.starts(sample.row), len(ids)) if self.document_mask else None
+            found.append(Row(ids, np.append(ids[1:], IGNORE), positions))
         return found
 
 
@@ -58,20 +72,30 @@ class ChatStream:
         for sample in samples:
             ids, mask = self.sets[sample.domain][sample.row]
             ids = np.asarray(ids)
-            found.append((ids, np.append(np.where(np.asarray(mask)[1:] == 1, ids[1:], IGNORE), IGNORE)))
+            found.append(Row(ids, np.append(np.where(np.asarray(mask)[1:] == 1, ids[1:], IGNORE), IGNORE)))
         return found
+
+
+def places(starts: np.ndarray, length: int) -> np.ndarray:
+    """Place of each token in its document [T], from the positions at which documents start; a cut document counts from the block's start."""
+    begins = np.zeros(length, dtype=np.int64)
+    begins[starts] = starts
+    return np.arange(length) - np.maximum.accumulate(begins)
 
 
 def collate(
     rows: Sequence[Row], domains: list[str], step_targets: int, share: float, device: torch.device
 ) -> Batch:
     """Pad to the longest row (to the right) and move to the device; without padding there is no mask."""
-    longest = max(len(ids) for ids, _ in rows)
+    longest = max(len(row.ids) for row in rows)
     ids_BT = np.zeros((len(rows), longest), dtype=np.int64)
     targets_BT = np.full((len(rows), longest), IGNORE, dtype=np.int64)
     mask_BT = np.zeros((len(rows), longest), dtype=np.int64)
-    for i, (ids, targets) in enumerate(rows):
-        ids_BT[i, : len(ids)], targets_BT[i, : len(ids)], mask_BT[i, : len(ids)] = ids, targets, 1
+    for i, row in enumerate(rows):
+        length = len(row.ids)
+        ids_BT[i, :length], targets_BT[i, :length], mask_BT[i, :length] = row.ids, row.targets, 1
+    positions = [row.positions for row in rows if row.positions is not None]
+    assert len(positions) in (0, len(rows)), "rows with and without documents in one batch"
     mask: Tensor | None = None if mask_BT.all() else torch.from_numpy(mask_BT).to(device)
     return Batch(
         torch.from_numpy(ids_BT).to(device),
@@ -80,12 +104,13 @@ def collate(
         domains,
         step_targets,
         share,
+        positions_BT=torch.from_numpy(np.stack(positions)).to(device) if positions else None,
     )
 
 
 def count_targets(rows: Sequence[Row]) -> int:
     """Positions on which a loss falls."""
-    return int(sum((targets != IGNORE).sum() for _, targets in rows))
+    return int(sum((row.targets != IGNORE).sum() for row in rows))
 
 
 def check_vocabulary(data: Manifest, model: Any, name: str) -> None:

@@ -9,7 +9,7 @@ def run(context: Context) -> Result | None:
     """Next-token loss on answer tokens (end of turn included) + balance loss."""
     settings = context.settings["tune"]
     model = stage.load_stage_model(context.inputs["model"])
-    train, validation = stage.chat_streams(context, model)
+    train, validation = stage.chat_streams(context, model, settings)
     job = loop.Job(
         context=context,
         settings=settings,
