@@ -21,7 +21,8 @@ STEPS = 12
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("resume")
-    mixture = {"method": "dynamic", "every": 3, "step_size": 2.0}
+    mixture = {"method": "dynamic", "every": 3, "step_size": 0.5, "clip": 9.0}
+    mixture["reference"] = {"code": 6.0, "prose": 6.6}
     router = {"balance": "importance-load", "noise": "learned", "learn_scale": True, "capacity": 1.2}
     own = {"steps": STEPS, "save_every": 2, "mixture": mixture, "router": router}
     path = project.make(folder, {"pretrain": own})
