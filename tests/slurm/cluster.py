@@ -85,6 +85,16 @@ class Cluster:
         """Start a command."""
         return subprocess.Popen(self._at(command, options), text=True, **options)
 
+    def restart_slurmd(self, node: str) -> None:
+        """End a node's daemon and start another; the job steps on it live on."""
+        place = len(self.daemons) - len(NODES) + NODES.index(node)
+        old = self.daemons[place]
+        old.send_signal(signal.SIGTERM)
+        old.wait(10)
+        started: list[subprocess.Popen[bytes]] = []
+        _daemon(started, self.folder, self.inside(["slurmd", "-D", "-N", node]))
+        self.daemons[place] = started[0]
+
     def logs(self) -> str:
         """The daemons' logs, for a failed test."""
         return "\n".join(

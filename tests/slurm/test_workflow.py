@@ -17,25 +17,17 @@ ROOT = Path(__file__).parents[2]
 STEPS = 6
 
 
+def command(folder: Path, config: Path, resources: list[str]) -> list[str]:
+    """`snakemake --profile slurm` for a project in `folder`, with these resources of the pretrain rule."""
+    call = [str(Path(sys.executable).parent / "snakemake"), "--profile", "slurm", "--directory", str(folder)]
+    call += ["--configfile", str(config), "--latency-wait=5", "--slurm-init-seconds-before-status-checks=2"]
+    call += ["--default-resources", "mem_mb=1000", "runtime=5"]
+    call += ["--set-threads", "pretrain=1", "construct=1", "evaluate=1"]
+    return [*call, "--set-resources", *(f"pretrain:{item}" for item in resources)]
+
+
 def test_the_same_dag_on_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
     path = project.make(tmp_path, {"pretrain": {"steps": STEPS, "batch": 8, "micro_batch": 2}})
-    command = [
-        str(Path(sys.executable).parent / "snakemake"),
-        "--profile",
-        "slurm",
-        "--directory",
-        str(tmp_path),
-    ]
-    command += ["--configfile", str(path), "--latency-wait=5", "--slurm-init-seconds-before-status-checks=2"]
-    command += [
-        "--default-resources",
-        "mem_mb=1000",
-        "runtime=5",
-        "--set-threads",
-        "pretrain=1",
-        "construct=1",
-        "evaluate=1",
-    ]
     resources = [
         "nodes=2",
         "ranks_per_node=2",
@@ -44,10 +36,9 @@ def test_the_same_dag_on_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
         "tasks_per_gpu=0",
         "gres=gpu:2",
     ]
-    command += ["--set-resources", *(f"pretrain:{item}" for item in resources)]
-    command += ["--", "results/activation/evaluate/pretrain/manifest.json"]
+    call = [*command(tmp_path, path, resources), "--", "results/activation/evaluate/pretrain/manifest.json"]
     # From the repository's root, as a user types it: `slurm` there is a link to profiles/slurm.
-    process = cluster.popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = cluster.popen(call, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output[-6000:]
     folder = tmp_path / "results/activation/pretrain"

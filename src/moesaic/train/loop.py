@@ -224,16 +224,17 @@ def validate(job: Job, engine: Engine, other: Trainee | None = None) -> dict[str
     with engine.evaluating() as own:
         trainee = other or own
         for name, count in sorted(job.validation.sizes.items()):
-            chosen = list(range(min(count, settings["validation_batches"] * settings["micro_batch"])))[
-                engine.rank :: engine.world
-            ]
+            total = min(count, settings["validation_batches"] * settings["micro_batch"])
+            chosen = list(range(engine.rank, total, engine.world))
             sums = torch.zeros(3, dtype=torch.float64)
-            for begin in range(0, len(chosen), settings["micro_batch"]):
-                rows = job.validation.rows(
-                    [Sample(name, row) for row in chosen[begin : begin + settings["micro_batch"]]]
-                )
+            # every rank makes as many passes as the others: where weights are cut up, a pass needs all of them
+            for begin in range(0, -(-total // engine.world), settings["micro_batch"]):
+                part = chosen[begin : begin + settings["micro_batch"]]
+                rows = job.validation.rows([Sample(name, row) for row in part or [0]])
                 batch = collate(rows, [name] * len(rows), max(1, count_targets(rows)), 0.0, engine.device)
                 _, statistics = trainee(batch)
+                if not part:
+                    continue
                 targets = statistics["targets_B"].sum()
                 uneven = statistics.get("balance", torch.zeros(())) * targets
                 sums += torch.stack([statistics["nll_B"].sum(), targets, uneven]).double().cpu()
