@@ -20,7 +20,7 @@ import pytest
 from cluster import Cluster
 from test_workflow import command
 
-from moesaic.flow import files, metrics
+from moesaic.flow import files, manifest, metrics
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -125,10 +125,9 @@ def test_broken_off_again_and_again_ends_as_if_never(cluster: Cluster, tmp_path:
     rows: dict[str, list[int]] = {}
     for domain, row in itertools.chain.from_iterable(line["samples"] for line in drawn[1]):
         rows.setdefault(domain, []).append(row)
+    counts = manifest.read(broken / "results/prepare/tokens").metrics["domains"]
     for domain, seen in rows.items():
-        size = json.loads((broken / "results/prepare/tokens/manifest.json").read_text())["metrics"][
-            "domains"
-        ][domain]["train"]["blocks"]
+        size = counts[domain]["train_blocks"]
         for start in range(0, len(seen), size):
             epoch = seen[start : start + size]
             assert len(set(epoch)) == len(epoch), f"{domain}: a row twice in one epoch"

@@ -19,11 +19,15 @@ class Engine:
 
     def __init__(self, trainee: Any, settings: Mapping[str, Any], wrap: bool = True):
         """Args: settings: schema.Training as a dict. wrap: False leaves that to another engine."""
-        from accelerate import Accelerator
+        from accelerate import Accelerator, DistributedDataParallelKwargs
 
         cuda = torch.cuda.is_available()
         self.accelerator = Accelerator(
-            cpu=not cuda, mixed_precision="bf16" if cuda and torch.cuda.is_bf16_supported() else "no"
+            cpu=not cuda,
+            mixed_precision="bf16" if cuda and torch.cuda.is_bf16_supported() else "no",
+            # DDP would lay out its buckets anew after the first step of a process, and with more than two ranks the layout decides the order of
+            # summation: a resumed run would differ in the last bit. It does not do so while it looks for unused parameters.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
