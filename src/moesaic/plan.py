@@ -197,7 +197,9 @@ def memory(
     activations = tokens * per_token * moe.config.num_hidden_layers
     if settings["engine"]["gradient_checkpointing"]:
         activations = tokens * (moe.config.num_hidden_layers * moe.config.hidden_size * each + per_token)
-    logits = 3 * min(chunked.CHUNK, tokens) * moe.config.vocab_size * 4 + fixed * tokens
+    # of a chunk: logits, their log-softmax, its gradient and that of the logits, in float32; then the head's own gradient
+    head = 0 if settings["optimizer"]["freeze_embeddings"] else moe.config.hidden_size
+    logits = (4 * min(chunked.CHUNK, tokens) + head) * moe.config.vocab_size * 4 + fixed * tokens
     teacher = size.count(dense).total * dense.dtype.itemsize if settings.get("teacher") == "dense" else 0
     passes = settings["batch"] // (settings["micro_batch"] * max(1, ranks))
     # with one pass a step, gradients come as activations go; with several the first gradients stay while the next pass runs

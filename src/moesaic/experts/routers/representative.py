@@ -2,7 +2,7 @@
 
 Source: CMoE (arXiv 2502.04416), whose score |x u_r * silu(x g_r)| of the representative neuron r is not linear and no stock
 architecture has it. Here the row is the best linear stand-in on the calibration tokens: the ridge regression of that score, divided by its
-mean, on the layer input. benchmarks/construct.py measures CMoE's own router beside it.
+mean, on the layer input. benchmarks/construct.py measures it beside the others.
 """
 
 from collections.abc import Iterable

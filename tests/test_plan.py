@@ -1,0 +1,91 @@
+"""The planner: published counts, memory that follows the settings, clear refusals."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_llama, tiny_moe
+
+from moesaic import config, plan
+from moesaic.errors import InputError
+from moesaic.model import families
+from moesaic.schema import Pretrain
+
+ROOT = Path(__file__).parents[1]
+MACHINE = plan.Hardware("A100", 112, 0.3, 1.5)
+
+
+@pytest.mark.parametrize(("name", "active"), [("4of16", "3.49B"), ("2of8", "3.49B"), ("2of16", "2.95B")])
+def test_llama_moe_has_the_published_sizes(name, active, monkeypatch):
+    monkeypatch.setattr(plan, "saved_bytes", lambda *_: (1e5, 1e4))  # counting a 7B layer takes half a minute
+    loaded = config.load(ROOT / "config" / "recipes" / f"llama-moe-3.5b-{name}.yaml")
+    plans = plan.make(loaded, MACHINE)
+    page = plan.text(plans, MACHINE)
+    assert f"6.74B total, {active} active for a token; dense parent 6.74B" in page
+    assert "in 13,623 steps of 14,680,064" in page
+    assert all(item.stages[0].tokens == pytest.approx(200e9, rel=1e-3) for item in plans)
+    assert "MORE THAN THE 80 GB OF ONE A100" in page
+
+
+def test_flops_are_six_a_weight_and_the_attention(tmp_path):
+    model = tiny_moe(tmp_path, shared=32).model
+    weights = sum(p.numel() for p in model.parameters())
+    idle = sum(p.numel() for part in families.parts(model) for p in part.experts.parameters())
+    active = weights - idle // 2  # 2 of 4 experts
+    scores = 3 * 2 * 2 * 3 * 48 * 100 / 2
+    assert plan.flops_per_token(model, 100, training=True) == pytest.approx(6 * active + scores)
+
+
+def test_what_autograd_keeps_is_counted(tmp_path):
+    """Per token and layer, on another number of tokens and layers than the planner looks at."""
+    model = tiny_moe(tmp_path, tiny_llama(num_hidden_layers=5), shared=32).model
+    per_token, fixed = plan.saved_bytes(model.config, type(model), mixed=False)
+    kept: dict[int, int] = {}
+    owned = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in owned:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = model.train().base_model(input_ids=torch.arange(96)[None], use_cache=False).last_hidden_state
+    assert sum(kept.values()) / 96 == pytest.approx(5 * per_token + fixed, rel=0.1)
+    assert out.requires_grad
+
+
+def test_memory_follows_the_settings(tmp_path):
+    model = tiny_moe(tmp_path, shared=32).model
+
+    def memory(ranks=1, **settings):
+        own = Pretrain(**{"batch": 8, "micro_batch": 4, **settings}).model_dump(mode="json")
+        if own["engine"]["kind"] == "deepspeed":
+            own["engine"]["json"] = {"zero_optimization": {"stage": int(own["engine"]["deepspeed"][4])}}
+        return plan.memory(own, model, model, 64, ranks, mixed=False, base_gb=0.0)
+
+    plain = memory()
+    assert plain["weights"] * 2 == pytest.approx(plain["optimizer"])
+    assert memory(micro_batch=2)["activations"] == pytest.approx(plain["activations"] / 2)
+    assert memory(engine={"gradient_checkpointing": True})["activations"] < plain["activations"] / 2
+    assert memory(optimizer={"freeze_embeddings": True})["gradients"] < plain["gradients"]
+    for stage in (1, 2, 3):
+        found = memory(4, engine={"kind": "deepspeed", "deepspeed": f"zero{stage}.json"})
+        for name, since in (("optimizer", 1), ("gradients", 2), ("weights", 3)):
+            assert found[name] == pytest.approx(plain[name] / (4 if stage >= since else 1)), (stage, name)
+    assert memory(teacher="dense")["teacher"] == plain["weights"]
+
+
+def test_what_cannot_be_planned_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="--gpu: K80 is not known"):
+        plan.Hardware("K80")
+    raw = {
+        "model": {"at": {"kind": "gguf", "path": "x.gguf"}}, "variants": {"a": {}},
+        "data": {"domains": {"d": {"sources": [{"at": {"kind": "files", "path": "d"}}]}}},
+    }  # fmt: skip
+    with pytest.raises(InputError, match="run the dense step first"):
+        plan.make(config.check(raw), MACHINE)
+    raw["pretrain"] = {"engine": {"kind": "deepspeed", "deepspeed": "nowhere.json"}}
+    with pytest.raises(InputError, match=r"pretrain\.engine\.deepspeed: nowhere\.json: missing"):
+        config.step_settings(config.check(raw), "pretrain", "a")
