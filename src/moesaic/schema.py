@@ -366,6 +366,8 @@ class Optimizer(Strict):
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     clip: Annotated[float, Field(gt=0.0)] = 1.0
     """Largest gradient norm."""
+    routers_first: Count = 0
+    """Steps at the beginning in which only the routers are trained (by the same schedule)."""
     freeze_embeddings: bool = False
     """True: token embeddings and the output head stay as they are."""
 

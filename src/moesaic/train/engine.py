@@ -2,12 +2,13 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from moesaic.model import families
 from moesaic.train.clock import Clock
 from moesaic.train.schedule import learning_rate
 
@@ -43,7 +44,7 @@ class Engine:
         self.trainee = trainee.to(self.device)
         self.wrapped = self.accelerator.prepare_model(self.trainee) if wrap else self.trainee
         self.parameters = {name: p for name, p in self._named() if p.requires_grad}
-        self.optimizer = adamw(self.parameters, self.settings, fused=wrap)
+        self.optimizer = adamw(self.parameters, self.settings, router_parameters(self.trainee), fused=wrap)
 
     @property
     def main(self) -> bool:
@@ -70,14 +71,19 @@ class Engine:
 
     def _update(self, step: int) -> tuple[float, float]:
         norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), self.settings["clip"])
-        rate = learning_rate(
-            step, self.steps, self.settings["lr"], self.settings["warmup"], self.settings["min_lr"]
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        rate = self.set_rates(self.optimizer, step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm), rate
+
+    def set_rates(self, optimizer: Any, step: int) -> float:
+        """Give every group its learning rate of a step; returns the schedule's."""
+        own = self.settings
+        rate = learning_rate(step, self.steps, own["lr"], own["warmup"], own["min_lr"])
+        for group in optimizer.param_groups:
+            waits = step < own["routers_first"] and not group["routers"]
+            group["lr"] = 0.0 if waits else rate
+        return rate
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over ranks."""
@@ -144,6 +150,12 @@ class Engine:
                 }
 
 
+def router_parameters(trainee: Any) -> set[int]:
+    """Ids of the routers' parameters, found by module type, and of their noise and scales in training."""
+    found = {id(p) for part in families.parts(trainee.model) for p in part.router.parameters()}
+    return found | ({id(p) for p in trainee.policy.parameters()} if trainee.policy is not None else set())
+
+
 def build(trainee: Any, settings: Mapping[str, Any]) -> Engine:
     """The configured engine. Args: settings: schema.Training as a dict."""
     if settings["engine"]["kind"] == "deepspeed":
@@ -154,13 +166,21 @@ def build(trainee: Any, settings: Mapping[str, Any]) -> Engine:
 
 
 def adamw(
-    parameters: Mapping[str, nn.Parameter], settings: Mapping[str, Any], fused: bool = True
+    parameters: Mapping[str, nn.Parameter],
+    settings: Mapping[str, Any],
+    routers: Collection[int] = (),
+    fused: bool = True,
 ) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices only, never on norms."""
-    matrices = [p for p in parameters.values() if p.ndim >= 2]
-    vectors = [p for p in parameters.values() if p.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": settings["weight_decay"]},
-        {"params": vectors, "weight_decay": 0.0},
+    """AdamW; weight decay on matrices only, never on norms. Groups with `routers: True` are trained from the first step on.
+
+    Args:
+        routers: ids of the parameters that belong to routers.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for parameter in parameters.values():
+        groups.setdefault((id(parameter) in routers, parameter.ndim >= 2), []).append(parameter)
+    listed = [
+        {"params": members, "routers": router, "weight_decay": settings["weight_decay"] if matrix else 0.0}
+        for (router, matrix), members in sorted(groups.items(), key=lambda item: item[0])
     ]
-    return torch.optim.AdamW(groups, lr=settings["lr"], betas=tuple(settings["betas"]), fused=fused)
+    return torch.optim.AdamW(listed, lr=settings["lr"], betas=tuple(settings["betas"]), fused=fused)

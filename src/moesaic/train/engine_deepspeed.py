@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from moesaic.errors import InputError
 from moesaic.train import engine
-from moesaic.train.schedule import learning_rate
 
 STATES = ("exp_avg", "exp_avg_sq")
 
@@ -112,11 +111,7 @@ class DeepSpeedEngine(engine.Engine):
         return loss.detach(), statistics
 
     def _update(self, step: int) -> tuple[float, float]:
-        rate = learning_rate(
-            step, self.steps, self.settings["lr"], self.settings["warmup"], self.settings["min_lr"]
-        )
-        for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = rate
+        rate = self.set_rates(self.deepspeed.optimizer, step)
         self.deepspeed.step()
         return float(self.deepspeed.get_global_grad_norm()), rate
 

@@ -1,0 +1,70 @@
+"""The engine: who is trained when, and how a DeepSpeed template becomes a configuration."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_objectives import batch
+from tiny import tiny_moe
+
+from moesaic.errors import InputError
+from moesaic.model import families
+from moesaic.schema import Pretrain
+from moesaic.train.engine import build, router_parameters
+from moesaic.train.engine_deepspeed import resolve
+from moesaic.train.objectives import Trainee, Weights
+from moesaic.train.policy import DEFAULTS
+
+TEMPLATES = Path(__file__).parents[2] / "config" / "deepspeed"
+
+
+def settings(**optimizer):
+    own = {"lr": 1e-2, "warmup": 0, **optimizer}
+    return Pretrain(steps=10, batch=4, micro_batch=4, optimizer=own).model_dump(mode="json")
+
+
+def test_routers_first_then_everything(tmp_path):
+    model = tiny_moe(tmp_path, shared=32).model
+    trainee = Trainee(model.train(), Weights(balance=0.01, router=DEFAULTS | {"noise": "learned"}))
+    engine = build(trainee, settings(routers_first=2))
+    routers = router_parameters(trainee)
+    assert len(routers) == 3 + 1, "a router in each layer and the noise"
+
+    def moved(steps):
+        before = {name: p.detach().clone() for name, p in engine.parameters.items()}
+        for step in steps:
+            engine.forward_backward(batch(), last=True)
+            engine.step(step)
+        return {name: not torch.equal(before[name], p) for name, p in engine.parameters.items() if p.numel()}
+
+    for name, changed in moved([0, 1]).items():
+        assert changed == (id(engine.parameters[name]) in routers), name
+    assert all(moved([2]).values())
+
+
+def test_decay_is_for_matrices_only(tmp_path):
+    trainee = Trainee(tiny_moe(tmp_path, shared=32).model, Weights())
+    engine = build(trainee, settings(weight_decay=0.3))
+    for group in engine.optimizer.param_groups:
+        for parameter in group["params"]:
+            assert group["weight_decay"] == (0.3 if parameter.ndim >= 2 else 0.0)
+    assert sum(len(group["params"]) for group in engine.optimizer.param_groups) == len(engine.parameters)
+    norms = [p for part in [trainee.model.model.norm] for p in part.parameters()]
+    assert all(p.ndim == 1 for p in norms)
+    assert list(families.parts(trainee.model))
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_templates_resolve(stage):
+    template = json.loads((TEMPLATES / f"zero{stage}.json").read_text())
+    found = resolve(template, micro_batch=4, passes=2, world=8, clip=0.5, hidden=100, bf16=True)
+    assert '"auto"' not in json.dumps(found)
+    assert (found["train_batch_size"], found["gradient_clipping"]) == (64, 0.5)
+    assert found["bf16"]["enabled"] is True
+    if stage == 3:
+        assert found["zero_optimization"]["reduce_bucket_size"] == 10_000
+    assert '"auto"' in json.dumps(template), "the template itself is left alone"
+    template["zero_optimization"]["sub_group_size"] = "auto"
+    with pytest.raises(InputError, match=r"zero_optimization\.sub_group_size: 'auto' is not known"):
+        resolve(template, 4, 2, 8, 0.5, 100, True)
