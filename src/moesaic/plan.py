@@ -215,6 +215,8 @@ def memory(
 def shards(settings: Mapping[str, Any]) -> int:
     """ZeRO stage of the stage's engine; 0: everything is on every rank."""
     engine = settings["engine"]
+    if engine["kind"] == "fsdp":
+        return 3
     return int(engine["json"]["zero_optimization"]["stage"]) if engine["kind"] == "deepspeed" else 0
 
 

@@ -390,8 +390,8 @@ class RouterTraining(Strict):
 class Engine(Strict):
     """How a stage is run; none of it changes what is computed, and a checkpoint may be taken up with another."""
 
-    kind: Literal["torch", "deepspeed"] = "torch"
-    """torch: plain, and DDP over several ranks; deepspeed: ZeRO."""
+    kind: Literal["torch", "fsdp", "deepspeed"] = "torch"
+    """torch: plain, and DDP over several ranks; fsdp: everything cut up over the ranks (FSDP2); deepspeed: ZeRO."""
     deepspeed: str = "config/deepspeed/zero1.json"
     """DeepSpeed's JSON; batch sizes, clipping and the learning rate in it are replaced by the stage's own."""
     gradient_checkpointing: bool = False

@@ -70,7 +70,8 @@ class Engine:
             return self._update(step)
 
     def _update(self, step: int) -> tuple[float, float]:
-        norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), self.settings["clip"])
+        norm: Any = nn.utils.clip_grad_norm_(list(self.parameters.values()), self.settings["clip"])
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         rate = self.set_rates(self.optimizer, step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -162,7 +163,20 @@ def build(trainee: Any, settings: Mapping[str, Any]) -> Engine:
         from moesaic.train.engine_deepspeed import DeepSpeedEngine
 
         return DeepSpeedEngine(trainee, settings)
+    if settings["engine"]["kind"] == "fsdp":
+        from moesaic.train.engine_fsdp import FsdpEngine
+
+        return FsdpEngine(trainee, settings)
     return Engine(trainee, settings)
+
+
+def process_group() -> None:
+    """What cuts parameters up wants a process group, even of one."""
+    if not torch.distributed.is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        torch.distributed.init_process_group(
+            backend, store=torch.distributed.HashStore(), rank=0, world_size=1
+        )
 
 
 def adamw(

@@ -86,7 +86,8 @@ class DeepSpeedEngine(engine.Engine):
                 "their module; take zero1 or zero2, or leave both off"
             )
         super().__init__(trainee, settings, wrap=False)
-        _process_group()
+        engine.process_group()
+        deepspeed.init_distributed(verbose=False)
         bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
         self.passes = settings["batch"] // (settings["micro_batch"] * self.world)
         resolved = resolve(
@@ -199,15 +200,3 @@ class DeepSpeedEngine(engine.Engine):
 def _shape(parameter: nn.Parameter) -> torch.Size:
     """The whole parameter's shape, which ZeRO-3 keeps beside a piece of it."""
     return getattr(parameter, "ds_shape", parameter.shape)
-
-
-def _process_group() -> None:
-    """DeepSpeed wants a process group, even of one."""
-    if not torch.distributed.is_initialized():
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        torch.distributed.init_process_group(
-            backend, store=torch.distributed.HashStore(), rank=0, world_size=1
-        )
-    import deepspeed
-
-    deepspeed.init_distributed(verbose=False)

@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO on CPU ranks (gloo): the losses of plain torch, and checkpoints that another number of ranks takes up."""
+"""DeepSpeed ZeRO and FSDP2 on CPU ranks (gloo): the losses of plain torch, and checkpoints that another number of ranks takes up."""
 
 import importlib.util
 import shutil
@@ -54,6 +54,8 @@ def copy(prepared, folder, engine):
     if engine.startswith("zero"):
         template = str(ROOT / "config" / "deepspeed" / f"{engine.rstrip('+')}.json")
         changes["pretrain"]["engine"] |= {"kind": "deepspeed", "deepspeed": template}
+    if engine == "fsdp":
+        changes["pretrain"]["engine"]["kind"] = "fsdp"
     path.write_text(yaml.safe_dump(config.merge(yaml.safe_load(path.read_text()), changes)))
     return folder
 
@@ -70,7 +72,7 @@ def plain(prepared, tmp_path_factory):
     return losses(copy(prepared, tmp_path_factory.mktemp("plain") / "p", "torch"), 2)
 
 
-@pytest.mark.parametrize("engine", ["zero1", "zero2", "zero3", "zero2+"])
+@pytest.mark.parametrize("engine", ["zero1", "zero2", "zero3", "zero2+", "fsdp"])
 def test_the_losses_of_plain_torch(prepared, plain, tmp_path, engine):
     folder = copy(prepared, tmp_path / "p", engine)
     found = losses(folder, 2)
@@ -85,7 +87,13 @@ def test_the_losses_of_plain_torch(prepared, plain, tmp_path, engine):
 
 @pytest.mark.parametrize(
     ("engine", "ranks", "later"),
-    [("zero2", 1, "zero2"), ("zero2", 4, "zero2"), ("zero3", 4, "zero1"), ("zero3", 2, "torch")],
+    [
+        ("zero2", 1, "zero2"),
+        ("zero2", 4, "zero2"),
+        ("zero3", 4, "zero1"),
+        ("fsdp", 1, "torch"),
+        ("torch", 2, "fsdp"),
+    ],
 )
 def test_a_checkpoint_goes_on_with_other_ranks_and_engines(prepared, plain, tmp_path, engine, ranks, later):
     folder = copy(prepared, tmp_path / "p", engine)
@@ -104,9 +112,9 @@ def test_a_checkpoint_goes_on_with_other_ranks_and_engines(prepared, plain, tmp_
     path = folder / "config.yaml"
     found = yaml.safe_load(path.read_text())
     found["pretrain"]["engine"] |= (
-        {"kind": "torch"}
-        if later == "torch"
-        else {"deepspeed": str(ROOT / "config" / "deepspeed" / f"{later}.json")}
+        {"deepspeed": str(ROOT / "config" / "deepspeed" / f"{later}.json")}
+        if later.startswith("zero")
+        else {"kind": later}
     )
     path.write_text(yaml.safe_dump(found))
     process = start(folder, ranks)
