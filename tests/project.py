@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import json
+import sys
 import sysconfig
 import tempfile
 from pathlib import Path
@@ -122,6 +123,12 @@ def run(path: Path, step: str, variant: str | None = None, stage: str | None = N
     plan = paths.plan_step(config.load(path, changes), step, variant, stage)
     execute(STEPS[step], plan.settings, plan.inputs, plan.out)
     return plan.out
+
+
+def pretrain_command(threads: int = 1, *extra: str) -> list[str]:
+    """The command that pre-trains the project's variant, to be run in its folder."""
+    call = [sys.executable, "-m", "moesaic.cli", "pretrain", "--config", "config.yaml"]
+    return [*call, "--variant", "activation", "--threads", str(threads), *extra]
 
 
 def prepare(path: Path) -> None:

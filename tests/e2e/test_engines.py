@@ -4,7 +4,6 @@ import importlib.util
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -33,17 +32,7 @@ def prepared(tmp_path_factory):
 
 
 def start(folder, ranks):
-    command = [
-        sys.executable,
-        "-m",
-        "moesaic.cli",
-        "pretrain",
-        "--config",
-        "config.yaml",
-        "--variant",
-        "activation",
-    ]
-    command += ["--ranks-per-node", str(ranks), "--threads", str(ranks)]
+    command = project.pretrain_command(ranks, "--ranks-per-node", str(ranks))
     return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
 
 

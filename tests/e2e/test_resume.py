@@ -6,7 +6,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -31,19 +30,7 @@ def prepared(tmp_path_factory):
 
 
 def start(folder, *extra):
-    command = [
-        sys.executable,
-        "-m",
-        "moesaic.cli",
-        "pretrain",
-        "--config",
-        "config.yaml",
-        "--variant",
-        "activation",
-        "--threads",
-        "1",
-        *extra,
-    ]
+    command = project.pretrain_command(1, *extra)
     return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
 
 

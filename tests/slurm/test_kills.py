@@ -10,7 +10,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -83,17 +82,7 @@ def test_broken_off_again_and_again_ends_as_if_never(cluster: Cluster, tmp_path:
     path = project.make(whole, {"pretrain": own})
     project.prepare(path)
     shutil.copytree(whole, broken)
-    straight = [
-        sys.executable,
-        "-m",
-        "moesaic.cli",
-        "pretrain",
-        "--config",
-        "config.yaml",
-        "--variant",
-        "activation",
-    ]
-    straight += ["--ranks-per-node", "4", "--threads", "4"]
+    straight = project.pretrain_command(4, "--ranks-per-node", "4")
     subprocess.run(straight, cwd=whole, check=True, capture_output=True)
 
     target = str(OUT / "manifest.json")

@@ -3,6 +3,7 @@
 from moesaic.distill import losses, students
 from moesaic.flow.step import Context, Result
 from moesaic.train import loop, stage
+from moesaic.train.job import Job
 from moesaic.train.objectives import Trainee
 
 
@@ -19,7 +20,7 @@ def run(context: Context) -> Result | None:
     students.check_teacher(teacher, student)
     streams = stage.text_streams if settings["data"] == "text" else stage.chat_streams
     train, validation = streams(context, student, settings)
-    job = loop.Job(
+    job = Job(
         context=context,
         settings=settings,
         trainee=Trainee(student, losses.METHODS[settings["loss"]](settings), teacher),

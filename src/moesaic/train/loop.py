@@ -8,7 +8,6 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,40 +15,24 @@ import torch
 from torch import Tensor
 
 from moesaic import config
-from moesaic.data.mixtures import Mixture, Observation
 from moesaic.data.sampler import Sample, Sampler
 from moesaic.errors import InputError, Interrupted
-from moesaic.flow import files, manifest, metrics, signals, track
-from moesaic.flow.manifest import Manifest
+from moesaic.flow import files, manifest, signals
 from moesaic.flow.progress import Progress
-from moesaic.flow.step import Context, Result
+from moesaic.flow.step import Result
 from moesaic.model import load, size
-from moesaic.train import balance, checkpoint, hardware
+from moesaic.train import checkpoint, hardware
 from moesaic.train.engine import Engine, build
-from moesaic.train.objectives import Trainee, Weights
-from moesaic.train.streams import Stream, collate, count_targets
+from moesaic.train.job import Job
+from moesaic.train.recorder import Recorder
+from moesaic.train.streams import collate, count_targets
+from moesaic.train.sums import Sums
+from moesaic.train.validation import observation, reference, validate
 
 log = logging.getLogger("moesaic.train")
 
 TOPOLOGY = ("engine", "save_every", "keep_checkpoints", "keep_every", "log_samples")
 """Settings that change how a stage runs and not what it computes: a checkpoint may be taken up with others."""
-
-
-@dataclass
-class Job:
-    """What a stage hands to the loop."""
-
-    context: Context
-    settings: dict[str, Any]
-    """schema.Training as a dict."""
-    trainee: Trainee
-    mixture: Mixture
-    train: Stream
-    validation: Stream
-    tokenizer_from: Path
-    """Model folder whose tokenizer goes with the result."""
-    reference: Manifest | None = None
-    """The dense parent, when the mixture compares with its losses."""
 
 
 def train(job: Job) -> Result | None:
@@ -71,8 +54,8 @@ def train(job: Job) -> Result | None:
     state = _resume(job, engine, sampler, folder)
     start, seen = (state["step"], state["tokens"]) if state else (0, 0)
     if job.mixture.OBSERVES and job.mixture.reference is None:
-        job.mixture.reference = _reference(job, engine)
-    recorder = _Recorder(context, start if state else None) if engine.main else None
+        job.mixture.reference = reference(job, engine)
+    recorder = Recorder(context, start if state else None) if engine.main else None
     progress = Progress(context.name, settings["steps"], "steps", start=start)
     signals.install()
     peak = hardware.peak_flops(engine.device)
@@ -104,7 +87,7 @@ def train(job: Job) -> Result | None:
         if update or last or (settings["validate_every"] and (step + 1) % settings["validate_every"] == 0):
             values |= validate(job, engine)
         if update:
-            job.mixture.observe(_observation(job, values))
+            job.mixture.observe(observation(job, values))
         if recorder:
             recorder.log(step + 1, values | engine.clock.take(), samples)
         progress.update(detail=f"loss {loss:.3f}, {speed:.0f} tokens/s")
@@ -143,7 +126,7 @@ def _step(
     each = settings["batch"] // engine.world
     mine = range(engine.rank * each, (engine.rank + 1) * each)
     names = sorted(job.train.sizes)
-    sums = _Sums(names)
+    sums = Sums(names)
     micro = settings["micro_batch"]
     for begin in range(mine.start, mine.stop, micro):
         part = rows[begin : begin + micro]
@@ -163,110 +146,6 @@ def _step(
     values |= {f"mixture/drawn/{name}": float(count) for name, count in sampler.drawn.items()}
     values |= {f"mixture/epochs/{name}": value for name, value in sampler.epochs().items()}
     return values, sum(len(row.ids) for row in rows), samples
-
-
-class _Sums:
-    """Adds up what the micro-batches of a step report, then over ranks."""
-
-    def __init__(self, names: list[str]):
-        self.names = names
-        self.domain = torch.zeros(len(names), 3, dtype=torch.float64)
-        self.scalars = torch.zeros(5, dtype=torch.float64)
-        self.load: Tensor | None = None
-
-    def add(self, loss: Tensor, statistics: Mapping[str, Tensor], domains: list[str], share: float) -> None:
-        for i, name in enumerate(domains):
-            row = (
-                torch.stack([statistics["nll_B"][i], statistics["kl_B"][i], statistics["targets_B"][i]])
-                .double()
-                .cpu()
-            )
-            self.domain[self.names.index(name)] += row
-        self.scalars[0] += float(loss)
-        if "load_LE" in statistics:
-            for i, key in enumerate(("balance", "z", "entropy"), 1):
-                self.scalars[i] += share * float(statistics[key])
-            self.scalars[4] += float(statistics["dropped"])
-            load = statistics["load_LE"].double().cpu()
-            self.load = load if self.load is None else self.load + load
-
-    def reduced(self, engine: Engine, targets: int) -> tuple[dict[str, float], Tensor | None]:
-        """The values to log, and the load of the step [L, E]; None without experts."""
-        domain, scalars = engine.sum(self.domain).cpu(), engine.sum(self.scalars).cpu()
-        out = {"train/loss": float(scalars[0]), "train/loss/lm": float(domain[:, 0].sum()) / targets}
-        if domain[:, 1].any():
-            out["train/loss/kl"] = float(domain[:, 1].sum()) / targets
-        for name, (nll, _, count) in zip(self.names, domain.tolist(), strict=True):
-            if count:
-                out[f"train/loss/domain/{name}"] = nll / count
-        load_LE = None
-        if self.load is not None:
-            load_LE = engine.sum(self.load).cpu()
-            cv_L = balance.load_cv(load_LE)
-            out |= {
-                "train/loss/balance": float(scalars[1]),
-                "train/loss/z": float(scalars[2]),
-                "routing/entropy": float(scalars[3]),
-            }
-            out["routing/load_cv"] = float(cv_L.mean())
-            out["routing/dropped"] = float(scalars[4]) / float(load_LE.sum())
-            out |= {f"routing/load_cv/layer_{i}": float(value) for i, value in enumerate(cv_L)}
-        return out, load_LE
-
-
-def validate(job: Job, engine: Engine, other: Trainee | None = None) -> dict[str, float]:
-    """Next-token loss per domain on the first validation rows, `valid/loss/{domain}`, nats per target, and `valid/balance/{domain}`.
-
-    Args:
-        other: measured instead of the model that is trained.
-    """
-    settings, out = job.settings, {}
-    with engine.evaluating() as own:
-        trainee = other or own
-        for name, count in sorted(job.validation.sizes.items()):
-            total = min(count, settings["validation_batches"] * settings["micro_batch"])
-            chosen = list(range(engine.rank, total, engine.world))
-            sums = torch.zeros(3, dtype=torch.float64)
-            # every rank makes as many passes as the others: where weights are cut up, a pass needs all of them
-            for begin in range(0, -(-total // engine.world), settings["micro_batch"]):
-                part = chosen[begin : begin + settings["micro_batch"]]
-                rows = job.validation.rows([Sample(name, row) for row in part or [0]])
-                batch = collate(rows, [name] * len(rows), max(1, count_targets(rows)), 0.0, engine.device)
-                _, statistics = trainee(batch)
-                if not part:
-                    continue
-                targets = statistics["targets_B"].sum()
-                uneven = statistics.get("balance", torch.zeros(())) * targets
-                sums += torch.stack([statistics["nll_B"].sum(), targets, uneven]).double().cpu()
-            nll, targets, uneven = (float(value) for value in engine.sum(sums).tolist())
-            out[f"valid/loss/{name}"] = nll / max(1.0, targets)
-            if trainee.moe:
-                out[f"valid/balance/{name}"] = uneven / max(1.0, targets)
-    return out
-
-
-def _reference(job: Job, engine: Engine) -> dict[str, float]:
-    """The dense parent's losses on the validation rows that the mixture will observe."""
-    assert job.reference is not None, "the mixture needs the dense parent's losses"
-    teacher = job.trainee.teacher
-    manifest.verify(job.reference, only=["model"])
-    model: Any = teacher or load.load_model(job.reference.folder / "model", "mixture.reference: dense parent")
-    found = validate(job, engine, Trainee(model.to(engine.device).eval(), Weights()))
-    losses = {name: found[f"valid/loss/{name}"] for name in job.validation.sizes}
-    log.info(
-        "%s: the dense parent's losses, which the mixture compares with: %s",
-        job.context.name,
-        ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items()),
-    )
-    return losses
-
-
-def _observation(job: Job, values: Mapping[str, float]) -> Observation:
-    weight = job.settings["balance"]
-    return Observation(
-        {name: values[f"valid/loss/{name}"] for name in job.mixture.weights},
-        {name: weight * values.get(f"valid/balance/{name}", 0.0) for name in job.mixture.weights},
-    )
 
 
 def _identity(job: Job) -> str:
@@ -382,27 +261,3 @@ def _check_batch(settings: Mapping[str, Any], world: int) -> None:
         raise InputError(
             f"batch: {settings['batch']} sequences do not divide by {world} ranks times micro_batch {settings['micro_batch']}"
         )
-
-
-class _Recorder:
-    """metrics.jsonl, and live MLflow where the tracking server is reached over http."""
-
-    def __init__(self, context: Context, resume_at: int | None):
-        self.file = metrics.MetricsFile(context.work / metrics.NAME, resume_at)
-        stage = context.settings[context.name.split("/")[-1]]
-        path = context.work / metrics.SAMPLES
-        self.samples = metrics.StepLines(path, resume_at) if stage["log_samples"] else None
-        self.live = track.live_from_environment(context)
-
-    def log(self, step: int, values: Mapping[str, float], samples: list[Sample]) -> None:
-        ts = self.file.log(step, values)
-        if self.samples:
-            rows = [[sample.domain, sample.row] for sample in samples]
-            self.samples.write([{"step": step, "samples": rows}])
-        if self.live:
-            self.live.log(step, values, ts)
-
-    def close(self) -> None:
-        self.file.close()
-        if self.samples:
-            self.samples.close()

@@ -2,6 +2,7 @@
 
 from moesaic.flow.step import Context, Result
 from moesaic.train import loop, stage
+from moesaic.train.job import Job
 from moesaic.train.objectives import Trainee, Weights
 
 
@@ -17,7 +18,7 @@ def run(context: Context) -> Result | None:
         settings["teacher_weight"] if teacher is not None else 0.0,
         router=settings["router"],
     )
-    job = loop.Job(
+    job = Job(
         context=context,
         settings=settings,
         trainee=Trainee(model, weights, teacher),

@@ -2,6 +2,7 @@
 
 from moesaic.flow.step import Context, Result
 from moesaic.train import loop, stage
+from moesaic.train.job import Job
 from moesaic.train.objectives import Trainee, Weights
 
 
@@ -10,7 +11,7 @@ def run(context: Context) -> Result | None:
     settings = context.settings["tune"]
     model = stage.load_stage_model(context.inputs["model"])
     train, validation = stage.chat_streams(context, model, settings)
-    job = loop.Job(
+    job = Job(
         context=context,
         settings=settings,
         trainee=Trainee(model, Weights(settings["balance"], settings["z_loss"], router=settings["router"])),

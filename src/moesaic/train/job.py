@@ -1,0 +1,28 @@
+"""What a stage hands to the training loop."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moesaic.data.mixtures import Mixture
+from moesaic.flow.manifest import Manifest
+from moesaic.flow.step import Context
+from moesaic.train.objectives import Trainee
+from moesaic.train.streams import Stream
+
+
+@dataclass
+class Job:
+    """One training stage."""
+
+    context: Context
+    settings: dict[str, Any]
+    """schema.Training as a dict."""
+    trainee: Trainee
+    mixture: Mixture
+    train: Stream
+    validation: Stream
+    tokenizer_from: Path
+    """Model folder whose tokenizer goes with the result."""
+    reference: Manifest | None = None
+    """The dense parent, when the mixture compares with its losses."""
