@@ -86,6 +86,7 @@ class DeepSpeedEngine(engine.Engine):
                 "their module; take zero1 or zero2, or leave both off"
             )
         super().__init__(trainee, settings, wrap=False)
+        os.environ.setdefault("LOCAL_RANK", str(self.accelerator.local_process_index))
         engine.process_group()
         deepspeed.init_distributed(verbose=False)
         bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
