@@ -39,7 +39,9 @@ def settings(name: str, shared: int, other: bool) -> dict[str, Any]:
     elif shared:
         found["shared_experts"] = shared
     if other:
-        found["family"] = "glm4_moe" if shared else "granitemoeshared"
+        # glm4_moe's shared expert is a multiple of a routed one, which these widths are not
+        odd = name in ("copy", "drop", "sharing-inner")
+        found["family"] = ("qwen2_moe" if odd else "glm4_moe") if shared else "granitemoeshared"
     return Experts(**found).model_dump(mode="json")
 
 
