@@ -50,12 +50,7 @@ def run(
     Args:
         trace: the dense parent on the calibration text; None when no split looks at it. cluster_N: data cluster of each fitting block, when a
         split needs importance. layers: settings by layer. workers: processes for the splits, 0 for none.
-
-    Raises:
-        InputError: a cluster without text.
     """
-    if cluster_N is not None:
-        _check_clusters(cluster_N, sizes.experts)
     missing = [i for i in range(dense.layers) if i not in dense_layers and not _path(work, i).exists()]
     with contextlib.ExitStack() as stack:
         pool = None
@@ -85,7 +80,8 @@ def run(
     return [None if i in dense_layers else _read(_path(work, i)) for i in range(dense.layers)]
 
 
-def _check_clusters(cluster_N: Tensor, clusters: int) -> None:
+def check_clusters(cluster_N: Tensor, clusters: int) -> None:
+    """Raises InputError for a cluster without text."""
     empty = [cluster for cluster in range(clusters) if not bool((cluster_N == cluster).any())]
     if empty:
         raise InputError(
