@@ -5,7 +5,6 @@ Two files take turns: a layer reads one and writes the other, so that a layer th
 Shapes: N blocks, T tokens, D model width.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,15 +21,6 @@ def mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
     for size in shape:
         count *= size
     return torch.from_file(str(path), shared=True, size=count, dtype=torch.float32).view(shape)
-
-
-def sync(path: Path) -> None:
-    """Make what was written to a mapped file durable."""
-    handle = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class Stream:
@@ -64,7 +54,7 @@ class Stream:
 
     def advance(self) -> None:
         """The layer is done: what it wrote is on disk and is now what enters the next one."""
-        sync(self.paths[1 - self.layer % 2])
+        files.fsync(self.paths[1 - self.layer % 2])
         self.layer += 1
         files.write_json(self.state_path, {"layer": self.layer})
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 from moesaic.errors import InputError
 from moesaic.experts import calibration
 from moesaic.experts.features import Activations, Ffn
-from moesaic.experts.stream import Stream, mapped, sync
+from moesaic.experts.stream import Stream, mapped
 from moesaic.flow import files
 from moesaic.flow.progress import Progress
 from moesaic.model.lazy import LazyModel, attend
@@ -58,7 +58,7 @@ class Trace:
             progress.update()
 
     def _keep(self, layers: int) -> None:
-        sync(self.work / NAME)
+        files.fsync(self.work / NAME)
         self.done = layers
         files.write_json(self.work / STATE, {"layers": layers})
 
