@@ -11,6 +11,7 @@ goes on with the next layer when it is started again.
 import argparse
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -25,6 +26,9 @@ SHAPE = {
 }  # fmt: skip
 METHODS: dict[str, dict[str, Any]] = {
     "random": {"split": "random", "router": "random"},
+    "sequential": {"split": "sequential", "router": "random"},
+    "copy": {"split": "copy", "router": "random", "experts": 4, "granularity": 2},
+    "drop": {"split": "drop", "router": "random", "experts": 4, "granularity": 2},
     "clustering": {"split": "clustering", "router": "random"},
     "clustering, 10 x 500 (LLaMA-MoE)": {
         "split": "clustering", "router": "random", "clustering": {"initialisations": 10, "iterations": 500},
@@ -32,6 +36,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "coactivation": {"split": "coactivation", "router": "least-squares", "coactivation": {"seeds": 1}},
     "coactivation-sampled": {"split": "coactivation-sampled", "router": "least-squares", "coactivation": {"seeds": 1}},
     "gradient": {"split": "gradient", "router": "least-squares", "calibration": {"clusters": "domain"}},
+    "sharing-inner": {
+        "split": "sharing-inner", "router": "least-squares", "sharing": {"overlap": 0.25}, "calibration": {"clusters": "domain"},
+    },
     "sharing-inter": {"split": "sharing-inter", "router": "least-squares", "shared": 2752, "calibration": {"clusters": "domain"}},
     "activation": {"split": "activation", "router": "least-squares", "reconstruct": "least-squares", "shared": 2752, "ridge": 1.0},
 }  # fmt: skip
@@ -73,7 +80,7 @@ def write(folder: Path, layers: int) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
 
 
-def convert_one(parent: Path, layers: int, name: str, tokens: int, out: Path) -> None:
+def convert_one(parent: Path, layers: int, name: str, tokens: int, out: Path, keep: bool) -> None:
     """Split and fit the first layers (all of them write a whole model), and report."""
     from moesaic.experts import calibration, construct
     from moesaic.model.lazy import LazyModel
@@ -97,16 +104,10 @@ def convert_one(parent: Path, layers: int, name: str, tokens: int, out: Path) ->
         max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         / 2**20
     )
-    print(
-        json.dumps(
-            {
-                "method": name,
-                "layers": dense.layers,
-                "seconds": round(time.monotonic() - began),
-                "peak_GiB": round(peak, 1),
-            }
-        )
-    )
+    made = {"method": name, "layers": dense.layers, "tokens": tokens, "seconds": round(time.monotonic() - began)}
+    print(json.dumps(made | {"peak_GiB": round(peak, 1)}), flush=True)
+    if not keep:
+        shutil.rmtree(out)
 
 
 def main() -> None:
@@ -119,6 +120,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--keep", action="store_true", help="leave the converted models on the disk")
     arguments = parser.parse_args()
     out = arguments.parent.parent
     if arguments.what == "write":
@@ -131,12 +133,15 @@ def main() -> None:
             name,
             arguments.tokens,
             out / f"moe-{list(METHODS).index(name)}-{arguments.layers}",
+            arguments.keep,
         )
     else:
         for name in arguments.methods:
             call = [sys.executable, __file__, "one", str(arguments.parent), "--methods", name]
             subprocess.run(
-                [*call, "--layers", str(arguments.layers), "--tokens", str(arguments.tokens)], check=True
+                [*call, "--layers", str(arguments.layers), "--tokens", str(arguments.tokens)]
+                + ["--keep"] * arguments.keep,
+                check=True,
             )
 
 

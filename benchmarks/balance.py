@@ -1,0 +1,175 @@
+"""From a maximally skewed router: what each balancing method makes of the load, and what it costs in loss.
+
+    snakemake --profile profiles/local results/dense/manifest.json results/prepare/tokens/manifest.json
+    python benchmarks/balance.py
+
+The first layers of the dense parent, split at random into 4 of 16 experts; in every layer the same 4 experts win for every token. All runs see the
+same text in the same order. Load and loss are measured on validation text of all trained domains, without noise. Rows already in the output
+file are not made again.
+"""
+
+import argparse
+import json
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moesaic.data import packed
+from moesaic.experts import calibration, construct
+from moesaic.flow import manifest
+from moesaic.model import families, load
+from moesaic.model.lazy import LazyModel
+from moesaic.schema import Experts
+from moesaic.train import balance
+from moesaic.train.objectives import Batch, Trainee, Weights
+from moesaic.train.policy import DEFAULTS
+
+METHODS: dict[str, dict[str, Any]] = {
+    "none": {"router": {}, "family": "granitemoeshared"},
+    "switch": {"weight": 0.01, "router": {"balance": "switch"}, "family": "granitemoeshared"},
+    "importance-load": {"weight": 0.01, "router": {"balance": "importance-load"}, "family": "granitemoeshared"},
+    "importance-load, learned noise": {
+        "weight": 0.01, "router": {"balance": "importance-load", "noise": "learned"}, "family": "granitemoeshared",
+    },
+    "none, sigmoid": {"router": {}, "family": "glm4_moe"},
+    "bias": {"router": {"balance": "bias", "bias_rate": 0.01}, "family": "glm4_moe"},
+}  # fmt: skip
+"""Each method beside `none` in the same architecture."""
+EXPERTS = {"split": "random", "router": "random", "scale": "times-k", "shared": 512, "experts": 16, "per_token": 4}
+
+
+def text(tokens: Any, split: str, count: int, length: int, seed: int) -> torch.Tensor:
+    """Blocks [N, length] of all trained domains in turn."""
+    names = [name for name in packed.domains(tokens) if name != "speeches"]
+    stream = torch.Generator().manual_seed(seed)
+    rows = []
+    for name in names:
+        stored = packed.open_blocks(tokens, name, split)
+        order = torch.randperm(len(stored), generator=stream)[: -(-count // len(names))].tolist()
+        rows.append(torch.as_tensor(stored.tokens(order)).long()[:, :length])
+    blocks = torch.cat(rows)
+    return blocks[torch.randperm(len(blocks), generator=stream)[:count]]
+
+
+def truncated(parent: Path, layers: int, folder: Path) -> LazyModel:
+    """The parent's first layers as a checkpoint of its own."""
+    model = load.load_model(parent)
+    model.model.layers = model.model.layers[:layers]
+    model.config.num_hidden_layers = layers
+    model.save_pretrained(folder)
+    return LazyModel(folder)
+
+
+def skew(model: Any, ids_BT: torch.Tensor, margin: float) -> None:
+    """Point the first K rows of every router along the mean of its input: their logits lie `margin` above the others'."""
+    for part in families.parts(model):
+        seen: list[torch.Tensor] = []
+        handle = part.router.register_forward_pre_hook(lambda _m, x, seen=seen: seen.append(x[0]))
+        with torch.no_grad():
+            model(input_ids=ids_BT, use_cache=False)
+            handle.remove()
+            mean_D = seen[0].reshape(-1, part.router.weight.shape[1]).mean(dim=0)
+            part.router.weight.mul_(0.1)
+            part.router.weight[: EXPERTS["per_token"]] += margin * mean_D / mean_D.square().sum()
+
+
+def as_batch(ids_BT: torch.Tensor, seed: int) -> Batch:
+    return Batch(ids_BT[:, :-1], ids_BT[:, 1:], None, [""] * len(ids_BT), ids_BT[:, 1:].numel(), 1.0, seed)
+
+
+@torch.no_grad()
+def measure(trainee: Trainee, blocks_NT: torch.Tensor) -> tuple[float, float, float]:
+    """Cross entropy, load CV (mean over the layers) and the CV of the worst layer."""
+    trainee.eval()
+    nats, targets, load = 0.0, 0, 0.0
+    for ids_BT in blocks_NT.split(4):
+        _, found = trainee(as_batch(ids_BT, 0))
+        nats += float(found["nll_B"].sum())
+        targets += int(found["targets_B"].sum())
+        load = load + found["load_LE"]
+    trainee.train()
+    cv_L = balance.load_cv(load)
+    return nats / targets, float(cv_L.mean()), float(cv_L.max())
+
+
+def row(arguments: Any, name: str, seed: int, place: Path) -> dict[str, Any]:
+    """Skew, train, measure."""
+    settings = METHODS[name]
+    tokens = manifest.read(arguments.results / "prepare" / "tokens")
+    dense = truncated(arguments.results / "dense" / "model", arguments.layers, place / "dense")
+    experts = Experts(**EXPERTS, family=settings["family"], calibration={"tokens": 7680}).model_dump(mode="json")
+    (place / "work").mkdir()
+    calibrated = calibration.blocks(tokens, ["speeches"], experts["calibration"], seed)
+    model = construct.convert(dense, experts, calibrated, seed, place, place / "work").model.float()
+    training = text(tokens, "train", arguments.steps * 2, arguments.length + 1, seed)
+    test = text(tokens, "validation", 20, arguments.length + 1, 0)
+    skew(model, training[:4], arguments.margin)
+    model.get_input_embeddings().requires_grad_(False)
+    model.get_output_embeddings().requires_grad_(False)
+    trainee = Trainee(model, Weights(balance=settings.get("weight", 0.0), router=DEFAULTS | settings["router"])).train()
+    start = measure(trainee, test)
+    optimizer = torch.optim.AdamW([p for p in trainee.parameters() if p.requires_grad], arguments.rate, (0.9, 0.95))
+    curve = []
+    for step, ids_BT in enumerate(training.split(2)):
+        loss, found = trainee(as_batch(ids_BT, step))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
+        optimizer.step()
+        trainee.policy.after_step(found["load_LE"])
+        curve.append(round(float(balance.load_cv(found["load_LE"]).mean()), 3))
+    end = measure(trainee, test)
+    out: dict[str, Any] = {"method": name, "seed": seed, "layers": arguments.layers, "steps": len(curve), "rate": arguments.rate}
+    for when, (nats, cv, worst) in (("before", start), ("after", end)):
+        out |= {f"loss_{when}": round(nats, 4), f"cv_{when}": round(cv, 3), f"worst_cv_{when}": round(worst, 3)}
+    return out | {"curve": curve}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown, mean over the seeds; loss beside that without balancing in the same architecture and seed."""
+    lines = ["| method | seeds | CV before | CV after | worst layer | loss | beside none |", "|---|---|---|---|---|---|---|"]
+    base = {(METHODS[r["method"]]["family"], r["seed"]): r["loss_after"] for r in rows if r["method"].startswith("none")}
+    for name in METHODS:
+        own = [r for r in rows if r["method"] == name]
+        if not own:
+            continue
+        means = [math.fsum(r[key] for r in own) / len(own) for key in ("cv_before", "cv_after", "worst_cv_after", "loss_after")]
+        beside = [r["loss_after"] / base[METHODS[name]["family"], r["seed"]] - 1 for r in own if (METHODS[name]["family"], r["seed"]) in base]
+        cells = [f"{value:.2f}" for value in means[:3]] + [f"{means[3]:.3f}", f"{sum(beside) / len(beside):+.2%}" if beside else ""]
+        lines.append(f"| {name} | {len(own)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Make the missing rows, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/balance.jsonl"))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=80, help="of two blocks each")
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--margin", type=float, default=1.0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(2)
+    arguments.out.touch()
+    for seed in range(arguments.seeds):
+        for name in arguments.methods:
+            done = [json.loads(line) for line in arguments.out.read_text().splitlines()]
+            if any((r["method"], r["seed"]) == (name, seed) for r in done):
+                continue
+            with tempfile.TemporaryDirectory(prefix="balance-") as place:
+                made = row(arguments, name, seed, Path(place))
+            with arguments.out.open("a") as file:
+                file.write(json.dumps(made) + "\n")
+            print({key: value for key, value in made.items() if key != "curve"}, made["curve"][::8], flush=True)
+    print(table([json.loads(line) for line in arguments.out.read_text().splitlines()]))
+
+
+if __name__ == "__main__":
+    main()
