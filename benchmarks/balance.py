@@ -38,7 +38,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "bias": {"router": {"balance": "bias", "bias_rate": 0.01}, "family": "glm4_moe"},
 }  # fmt: skip
 """Each method beside `none` in the same architecture."""
-EXPERTS = {"split": "random", "router": "random", "scale": "times-k", "shared": 512, "experts": 16, "per_token": 4}
+EXPERTS = {
+    "split": "random",
+    "router": "random",
+    "scale": "times-k",
+    "shared": 512,
+    "experts": 16,
+    "per_token": 4,
+}
 
 
 def text(tokens: Any, split: str, count: int, length: int, seed: int) -> torch.Tensor:
@@ -100,7 +107,9 @@ def row(arguments: Any, name: str, seed: int, place: Path) -> dict[str, Any]:
     settings = METHODS[name]
     tokens = manifest.read(arguments.results / "prepare" / "tokens")
     dense = truncated(arguments.results / "dense" / "model", arguments.layers, place / "dense")
-    experts = Experts(**EXPERTS, family=settings["family"], calibration={"tokens": 7680}).model_dump(mode="json")
+    experts = Experts(**EXPERTS, family=settings["family"], calibration={"tokens": 7680}).model_dump(
+        mode="json"
+    )
     (place / "work").mkdir()
     calibrated = calibration.blocks(tokens, ["speeches"], experts["calibration"], seed)
     model = construct.convert(dense, experts, calibrated, seed, place, place / "work").model.float()
@@ -109,9 +118,13 @@ def row(arguments: Any, name: str, seed: int, place: Path) -> dict[str, Any]:
     skew(model, training[:4], arguments.margin)
     model.get_input_embeddings().requires_grad_(False)
     model.get_output_embeddings().requires_grad_(False)
-    trainee = Trainee(model, Weights(balance=settings.get("weight", 0.0), router=DEFAULTS | settings["router"])).train()
+    trainee = Trainee(
+        model, Weights(balance=settings.get("weight", 0.0), router=DEFAULTS | settings["router"])
+    ).train()
     start = measure(trainee, test)
-    optimizer = torch.optim.AdamW([p for p in trainee.parameters() if p.requires_grad], arguments.rate, (0.9, 0.95))
+    optimizer = torch.optim.AdamW(
+        [p for p in trainee.parameters() if p.requires_grad], arguments.rate, (0.9, 0.95)
+    )
     curve = []
     for step, ids_BT in enumerate(training.split(2)):
         loss, found = trainee(as_batch(ids_BT, step))
@@ -122,30 +135,59 @@ def row(arguments: Any, name: str, seed: int, place: Path) -> dict[str, Any]:
         trainee.policy.after_step(found["load_LE"])
         curve.append(round(float(balance.load_cv(found["load_LE"]).mean()), 3))
     end = measure(trainee, test)
-    out: dict[str, Any] = {"method": name, "seed": seed, "layers": arguments.layers, "steps": len(curve), "rate": arguments.rate}
+    out: dict[str, Any] = {
+        "method": name,
+        "seed": seed,
+        "layers": arguments.layers,
+        "steps": len(curve),
+        "rate": arguments.rate,
+    }
     for when, (nats, cv, worst) in (("before", start), ("after", end)):
-        out |= {f"loss_{when}": round(nats, 4), f"cv_{when}": round(cv, 3), f"worst_cv_{when}": round(worst, 3)}
+        out |= {
+            f"loss_{when}": round(nats, 4),
+            f"cv_{when}": round(cv, 3),
+            f"worst_cv_{when}": round(worst, 3),
+        }
     return out | {"curve": curve}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown, mean over the seeds; loss beside that without balancing in the same architecture and seed."""
-    lines = ["| method | seeds | CV before | CV after | worst layer | loss | beside none |", "|---|---|---|---|---|---|---|"]
-    base = {(METHODS[r["method"]]["family"], r["seed"]): r["loss_after"] for r in rows if r["method"].startswith("none")}
+    lines = [
+        "| method | seeds | CV before | CV after | worst layer | loss | beside none |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    base = {
+        (METHODS[r["method"]]["family"], r["seed"]): r["loss_after"]
+        for r in rows
+        if r["method"].startswith("none")
+    }
     for name in METHODS:
         own = [r for r in rows if r["method"] == name]
         if not own:
             continue
-        means = [math.fsum(r[key] for r in own) / len(own) for key in ("cv_before", "cv_after", "worst_cv_after", "loss_after")]
-        beside = [r["loss_after"] / base[METHODS[name]["family"], r["seed"]] - 1 for r in own if (METHODS[name]["family"], r["seed"]) in base]
-        cells = [f"{value:.2f}" for value in means[:3]] + [f"{means[3]:.3f}", f"{sum(beside) / len(beside):+.2%}" if beside else ""]
+        means = [
+            math.fsum(r[key] for r in own) / len(own)
+            for key in ("cv_before", "cv_after", "worst_cv_after", "loss_after")
+        ]
+        beside = [
+            r["loss_after"] / base[METHODS[name]["family"], r["seed"]] - 1
+            for r in own
+            if (METHODS[name]["family"], r["seed"]) in base
+        ]
+        cells = [f"{value:.2f}" for value in means[:3]] + [
+            f"{means[3]:.3f}",
+            f"{sum(beside) / len(beside):+.2%}" if beside else "",
+        ]
         lines.append(f"| {name} | {len(own)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     """Make the missing rows, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/balance.jsonl"))
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
@@ -167,7 +209,9 @@ def main() -> None:
                 made = row(arguments, name, seed, Path(place))
             with arguments.out.open("a") as file:
                 file.write(json.dumps(made) + "\n")
-            print({key: value for key, value in made.items() if key != "curve"}, made["curve"][::8], flush=True)
+            print(
+                {key: value for key, value in made.items() if key != "curve"}, made["curve"][::8], flush=True
+            )
     print(table([json.loads(line) for line in arguments.out.read_text().splitlines()]))
 
 

@@ -104,7 +104,12 @@ def convert_one(parent: Path, layers: int, name: str, tokens: int, out: Path, ke
         max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         / 2**20
     )
-    made = {"method": name, "layers": dense.layers, "tokens": tokens, "seconds": round(time.monotonic() - began)}
+    made = {
+        "method": name,
+        "layers": dense.layers,
+        "tokens": tokens,
+        "seconds": round(time.monotonic() - began),
+    }
     print(json.dumps(made | {"peak_GiB": round(peak, 1)}), flush=True)
     if not keep:
         shutil.rmtree(out)
