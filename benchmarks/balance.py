@@ -10,7 +10,7 @@ file are not made again.
 
 import argparse
 import json
-import math
+import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,7 @@ def skew(model: Any, ids_BT: torch.Tensor, margin: float) -> None:
 
 
 def as_batch(ids_BT: torch.Tensor, seed: int) -> Batch:
+    """A whole step: each token is to be told from those before it."""
     return Batch(ids_BT[:, :-1], ids_BT[:, 1:], None, [""] * len(ids_BT), ids_BT[:, 1:].numel(), 1.0, seed)
 
 
@@ -167,7 +168,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         if not own:
             continue
         means = [
-            math.fsum(r[key] for r in own) / len(own)
+            statistics.fmean(r[key] for r in own)
             for key in ("cv_before", "cv_after", "worst_cv_after", "loss_after")
         ]
         beside = [
@@ -177,7 +178,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         ]
         cells = [f"{value:.2f}" for value in means[:3]] + [
             f"{means[3]:.3f}",
-            f"{sum(beside) / len(beside):+.2%}" if beside else "",
+            f"{statistics.fmean(beside):+.2%}" if beside else "",
         ]
         lines.append(f"| {name} | {len(own)} | {' | '.join(cells)} |")
     return "\n".join(lines)
