@@ -6,25 +6,15 @@ How an answer is found in a text: what stands after the last `answer is`, `Answe
 line. Two different values or letters in it are no answer. A text that hedges ("A or B") is never right.
 """
 
-import datetime as dt
 import re
-from fractions import Fraction
 from typing import Any
+
+from moesaic.evaluate.temporal.values import kind_of, normal_words, single_unit, value_of, values
 
 LETTERS = "ABCDEFGHIJ"
 ALTERNATIVES = " | "
 """Between several gold answers of a published set, each of them right."""
 
-MONTHS = "january february march april may june july august september october november december".split()
-WEEKDAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
-ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
-).split()
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-NUMBER_WORDS = {word: i for i, word in enumerate(ONES)} | {word: 10 * i for i, word in enumerate(TENS, 2)}
-SECONDS = {"second": 1, "sec": 1, "s": 1, "minute": 60, "min": 60, "m": 60, "hour": 3600, "hr": 3600, "h": 3600,
-           "day": 86400, "d": 86400, "week": 604800, "wk": 604800, "fortnight": 1209600}  # fmt: skip
-IN_MONTHS = {"month": 1, "quarter": 3, "year": 12, "yr": 12, "decade": 120, "century": 1200, "centurie": 1200}
 LABELS = (
     {"entailment", "neutral", "contradiction"},
     {"yes", "no"},
@@ -39,46 +29,38 @@ MARKER = re.compile(
     r"|####\s*|\\boxed\{",
     re.IGNORECASE,
 )
-MONTH = "(?:" + "|".join(f"{name}|{name[:3]}\\.?" for name in MONTHS) + r"|sept\.?)"
-ENDING = r"(?:st|nd|rd|th)?"
-DATES = (
-    re.compile(rf"\b(?P<m>{MONTH})\s+(?P<d>\d{{1,2}}){ENDING}\b(?:(?:,\s*|\s+)(?P<y>\d{{4}})\b)?", re.IGNORECASE),
-    re.compile(rf"\b(?P<d>\d{{1,2}}){ENDING}\s+(?:of\s+)?(?P<m>{MONTH})\b(?:(?:,\s*|\s+)(?P<y>\d{{4}})\b)?", re.IGNORECASE),
-    re.compile(r"\b(?P<y>\d{4})[-/](?P<m>\d{1,2})[-/](?P<d>\d{1,2})\b"),
-    re.compile(r"\b(?P<a>\d{1,2})[/.](?P<b>\d{1,2})[/.](?P<y>\d{4})\b"),
-    re.compile(rf"\b(?P<m>{MONTH})(?:,\s*|\s+(?:of\s+)?)(?P<y>\d{{4}})\b", re.IGNORECASE),
-)
-CLOCK = re.compile(
-    r"\b(?P<h>\d{1,2})(?:(?P<sep>[:.h])(?P<min>\d{2})(?::(?P<s>\d{2}))?)?\s*(?P<half>[ap]\.?\s?m\b\.?)|"
-    r"\b(?P<h2>\d{1,2}):(?P<min2>\d{2})(?::(?P<s2>\d{2}))?(?!\s*hours?)\b|\b(?P<word>noon|midday|midnight)\b",
-    re.IGNORECASE,
-)
-NUMBER = (
-    r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\s+\d+/\d+|\d+/\d+|\d+(?:\.\d+)?|(?:"
-    + "|".join(TENS) + r")(?:[- ](?:" + "|".join(ONES[1:10]) + r"))?|(?:" + "|".join(ONES[::-1]) + r")\b|\ban?\b|\bhalf an?\b)"
-)  # fmt: skip
-UNIT = r"(?:seconds?|secs?|minutes?|mins?|hours?|hrs?|days?|weeks?|wks?|fortnights?|months?|quarters?|years?|yrs?|decades?|centur(?:y|ies))"
-PART = rf"(?P<n>{NUMBER})(?:\s+and\s+(?P<half>a\s+half))?[\s-]*(?P<u>{UNIT})\b(?:\s+and\s+(?P<half2>a\s+half)\b)?"
-DURATION = re.compile(
-    rf"(?<![\w/.:])(?:{re.sub(r'[?]P<[a-z0-9]+>', '?:', PART)}(?:,?\s+(?:and\s+)?(?={NUMBER}[\s-]*{UNIT}))?)+"
-    r"|(?<![\w:.])\d+\s?h(?:\s?\d+\s?m(?:in)?)?\b",
-    re.IGNORECASE,
-)
-ONE_PART = re.compile(PART, re.IGNORECASE)
-RANGE = re.compile(rf"\b({NUMBER})\s*(?:-|–|to|or|and)\s*(?={NUMBER}[\s-]*{UNIT}\b)", re.IGNORECASE)
-RATE = re.compile(
-    rf"\b(?:(?P<count>once|twice|thrice|{NUMBER}\s+times?)\s+)?(?:(?P<every>every|each)\s+(?P<other>other\s+|second\s+)?(?:(?P<n>{NUMBER})\s+)?"
-    rf"(?P<u>{UNIT})|(?P<per>a|an|per|in\s+an?)\s+(?P<u2>{UNIT}))\b|\b(?P<word>hourly|daily|weekly|fortnightly|monthly|quarterly|yearly|annually)\b",
-    re.IGNORECASE,
-)
-ADVERBS = {"hourly": "hour", "daily": "day", "weekly": "week", "fortnightly": "fortnight", "monthly": "month",
-           "quarterly": "quarter", "yearly": "year", "annually": "year"}  # fmt: skip
-PLAIN = re.compile(rf"(?<![\w./:-])-?(?:{NUMBER})(?:st|nd|rd|th)?(?![\w/:]|\.\d)", re.IGNORECASE)
+FORMS = {
+    "datetime": "Answer with time and date, such as 14:05 on March 5, 2024.",
+    "date": "Answer with a date, such as March 5, 2024.",
+    "month-year": "Answer with month and year, such as May 2024.",
+    "clock": "Answer with a time, such as 14:05.",
+    "frequency": "Answer with how often, such as twice a week.",
+    "duration": "Answer with an amount of time, such as 2 hours 5 minutes.",
+    "weekday": "Answer with a day of the week.",
+    "month": "Answer with a month.",
+    "number": "Answer with a number.",
+    "text": "Answer in a few words.",
+}
+"""What the prompt says about the form of a short answer."""
 
-Value = tuple[Any, ...]
+# ---------------------------------------------------------------- the functions that the project calls
 
 
-# ---------------------------------------------------------------- the two functions that the project calls
+def prompt(item: Any) -> str:
+    """The question, the choices with their letters, and how to answer. Evaluation adds a line `Answer:`; chat models get it as it is."""
+    if item.choices:
+        lines = [f"({name}) {choice}" for name, choice in zip(LETTERS, item.choices, strict=False)]
+        return "\n".join(
+            [f"Question: {item.question}", *lines, "Answer with the letter of the right choice."]
+        )
+    gold = item.answer.split(ALTERNATIVES)[0]
+    kind = kind_of(gold)
+    form = FORMS[kind]
+    if kind == "clock" and re.search("[ap]m", gold, re.IGNORECASE):
+        form = "Answer with a time, such as 7:05 AM."
+    if kind == "date" and values("date", gold)[0][0] is None:
+        form = "Answer with month and day, such as March 5."
+    return f"Question: {item.question}\n{form}"
 
 
 def verify(item: Any, text: str) -> bool:
@@ -131,7 +113,9 @@ def _letters(span: str, count: int, marked: bool) -> set[str]:
     found |= set(re.findall(rf"\b(?:option|choice|answer)\s+([{allowed}])\b", bare, re.IGNORECASE))
     if marked:
         # "the answer is A, because" but not "the answer is A week".
-        follows = re.match(rf"([{allowed}])(?=$|[\s]*[,;.()\-–]|\s+(?:because|since|as|or|and)\b|/)", bare)
+        follows = re.match(
+            rf"([{allowed}])(?=$|[\s]*[,;.()\-\u2013]|\s+(?:because|since|as|or|and)\b|/)", bare
+        )
         if follows:
             found.add(follows[1])
     # Whatever form the first one has: "A or B", "A/B", "A and B" name two.
@@ -143,8 +127,8 @@ def _letters(span: str, count: int, marked: bool) -> set[str]:
 
 def _named(span: str, choices: list[str]) -> set[str]:
     """Choices whose own text, or value, the span gives."""
-    plain = _normal(_statement(span))
-    exact = {LETTERS[i] for i, choice in enumerate(choices) if _normal(choice) == plain}
+    plain = normal_words(_statement(span))
+    exact = {LETTERS[i] for i, choice in enumerate(choices) if normal_words(choice) == plain}
     if exact:
         return exact
     if re.match(r"\s*(?:is\s+)?not\b", span, re.IGNORECASE):
@@ -154,9 +138,9 @@ def _named(span: str, choices: list[str]) -> set[str]:
         found = set(values(kinds.pop(), span))
         return {LETTERS[i] for i, choice in enumerate(choices) if value_of(choice) in found}
     # A choice that is part of another choice counts only where the longer one does not stand.
-    whole, found_texts = f" {_normal(span)} ", set()
+    whole, found_texts = f" {normal_words(span)} ", set()
     for i in sorted(range(len(choices)), key=lambda i: -len(choices[i])):
-        words = f" {_normal(choices[i])} "
+        words = f" {normal_words(choices[i])} "
         if words.strip() and words in whole:
             found_texts.add(LETTERS[i])
             whole = whole.replace(words, " | ")
@@ -180,18 +164,20 @@ def short(gold: str, text: str) -> bool:
     found = values(kind, span)
     if len(set(found)) > 1 and marked is None:
         # "14:30 plus 90 minutes is 16:00": what stands after the last verb or sign.
-        tail = re.split(r"\b(?:is|are|was|were|be|equals|becomes|gives)\b|=|→|->|:\s", span, flags=re.IGNORECASE)[-1]
+        tail = re.split(
+            r"\b(?:is|are|was|were|be|equals|becomes|gives)\b|=|→|->|:\s", span, flags=re.IGNORECASE
+        )[-1]
         found = values(kind, tail)
-    if not found and kind == "duration" and _single_unit(gold):
+    if not found and kind == "duration" and single_unit(gold):
         # The question asked for a number of such units.
-        numbers = {value for value in values("number", span)}
+        numbers = set(values("number", span))
         count = values("number", gold)
         return not values("duration", span) and numbers == set(count)
     return bool(found) and set(found) == {want}
 
 
 def _same_words(gold: str, span: str) -> bool:
-    want, got = _normal(gold), _normal(_statement(span))
+    want, got = normal_words(gold), normal_words(_statement(span))
     for labels in LABELS:
         if want in labels:
             whole, seen = f" {got} ", set()
@@ -204,176 +190,6 @@ def _same_words(gold: str, span: str) -> bool:
         return True
     verbs = r"(?:is|are|was|were|takes|lasts|lasted|comes|came|happens|happened|does|goes|has)"
     return re.match(rf"{re.escape(want)} {verbs}\b", got) is not None and " or " not in got
-
-
-# ---------------------------------------------------------------- values
-
-
-def kind_of(text: str) -> str:
-    """What a gold answer is: datetime, date, month-year, clock, frequency, duration, weekday, month, number or text."""
-    for kind in ("datetime", "date", "month-year", "clock", "frequency", "duration", "weekday", "month", "number"):
-        found = values(kind, text)
-        if len(found) == 1 and not _normal(_without(kind, text)):
-            return kind
-    return "text"
-
-
-def value_of(text: str) -> Value | None:
-    """A gold answer's or a choice's value."""
-    kind = kind_of(text)
-    return values(kind, text)[0] if kind != "text" else None
-
-
-def values(kind: str, text: str) -> list[Value]:
-    """All values of a kind in a text, in order; comparable within the kind.
-
-    date: (year or None, month, day); clock: seconds after midnight; duration: (months, seconds); frequency: (times per month, times per
-    second); number: a fraction.
-    """
-    if kind == "datetime":
-        days, clocks = values("date", text), values("clock", _blank(text, DATES))
-        return [(*day, *clock) for day in days for clock in clocks] if days and clocks else []
-    if kind in ("date", "month-year"):
-        return [found for found, _ in _dates(text) if (len(found) == 2) == (kind == "month-year")]
-    if kind == "clock":
-        return [found for match in CLOCK.finditer(_blank(text, DATES[2:4])) if (found := _clock(match))]
-    if kind == "duration":
-        found = [_duration(match[0]) for match in DURATION.finditer(text)]
-        # "3 to 5 days" holds two durations, of which only the second has a unit.
-        return [item for item in found if item is not None] + [("range", m[1]) for m in RANGE.finditer(text) if not _composite(text, m)]
-    if kind == "frequency":
-        return [found for match in RATE.finditer(text) if (found := _rate(match))]
-    if kind == "weekday":
-        return [(WEEKDAYS.index(m.lower()),) for m in re.findall(rf"\b({'|'.join(WEEKDAYS)})\b", text, re.IGNORECASE)]
-    if kind == "month":
-        return [(MONTHS.index(m.lower()) + 1,) for m in re.findall(rf"\b({'|'.join(MONTHS)})\b", text, re.IGNORECASE)]
-    return [(found,) for m in PLAIN.finditer(text) if (found := _number(m[0])) is not None]
-
-
-def _without(kind: str, text: str) -> str:
-    """What is left of a text when its values of a kind are taken out: nothing, for a gold answer of that kind."""
-    patterns: dict[str, tuple[re.Pattern[str], ...]] = {
-        "datetime": (*DATES, CLOCK, re.compile(r"\b(?:on|at)\b")), "date": DATES, "month-year": DATES, "clock": (CLOCK,),
-        "frequency": (RATE,), "duration": (DURATION,), "number": (PLAIN,),
-        "weekday": (re.compile("|".join(WEEKDAYS), re.IGNORECASE),), "month": (re.compile("|".join(MONTHS), re.IGNORECASE),),
-    }  # fmt: skip
-    return _blank(text, patterns[kind])
-
-
-def _blank(text: str, patterns: tuple[re.Pattern[str], ...]) -> str:
-    for pattern in patterns:
-        text = pattern.sub(" ", text)
-    return text
-
-
-def _dates(text: str) -> list[tuple[Value, int]]:
-    """(year or None, month, day), or (year, month); a date in figures that could be read in two ways is none."""
-    found: list[tuple[Value, int]] = []
-    for pattern in DATES:
-        for match in pattern.finditer(text):
-            parts = match.groupdict()
-            year = int(parts["y"]) if parts.get("y") else None
-            if parts.get("a"):
-                first, second = int(parts["a"]), int(parts["b"])
-                ways = {(m, d) for m, d in ((first, second), (second, first)) if _valid(year, m, d)}
-                if len(ways) == 1:
-                    found.append(((year, *ways.pop()), match.start()))
-            else:
-                name = parts["m"].lower()
-                month = int(name) if name.isdigit() else next(i for i, m in enumerate(MONTHS, 1) if m.startswith(name[:3]))
-                if parts.get("d") is None:
-                    found.append(((year, month), match.start()))
-                elif _valid(year, month, int(parts["d"])):
-                    found.append(((year, month, int(parts["d"])), match.start()))
-        text = pattern.sub(lambda match: " " * len(match[0]), text)
-    return sorted(found, key=lambda item: item[1])
-
-
-def _valid(year: int | None, month: int, day: int) -> bool:
-    try:
-        dt.date(2000 if year is None else year, month, day)
-    except ValueError:
-        return False
-    return True
-
-
-def _clock(match: re.Match[str]) -> Value | None:
-    if match["word"]:
-        return (0,) if match["word"].lower() == "midnight" else (12 * 3600,)
-    if match["half"]:
-        hour, minute, second = int(match["h"]), int(match["min"] or 0), int(match["s"] or 0)
-        if not 1 <= hour <= 12 or minute > 59 or second > 59:
-            return None
-        return (3600 * (hour % 12 + 12 * (match["half"][0].lower() == "p")) + 60 * minute + second,)
-    hour, minute, second = int(match["h2"]), int(match["min2"]), int(match["s2"] or 0)
-    return (3600 * hour + 60 * minute + second,) if hour < 24 and minute < 60 and second < 60 else None
-
-
-def _duration(text: str) -> Value | None:
-    compact = re.fullmatch(r"(\d+)\s?h(?:\s?(\d+)\s?m(?:in)?)?", text.strip(), re.IGNORECASE)
-    if compact:
-        return (Fraction(0), Fraction(3600 * int(compact[1]) + 60 * int(compact[2] or 0)))
-    months, seconds = Fraction(0), Fraction(0)
-    for part in ONE_PART.finditer(text):
-        number = _number(part["n"])
-        if number is None:
-            return None
-        number += Fraction(1, 2) * bool(part["half"] or part["half2"])
-        in_months, in_seconds = _unit(part["u"])
-        months, seconds = months + number * in_months, seconds + number * in_seconds
-    return (months, seconds)
-
-
-def _unit(word: str) -> tuple[int, int]:
-    name = word.lower().rstrip("s").replace("century", "centurie").replace("centuriee", "centurie")
-    return IN_MONTHS.get(name, 0), SECONDS.get(name, 0)
-
-
-def _single_unit(gold: str) -> bool:
-    return len(ONE_PART.findall(gold)) == 1
-
-
-def _composite(text: str, match: re.Match[str]) -> bool:
-    """`2 hours and 5 minutes` has an `and` between numbers too, but a unit before it."""
-    return re.search(rf"{UNIT}\s*$", text[: match.end(1)]) is not None
-
-
-def _rate(match: re.Match[str]) -> Value | None:
-    """(times per month, times per second) of a span; one of them is 0."""
-    if match["word"]:
-        count, number, unit = Fraction(1), Fraction(1), ADVERBS[match["word"].lower()]
-    else:
-        words = (match["count"] or "once").lower()
-        counted = {"once": Fraction(1), "twice": Fraction(2), "thrice": Fraction(3)}.get(words)
-        count_ = counted if counted is not None else _number(re.sub(r"\s+times?$", "", words))
-        if count_ is None or (match["per"] and not match["count"]):
-            return None
-        count = count_
-        every = _number(match["n"]) if match["n"] else Fraction(2 if match["other"] else 1)
-        number, unit = (every if every is not None else Fraction(1)), match["u"] or match["u2"]
-    months, seconds = _unit(unit)
-    if number == 0:
-        return None
-    return (count / (number * months) if months else Fraction(0), count / (number * seconds) if seconds else Fraction(0))
-
-
-def _number(text: str) -> Fraction | None:
-    """1,234 or 12.5 or 1/2 or 1 1/2 or twenty-one or a or 15th."""
-    text = re.sub(r"(?<=\d)(?:st|nd|rd|th)$", "", text.lower().strip().replace(",", ""))
-    if text in ("a", "an"):
-        return Fraction(1)
-    if text in ("half a", "half an"):
-        return Fraction(1, 2)
-    mixed = re.fullmatch(r"(\d+)\s+(\d+)/(\d+)", text)
-    try:
-        if mixed:
-            return int(mixed[1]) + Fraction(int(mixed[2]), int(mixed[3]))
-        words = re.split(r"[- ]", text)
-        if all(word in NUMBER_WORDS for word in words):
-            return Fraction(sum(NUMBER_WORDS[word] for word in words))
-        return Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        return None
 
 
 # ---------------------------------------------------------------- text
@@ -401,10 +217,3 @@ def _statement(span: str) -> str:
     """A span without a leading letter in brackets or `it is`."""
     span = re.sub(r"^\s*[(\[]?[A-J][)\].:]+\s*", "", span)
     return re.sub(r"^\s*(?:it|that|this|which)(?:\s+is|'s)\s+", "", span, flags=re.IGNORECASE)
-
-
-def _normal(text: str) -> str:
-    """Lower case, letters and digits only, without articles."""
-    words = re.sub(r"[^a-z0-9:/.+-]+", " ", text.lower().replace("’", "'")).split()
-    words = [word.strip(".:-/") for word in words]
-    return " ".join(word for word in words if word and word not in ("the", "a", "an"))

@@ -55,9 +55,7 @@ def month_year(months: int) -> str:
 
 def ordinal(number: int) -> str:
     """1st, 2nd, 3rd, 11th."""
-    ending = (
-        "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    )
+    ending = "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
     return f"{number}{ending}"
 
 

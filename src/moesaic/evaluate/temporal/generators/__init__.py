@@ -3,7 +3,15 @@
 from collections.abc import Callable
 
 from moesaic.evaluate.temporal.draft import Draft, Rng
-from moesaic.evaluate.temporal.generators import calendar, clock, durations, frequency, ordering, reading, relations
+from moesaic.evaluate.temporal.generators import (
+    calendar,
+    clock,
+    durations,
+    frequency,
+    ordering,
+    reading,
+    relations,
+)
 
 Generator = Callable[[Rng], Draft]
 

@@ -5,7 +5,7 @@ import datetime as dt
 from moesaic.evaluate.temporal.draft import Draft, Redraw, Rng, above, corners
 from moesaic.evaluate.temporal.words import EVENTS, MONTHS, WEEKDAYS, date, month_year, plural
 
-NUMBERS = "one two three four five six seven eight nine ten eleven twelve".split()
+NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
 
 def year_shift(rng: Rng) -> Draft:

@@ -4,14 +4,30 @@ import datetime as dt
 from collections.abc import Callable
 
 from moesaic.evaluate.temporal.draft import Draft, Redraw, Rng, above, corners
-from moesaic.evaluate.temporal.words import DAY, EVENTS, PEOPLE, clock12, clock24, date, duration, ordinal, plural
+from moesaic.evaluate.temporal.words import (
+    DAY,
+    EVENTS,
+    PEOPLE,
+    clock12,
+    clock24,
+    date,
+    duration,
+    ordinal,
+    plural,
+)
 
 # Cities without daylight saving time; minutes east of UTC.
 ZONES = {
     "Tokyo": 540, "Delhi": 330, "Nairobi": 180, "Dubai": 240, "Bangkok": 420, "Singapore": 480, "Kathmandu": 345, "Lagos": 60,
     "Accra": 0, "Brisbane": 600, "Honolulu": -600, "Phoenix": -420, "Bogota": -300, "Buenos Aires": -180, "La Paz": -240,
 }  # fmt: skip
-PHRASES = {15: "a quarter of an hour", 30: "half an hour", 45: "three quarters of an hour", 60: "one hour", 90: "an hour and a half"}
+PHRASES = {
+    15: "a quarter of an hour",
+    30: "half an hour",
+    45: "three quarters of an hour",
+    60: "one hour",
+    90: "an hour and a half",
+}
 
 
 def _adjust(rng: Rng, text: Callable[[int], str], half_day: bool) -> Draft:
@@ -51,7 +67,9 @@ def shift_short(rng: Rng) -> Draft:
         else ("brought forward by", "moved up by", "advanced by")
     )
     event = rng.choice(EVENTS)
-    question = f"The {event} was set for {clock12(start)} and has been {verb} {amount}. When does it start now?"
+    question = (
+        f"The {event} was set for {clock12(start)} and has been {verb} {amount}. When does it start now?"
+    )
     value = (start + (step if later else -step)) % DAY
     wrong = corners(rng, value, (2 * step, rng.choice((10, 60))), clock12, DAY)
     return Draft(question, clock12(value), wrong, f"clock {start} {step if later else -step}")
@@ -67,9 +85,7 @@ def time_computation(rng: Rng) -> Draft:
         f"{name}'s train leaves at {clock12(start)} and arrives at {clock12(end)}{when}. How long does the trip take?",
         f"{name} starts a shift at {clock12(start)} and ends it at {clock12(end)}{when}. How long is the shift?",
     ))  # fmt: skip
-    wrong = corners(
-        rng, span, (60, rng.choice((5, 10, 20))), lambda m: duration(above(m, 1, DAY - 1))
-    )
+    wrong = corners(rng, span, (60, rng.choice((5, 10, 20))), lambda m: duration(above(m, 1, DAY - 1)))
     return Draft(question, duration(span), wrong, f"span {start} {span}")
 
 
@@ -107,13 +123,19 @@ def arithmetic_application(rng: Rng) -> Draft:
 
 def _departures(rng: Rng) -> Draft:
     """Mistakes: the fence-post error, which counts one interval too many or too few; an hour off."""
-    start, gap, number = 5 * rng.randrange(60, 144), rng.choice((12, 14, 15, 18, 20, 25, 35, 40)), rng.randrange(4, 12)
+    start, gap, number = (
+        5 * rng.randrange(60, 144),
+        rng.choice((12, 14, 15, 18, 20, 25, 35, 40)),
+        rng.randrange(4, 12),
+    )
     value = start + gap * (number - 1)
     question = (
         f"The first bus of the day leaves at {clock12(start)}; after that one leaves every {gap} minutes. "
         f"When does the {ordinal(number)} bus leave?"
     )
-    return Draft(question, clock12(value), corners(rng, value, (gap, 60), clock12, DAY), f"bus {start} {gap} {number}")
+    return Draft(
+        question, clock12(value), corners(rng, value, (gap, 60), clock12, DAY), f"bus {start} {gap} {number}"
+    )
 
 
 def _rate(rng: Rng) -> Draft:
@@ -130,4 +152,9 @@ def _travel(rng: Rng) -> Draft:
     speed, quarters = 4 * rng.randrange(4, 30), rng.randrange(3, 30)
     value = 15 * quarters
     question = f"A car drives {speed * quarters // 4} kilometres at a steady {speed} kilometres per hour. How long does the drive take?"
-    return Draft(question, duration(value), corners(rng, value, (60, rng.choice((5, 10, 15))), duration), f"travel {speed} {value}")
+    return Draft(
+        question,
+        duration(value),
+        corners(rng, value, (60, rng.choice((5, 10, 15))), duration),
+        f"travel {speed} {value}",
+    )

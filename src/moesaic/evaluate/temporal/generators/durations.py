@@ -2,6 +2,7 @@
 
 import calendar
 from fractions import Fraction
+from itertools import pairwise
 
 from moesaic.evaluate.temporal.draft import Draft, Redraw, Rng, above, corners
 from moesaic.evaluate.temporal.words import EVENTS, MONTHS, duration, listed, plural
@@ -20,7 +21,20 @@ CONVERSIONS = {
     ("year", "decade"): (10, 1),
     ("year", "century"): (100, 10),
 }
-TASKS = ("cleaning", "painting", "packing", "cooking", "sorting", "planning", "printing", "digging", "sewing", "filming", "baking", "mowing")
+TASKS = (
+    "cleaning",
+    "painting",
+    "packing",
+    "cooking",
+    "sorting",
+    "planning",
+    "printing",
+    "digging",
+    "sewing",
+    "filming",
+    "baking",
+    "mowing",
+)
 
 
 def duration_computation(rng: Rng) -> Draft:
@@ -47,7 +61,7 @@ def duration_multistep_comparison(rng: Rng) -> Draft:
     names = rng.sample(TASKS, 3)
     values = [first]
     told = [f"{names[0]} takes {duration(first)}"]
-    for before, name in zip(names, names[1:], strict=False):
+    for before, name in pairwise(names):
         kind, other = rng.randrange(4), values[-1]
         step = 5 * rng.randrange(1, 30)
         if kind == 0:
@@ -72,7 +86,9 @@ def duration_multistep_comparison(rng: Rng) -> Draft:
         raise Redraw
     shown = rng.sample(names, 3)
     question = f"{told[0][0].upper()}{told[0][1:]}, {told[1]}, and {told[2]}. Which takes the {'longest' if longest else 'shortest'} time: {listed(shown, 'or')}?"
-    return Draft(question, names[best], tuple(n for n in names if n != names[best]), f"chain {told} {longest}")
+    return Draft(
+        question, names[best], tuple(n for n in names if n != names[best]), f"chain {told} {longest}"
+    )
 
 
 def duration_direct_comparison(rng: Rng) -> Draft:
@@ -104,7 +120,9 @@ def duration_direct_comparison(rng: Rng) -> Draft:
         texts = [answer, *(t for t in texts if t != answer)]
         if rng.corner % 3:
             texts.reverse()
-    question = f"Which is {'longer' if longer else 'shorter'}: {texts[0]} or {texts[1]}, or are they equally long?"
+    question = (
+        f"Which is {'longer' if longer else 'shorter'}: {texts[0]} or {texts[1]}, or are they equally long?"
+    )
     wrong = tuple(t for t in (*texts, equal) if t != answer)
     return Draft(question, answer, wrong, f"compare {sorted(texts)}")
 
@@ -122,7 +140,9 @@ def duration_analogy(rng: Rng) -> Draft:
     value = ratio * given
     question = f"{plural(int(first), small)} is to {plural(count, large)} as {plural(given, unit)} is to what? Answer in {unit}s."
     wrong = corners(rng, value, (given, rng.choice((1, 2, 10))), lambda n: plural(above(n, 1), unit))
-    return Draft(question, plural(value, unit), wrong, f"analogy {first} {small} {count} {large} {given} {unit}")
+    return Draft(
+        question, plural(value, unit), wrong, f"analogy {first} {small} {count} {large} {given} {unit}"
+    )
 
 
 def duration_facts(rng: Rng) -> Draft:

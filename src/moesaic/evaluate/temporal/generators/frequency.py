@@ -8,7 +8,16 @@ from moesaic.evaluate.temporal.draft import Draft, Redraw, Rng, above, corners
 from moesaic.evaluate.temporal.words import DAY, PEOPLE, WEEKDAYS, clock12, date, listed, plural
 
 PERIODS = {"day": Fraction(1), "week": Fraction(7)}
-HABITS = ("waters the plants", "goes for a run", "calls home", "buys bread", "goes swimming", "practises the piano", "feeds the fish", "takes the tram")
+HABITS = (
+    "waters the plants",
+    "goes for a run",
+    "calls home",
+    "buys bread",
+    "goes swimming",
+    "practises the piano",
+    "feeds the fish",
+    "takes the tram",
+)
 
 
 def _number(value: int) -> str:
@@ -20,7 +29,9 @@ def frequency_facts(rng: Rng) -> Draft:
     if rng.random() < 0.5:
         first = rng.randrange(1700, 2150)
         last = first + rng.randrange(12, 130)
-        value = sum(1 for year in range(first, last + 1) if year % 4 == 0 and (year % 100 != 0 or year % 400 == 0))
+        value = sum(
+            1 for year in range(first, last + 1) if year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
+        )
         question = f"How many leap years are there from {first} through {last}, both included?"
         return Draft(question, str(value), corners(rng, value, (1, 2), _number), f"leap {first} {last}")
     start = dt.date(rng.randrange(1950, 2060), 1, 1) + dt.timedelta(rng.randrange(365))
@@ -53,7 +64,9 @@ def frequency_comparison(rng: Rng) -> Draft:
         raise Redraw
     habit = rng.choice(HABITS)
     told = listed([f"{name} {habit} {words}" for name, (words, _) in zip(names, rhythms, strict=True)])
-    question = f"{told}. Who does it {'most' if most else 'least'} often: {listed(rng.sample(names, 3), 'or')}?"
+    question = (
+        f"{told}. Who does it {'most' if most else 'least'} often: {listed(rng.sample(names, 3), 'or')}?"
+    )
     key = f"rates {sorted(words for words, _ in rhythms)} {most}"
     return Draft(question, names[best], tuple(n for n in names if n != names[best]), key)
 
@@ -69,7 +82,9 @@ def frequency_computation(rng: Rng) -> Draft:
     else:
         each, weeks = rng.randrange(2, 15), rng.randrange(2, 52)
         value = each * weeks
-        question = f"{name} {rng.choice(HABITS)} {each} times a week. How many times is that in {weeks} weeks?"
+        question = (
+            f"{name} {rng.choice(HABITS)} {each} times a week. How many times is that in {weeks} weeks?"
+        )
         key = f"times {each} {weeks}"
     slip = 1 if each > 2 else 3
     return Draft(question, str(value), corners(rng, value, (each, slip), lambda n: str(above(n, 1))), key)
@@ -81,7 +96,11 @@ def frequency_application(rng: Rng) -> Draft:
         first, second = rng.sample((6, 8, 9, 10, 12, 14, 15, 16, 18, 20, 21, 24, 25, 28, 30, 35, 36), 2)
         start = 5 * rng.randrange(72, 180)
         value = start + math.lcm(first, second)
-        if math.lcm(first, second) in (first, second) or value - first - second <= start or value - start > 600:
+        if (
+            math.lcm(first, second) in (first, second)
+            or value - first - second <= start
+            or value - start > 600
+        ):
             raise Redraw
         question = (
             f"Two buses leave a station together at {clock12(start)}. One leaves every {first} minutes, the other every {second} minutes. "

@@ -4,8 +4,30 @@ from moesaic.evaluate.temporal.draft import Draft, Redraw, Rng, corners
 from moesaic.evaluate.temporal.generators.calendar import NUMBERS
 from moesaic.evaluate.temporal.words import DAY, MONTHS, PEOPLE, clock12, clock24, duration, listed
 
-ACTIVITIES = ("painting", "reading", "cooking", "gardening", "swimming", "sewing", "writing", "practising the violin", "cycling", "tidying up")
-PLACES = ("bakery", "library", "post office", "swimming pool", "museum", "town hall", "pharmacy", "bookshop", "tram depot", "market hall")
+ACTIVITIES = (
+    "painting",
+    "reading",
+    "cooking",
+    "gardening",
+    "swimming",
+    "sewing",
+    "writing",
+    "practising the violin",
+    "cycling",
+    "tidying up",
+)
+PLACES = (
+    "bakery",
+    "library",
+    "post office",
+    "swimming pool",
+    "museum",
+    "town hall",
+    "pharmacy",
+    "bookshop",
+    "tram depot",
+    "market hall",
+)
 HABITS = {
     "swims": "swim", "visits the dentist": "visit the dentist", "cleans the windows": "clean the windows", "calls an aunt": "call an aunt",
     "checks the boiler": "check the boiler", "bakes bread": "bake bread", "goes to the cinema": "go to the cinema",
@@ -34,7 +56,12 @@ def duration_reading(rng: Rng) -> Draft:
     asked = rng.corner % 3
     texts = [duration(span) for span in spans]
     question = f"{told} How long did the {acts[asked]} last?"
-    return Draft(question, texts[asked], tuple(t for i, t in enumerate(texts) if i != asked), f"passage {acts} {spans} {start} {second} {asked}")
+    return Draft(
+        question,
+        texts[asked],
+        tuple(t for i, t in enumerate(texts) if i != asked),
+        f"passage {acts} {spans} {start} {second} {asked}",
+    )
 
 
 def frequency_reading(rng: Rng) -> Draft:
@@ -43,7 +70,12 @@ def frequency_reading(rng: Rng) -> Draft:
     asked = rng.corner % 3
     told = listed([f"{habit} {word}" for habit, word in zip(habits, words, strict=True)])
     question = f"{name} {told}. How often does {name} {HABITS[habits[asked]]}?"
-    return Draft(question, words[asked], tuple(w for w in words if w != words[asked]), f"habits {habits} {words} {asked}")
+    return Draft(
+        question,
+        words[asked],
+        tuple(w for w in words if w != words[asked]),
+        f"habits {habits} {words} {asked}",
+    )
 
 
 def typical_time_reading(rng: Rng) -> Draft:
@@ -61,7 +93,12 @@ def typical_time_reading(rng: Rng) -> Draft:
         f"and the {places[2]} at {clock12(third)}. At what time does the {places[asked]} open?"
     )
     texts = [clock12(t) for t in times]
-    return Draft(question, texts[asked], tuple(t for i, t in enumerate(texts) if i != asked), f"opening {places} {times} {asked}")
+    return Draft(
+        question,
+        texts[asked],
+        tuple(t for i, t in enumerate(texts) if i != asked),
+        f"opening {places} {times} {asked}",
+    )
 
 
 def ambiguity_interpretation(rng: Rng) -> Draft:
@@ -80,7 +117,15 @@ def _spoken(rng: Rng) -> Draft:
     # The hour that is named must lie in the part of the day that is named.
     if minute > 30 and hour in (11, 23):
         raise Redraw
-    span = "at night" if hour == 0 else "in the morning" if hour < 12 else "in the afternoon" if 12 <= hour < 17 else "in the evening"
+    span = (
+        "at night"
+        if hour == 0
+        else "in the morning"
+        if hour < 12
+        else "in the afternoon"
+        if 12 <= hour < 17
+        else "in the evening"
+    )
     value = 60 * hour + minute
     question = f"What time is '{part} {shown} {span}' on a 12-hour clock with AM or PM?"
     wrong = corners(rng, value, (rng.choice((30, 60)), 720), clock12, DAY)

@@ -52,7 +52,10 @@ def relation(rng: Rng) -> Draft:
     if allen(first, second) != wanted:
         raise Redraw
     one, two = rng.sample(EVENTS, 2)
-    told = [f"The {one} lasts from {clock24(first[0])} to {clock24(first[1])}.", f"The {two} lasts from {clock24(second[0])} to {clock24(second[1])}."]
+    told = [
+        f"The {one} lasts from {clock24(first[0])} to {clock24(first[1])}.",
+        f"The {two} lasts from {clock24(second[0])} to {clock24(second[1])}.",
+    ]
     rng.shuffle(told)
     question = f"{' '.join(told)} How is the {one} related to the {two}? The {one} ... the {two}. Say one of: {', '.join(RELATIONS)}."
     both = {**INVERSE, **{value: key for key, value in INVERSE.items()}}
@@ -86,10 +89,17 @@ def _order(rng: Rng) -> tuple[str, str, str, str]:
     }
     label = "neutral" if len(found) == 2 else "entailment" if found == {True} else "contradiction"
     told = [
-        f"The {names[a]} took place before the {names[b]}." if rng.random() < 0.5 else f"The {names[b]} took place after the {names[a]}."
+        f"The {names[a]} took place before the {names[b]}."
+        if rng.random() < 0.5
+        else f"The {names[b]} took place after the {names[a]}."
         for a, b in facts
     ]
-    return " ".join(told), f"The {names[asked[0]]} took place before the {names[asked[1]]}.", label, f"order {names} {facts} {asked}"
+    return (
+        " ".join(told),
+        f"The {names[asked[0]]} took place before the {names[asked[1]]}.",
+        label,
+        f"order {names} {facts} {asked}",
+    )
 
 
 def _bounds(rng: Rng) -> tuple[str, str, str, str]:
