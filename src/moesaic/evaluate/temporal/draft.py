@@ -19,7 +19,7 @@ class Rng(random.Random):
     """Random numbers of one item. `corner` is drawn once per item and kept over redraws: what is possible may not decide what is right."""
 
     corner: int = 0
-    """0 to 11: corner % 4 is the parallelogram's corner, corner % 3 and corner % 2 the right one of so many classes."""
+    """0 to 11: corner % 4 is the parallelogram's corner, corner % 3 or corner itself the right one of so many classes."""
 
     def signs(self) -> tuple[int, int]:
         """Signs of the two mistakes."""

@@ -69,10 +69,17 @@ CLOCK = re.compile(
     r"\b(?P<h2>\d{1,2}):(?P<min2>\d{2})(?::(?P<s2>\d{2}))?(?!\s*hours?)\b|\b(?P<word>noon|midday|midnight)\b",
     re.IGNORECASE,
 )
-NUMBER = (
-    r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\s+\d+/\d+|\d+/\d+|\d+(?:\.\d+)?|(?:"
-    + "|".join(TENS) + r")(?:[- ](?:" + "|".join(ONES[1:10]) + r"))?|(?:" + "|".join(ONES[::-1]) + r")\b|\ban?\b|\bhalf an?\b)"
-)  # fmt: skip
+DIGITS = (
+    r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\s+\d+/\d+|\d+/\d+|\d+(?:\.\d+)?|\b(?:"
+    + "|".join(TENS)
+    + r")(?:[- ](?:"
+    + "|".join(ONES[1:10])
+    + r"))?\b|\b(?:"
+    + "|".join(ONES[::-1])
+    + r")\b"
+)
+NUMBER = rf"(?:{DIGITS}|\bhalf an?\b|\ban?\b)"
+"""Before a unit `a` is one."""
 UNIT = r"(?:seconds?|secs?|minutes?|mins?|hours?|hrs?|days?|weeks?|wks?|fortnights?|months?|quarters?|years?|yrs?|decades?|centur(?:y|ies))"
 PART = rf"(?P<n>{NUMBER})(?:\s+and\s+(?P<half>a\s+half))?[\s-]*(?P<u>{UNIT})\b(?:\s+and\s+(?P<half2>a\s+half)\b)?"
 DURATION = re.compile(
@@ -89,7 +96,7 @@ RATE = re.compile(
 )
 ADVERBS = {"hourly": "hour", "daily": "day", "weekly": "week", "fortnightly": "fortnight", "monthly": "month",
            "quarterly": "quarter", "yearly": "year", "annually": "year"}  # fmt: skip
-PLAIN = re.compile(rf"(?<![\w./:-])-?(?:{NUMBER})(?:st|nd|rd|th)?(?![\w/:]|\.\d)", re.IGNORECASE)
+PLAIN = re.compile(rf"(?<![\w./:-])-?(?:{DIGITS})(?:st|nd|rd|th)?(?![\w/:]|\.\d)", re.IGNORECASE)
 
 Value = tuple[Any, ...]
 
@@ -135,7 +142,7 @@ def values(kind: str, text: str) -> list[Value]:
     if kind == "duration":
         spans = [value for match in DURATION.finditer(text) if (value := _duration(match[0]))]
         # "3 to 5 days" holds two durations, of which only the second has a unit.
-        return spans + [("range", m[1]) for m in RANGE.finditer(text) if not _composite(text, m)]
+        return spans + [("range", m[1]) for m in RANGE.finditer(text) if not _one_number(text, m)]
     if kind == "frequency":
         return [found for match in RATE.finditer(text) if (found := _rate(match))]
     if kind == "weekday":
@@ -238,9 +245,10 @@ def single_unit(gold: str) -> bool:
     return len(ONE_PART.findall(gold)) == 1
 
 
-def _composite(text: str, match: re.Match[str]) -> bool:
-    """`2 hours and 5 minutes` has an `and` between numbers too, but a unit before it."""
-    return re.search(rf"{UNIT}\s*$", text[: match.end(1)]) is not None
+def _one_number(text: str, match: re.Match[str]) -> bool:
+    """`2 hours and 5 minutes` has an `and` before a number too, but a unit before it; `thirty-five` is one number."""
+    hyphen = match[0].rstrip().endswith("-") and match[1].lower() in TENS
+    return hyphen or re.search(rf"{UNIT}\s*$", text[: match.end(1)]) is not None
 
 
 def _rate(match: re.Match[str]) -> Value | None:
@@ -255,8 +263,9 @@ def _rate(match: re.Match[str]) -> Value | None:
         if times is None or (match["per"] and not match["count"]):
             return None
         count = times
-        every = _number(match["n"]) if match["n"] else Fraction(2 if match["other"] else 1)
-        number, unit = (every if every is not None else Fraction(1)), match["u"] or match["u2"]
+        every = _number(match["n"]) if match["n"] else None
+        number = every if every is not None else Fraction(2 if match["other"] else 1)
+        unit = match["u"] or match["u2"]
     months, seconds = _unit(unit)
     if number == 0:
         return None

@@ -29,6 +29,7 @@ MARKER = re.compile(
     r"|####\s*|\\boxed\{",
     re.IGNORECASE,
 )
+DENIED = re.compile(r"\s*not\b", re.IGNORECASE)
 FORMS = {
     "datetime": "Answer with time and date, such as 14:05 on March 5, 2024.",
     "date": "Answer with a date, such as March 5, 2024.",
@@ -88,6 +89,8 @@ def letter(text: str, choices: list[str]) -> str | None:
     text = _after_thinking(text)
     marked = _marked(text)
     span = marked if marked is not None else text
+    if DENIED.match(span):
+        return None
     found = _letters(span, len(choices), marked is not None)
     if len(found) > 1:
         return None
@@ -131,8 +134,6 @@ def _named(span: str, choices: list[str]) -> set[str]:
     exact = {LETTERS[i] for i, choice in enumerate(choices) if normal_words(choice) == plain}
     if exact:
         return exact
-    if re.match(r"\s*(?:is\s+)?not\b", span, re.IGNORECASE):
-        return set()
     kinds = {kind_of(choice) for choice in choices}
     if len(kinds) == 1 and kinds != {"text"}:
         found = set(values(kinds.pop(), span))
@@ -155,7 +156,7 @@ def short(gold: str, text: str) -> bool:
     text = _after_thinking(text)
     marked = _marked(text)
     span = marked if marked is not None else _last_line(text)
-    if re.match(r"\s*(?:is\s+)?not\b", span, re.IGNORECASE):
+    if DENIED.match(span):
         return False
     kind = kind_of(gold)
     if kind == "text":
