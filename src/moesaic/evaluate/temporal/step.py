@@ -106,26 +106,19 @@ def collect(settings: Temporal, seed: int) -> tuple[list[Item], dict[str, str]]:
 def _tram(folder: Path, task: str, counts: dict[str, int], forms: Sequence[Form]) -> list[Item]:
     """A task's items from TRAM's files: split by content as the generated ones are; the published shots come first in validation."""
     found: list[Item] = []
-    there = [form for form in loaders.tram_forms(folder, task) if form in forms]
-    for form in there or ["choice"]:
+    # Without any file the choice form's is asked for, so that it is named.
+    for form in [form for form in loaders.tram_forms(folder, task) if form in forms] or ["choice"]:
         rows = [_moved(item, split_of(normal(item.question))) for item in loaders.tram(folder, task, form)]
-        if not rows:
-            raise InputError(
-                f"data.temporal.tram: no row of {TASKS[task].category} in {TASKS[task].file} below {folder}"
-            )
-        known = {normal(item.question) for item in rows if item.split == "train"}
-        shots = (
-            [
-                item
-                for item in loaders.tram(folder, task, form, shots=True)
-                if normal(item.question) not in known
-            ]
-            if counts["validation"]
-            else []
-        )
+        known = {normal(item.question) for item in rows}
+        shots = loaders.tram(folder, task, form, shots=True) if counts["validation"] else []
+        shots = [item for item in shots if normal(item.question) not in known]
         for split in SPLITS:
             mine = [item for item in rows if item.split == split]
             found += [*(shots if split == "validation" else []), *_first(mine, len(mine))][: counts[split]]
+    if not found:
+        raise InputError(
+            f"data.temporal.tram: no row of category {TASKS[task].category} in the {TASKS[task].file} files of {folder}, in the forms {', '.join(forms)}"
+        )
     return found
 
 
