@@ -194,16 +194,17 @@ def memory(
     moments = trained * 2 * each / (ranks if stage >= 1 else 1)
     tokens = settings["micro_batch"] * length
     per_token, fixed = saved_bytes(moe.config, type(moe), mixed)
-    activations = tokens * per_token * moe.config.num_hidden_layers
+    layer = tokens * per_token
+    activations = layer * moe.config.num_hidden_layers
     if settings["engine"]["gradient_checkpointing"]:
-        activations = tokens * (moe.config.num_hidden_layers * moe.config.hidden_size * each + per_token)
+        activations = tokens * moe.config.num_hidden_layers * moe.config.hidden_size * each + layer
     # of a chunk: logits, their log-softmax, its gradient and that of the logits, in float32; then the head's own gradient
     head = 0 if settings["optimizer"]["freeze_embeddings"] else moe.config.hidden_size
     logits = (4 * min(chunked.CHUNK, tokens) + head) * moe.config.vocab_size * 4 + fixed * tokens
     teacher = size.count(dense).total * dense.dtype.itemsize if settings.get("teacher") == "dense" else 0
     passes = settings["batch"] // (settings["micro_batch"] * max(1, ranks))
-    # with one pass a step, gradients come as activations go; with several the first gradients stay while the next pass runs
-    moving = gradients + activations if passes > 1 else max(gradients, activations)
+    # with one pass a step, gradients come as activations go, the last of them beside the first layer's; with several the gradients stay
+    moving = gradients + activations if passes > 1 else max(gradients + layer, activations)
     found = {
         "weights": weights, "gradients": gradients, "optimizer": moments, "activations": activations, "logits": logits, "teacher": teacher,
         "base": base_gb * BILLION,

@@ -385,6 +385,8 @@ class RouterTraining(Strict):
     """Most token slots of an expert, as a multiple of the mean; what is beyond is dropped in training. null: nothing is dropped."""
     learn_scale: bool = False
     """Train a factor on each layer's routed output; folded into the down projections at the end."""
+    gate: Literal["linear", "tanh"] = "linear"
+    """tanh: LLaMA-MoE's gate of two layers, for comparisons in scripts: a stage refuses it, because its model could not be saved."""
 
 
 class Engine(Strict):

@@ -21,7 +21,7 @@ from moesaic.flow import files, manifest, signals
 from moesaic.flow.progress import Progress
 from moesaic.flow.step import Result
 from moesaic.model import load, size
-from moesaic.train import checkpoint, hardware
+from moesaic.train import checkpoint, hardware, policy
 from moesaic.train.engine import Engine, build
 from moesaic.train.job import Job
 from moesaic.train.recorder import Recorder
@@ -42,6 +42,8 @@ def train(job: Job) -> Result | None:
         Interrupted: asked to stop; a checkpoint was written. InputError: loss not finite, no room on the disk, batch and ranks do not fit.
     """
     settings, context = job.settings, job.context
+    if settings["router"]["gate"] != "linear":
+        raise InputError(f"{context.name}.{policy.EXPORT}")  # now, and not after a week
     torch.manual_seed(context.settings["seed"])
     counted = size.count(job.trainee.model)  # before an engine cuts the parameters up
     engine = build(job.trainee, settings)

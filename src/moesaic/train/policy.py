@@ -1,7 +1,7 @@
-"""What the stock routers do not do by themselves while they are trained: noise, capacity, a learned scale, a bias that is updated.
+"""What the stock routers do not do by themselves while they are trained: noise, capacity, a learned scale, a bias that is updated, a tanh gate.
 
 Forward hooks on the stock routers; nothing of it is in the saved model, whose routers stay what the architecture says. The learned scale is
-folded into the down projections at the end.
+folded into the down projections at the end; LLaMA-MoE's gate of two layers cannot be folded, and a model that has it cannot be saved.
 
 Shapes: T tokens, D model width, L MoE layers, E experts, K experts per token.
 """
@@ -23,8 +23,13 @@ from moesaic.train.balance.base import Decision
 NOISE_FLOOR = 1e-2
 """Smallest standard deviation of the learned noise (LLaMA-MoE's gate_noise_epsilon)."""
 
+EXPORT = (
+    "router.gate: a tanh gate of two layers is for comparisons only: no architecture of transformers has a place for its second layer, so the "
+    "model cannot be saved; set router.gate: linear for a model that is kept"
+)
+
 DEFAULTS: dict[str, Any] = {
-    "balance": "switch", "bias_rate": 1e-3, "noise": "none", "capacity": None, "learn_scale": False,
+    "balance": "switch", "bias_rate": 1e-3, "noise": "none", "capacity": None, "learn_scale": False, "gate": "linear",
 }  # fmt: skip
 
 
@@ -61,6 +66,12 @@ class Policy(nn.Module):
             else None
         )
         self.scale_L = nn.Parameter(torch.ones(count)) if settings["learn_scale"] else None
+        # LLaMA-MoE's gate is W2 tanh(W1 x) without biases; W1 is the stock router, and with W2 = 1 small logits are what they were
+        self.second_LEE = (
+            nn.Parameter(torch.eye(len(routers[0].weight)).repeat(count, 1, 1))
+            if settings["gate"] == "tanh"
+            else None
+        )
         self.decisions: dict[int, Decision] = {}
         self.dropped = torch.zeros(())
         self.seed = 0
@@ -91,7 +102,13 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Put the learned scales into the down projections; the model computes the same without them."""
+        """Put the learned scales into the down projections; the model computes the same without them.
+
+        Raises:
+            InputError: a gate of two layers, which no stock architecture has a place for.
+        """
+        if self.second_LEE is not None:
+            raise InputError(EXPORT)
         if self.scale_L is None:
             return
         for part, scale in zip(self.parts, self.scale_L, strict=True):
@@ -104,6 +121,11 @@ class Policy(nn.Module):
         ) -> tuple[Tensor, Tensor, Tensor]:
             logits_TE, weight_TK, index_TK = output
             noisy_TE = sigma_TE = None
+            if self.second_LEE is not None:
+                logits_TE = logits_TE.float().tanh() @ self.second_LEE[layer].T
+                index_TK, weight_TK = _choose(
+                    router, logits_TE, self.parts[layer].family.scores, weight_TK.dtype
+                )
             if self.training and self.noise_LED is not None:
                 x_TD = inputs[0].reshape(-1, inputs[0].shape[-1])
                 sigma_TE = (
