@@ -203,8 +203,9 @@ def memory(
     logits = (4 * min(chunked.CHUNK, tokens) + head) * moe.config.vocab_size * 4 + fixed * tokens
     teacher = size.count(dense).total * dense.dtype.itemsize if settings.get("teacher") == "dense" else 0
     passes = settings["batch"] // (settings["micro_batch"] * max(1, ranks))
-    # with one pass a step, gradients come as activations go, the last of them beside the first layer's; with several the gradients stay
-    moving = gradients + activations if passes > 1 else max(gradients + layer, activations)
+    # with one pass a step, gradients come as activations go, the last of them beside the first layer's; with several the gradients stay.
+    # the layer that is gone through backwards has gradients of its activations beside them
+    moving = layer + (gradients + activations if passes > 1 else max(gradients + layer, activations))
     found = {
         "weights": weights, "gradients": gradients, "optimizer": moments, "activations": activations, "logits": logits, "teacher": teacher,
         "base": base_gb * BILLION,
