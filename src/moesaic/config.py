@@ -95,7 +95,7 @@ def digest(value: Any) -> str:
 def step_settings(config: Config, step: str, variant: str | None = None) -> dict[str, Any]:
     """What a step depends on, and nothing else.
 
-    Steps: dense, documents, tokens, chat, tasks (shared), construct, pretrain, tune, distill (per variant), evaluate, report.
+    Steps: dense, documents, tokens, chat, tasks, temporal (shared), construct, pretrain, tune, distill (per variant), evaluate, report.
     """
     if variant is not None:
         config = variant_config(config, variant)
@@ -120,6 +120,12 @@ def step_settings(config: Config, step: str, variant: str | None = None) -> dict
             return {"chat": data["chat"], "seed": seed}
         case "tasks":
             return {"tasks": raw["evaluate"]["tasks"], "include_path": raw["evaluate"]["include_path"]}
+        case "temporal":
+            if data["temporal"] is None:
+                raise InputError(
+                    "data.temporal is null: no questions about time are asked for; {} takes the defaults"
+                )
+            return {"temporal": data["temporal"], "seed": seed}
         case "construct":
             return {"experts": raw["experts"], "held_out": held_out, "seed": seed}
         case "pretrain":

@@ -125,6 +125,43 @@ class ChatSource(Strict):
     max_conversations: Positive | None = None
 
 
+class Temporal(Strict):
+    """Questions about time (the 38 tasks of Timo), for preference tuning and evaluation."""
+
+    tasks: Literal["all"] | Annotated[list[str], Field(min_length=1)] = "all"
+    """Names of docs/methods/temporal.md. all: every task that can be generated, and those that the folders below have."""
+    forms: Annotated[list[Literal["choice", "short"]], Field(min_length=1)] = ["choice", "short"]
+    """choice: multiple choice; short: free answers, checked by value."""
+    train: Count = 200
+    """Training items per task and form; a task with fewer problems gives what there is."""
+    validation: Count = 20
+    test: Positive = 50
+    tram: str | None = None
+    """Folder with TRAM's unpacked CSV files."""
+    published: Literal["missing", "all"] = "missing"
+    """Which tasks are read from TRAM's files: those that cannot be generated, or all."""
+    timebench: str | None = None
+    """Folder with TimeBench's JSON lines: evaluation only."""
+    mctaco: str | None = None
+    """Folder with MCTACO's tables: evaluation only."""
+
+    @model_validator(mode="after")
+    def _known(self) -> "Temporal":
+        from moesaic.evaluate.temporal.tasks import TASKS
+
+        if self.tasks != "all":
+            unknown = [name for name in self.tasks if name not in TASKS]
+            if unknown:
+                raise ValueError(f"tasks: no temporal task '{unknown[0]}'; known: {', '.join(TASKS)}")
+        if self.published == "all" and self.tram is None:
+            raise ValueError(
+                "published: all tasks are to be read from TRAM's files; give their folder as tram"
+            )
+        if len(set(self.forms)) != len(self.forms):
+            raise ValueError("forms: each form at most once")
+        return self
+
+
 class Data(Strict):
     domains: Annotated[dict[str, Domain], Field(min_length=1)]
     clean: Clean = Clean()
@@ -137,6 +174,8 @@ class Data(Strict):
     max_validation_tokens: Positive | None = None
     """Per domain: stop tokenising validation text after this many tokens."""
     chat: Chat = Chat()
+    temporal: Temporal | None = None
+    """Questions about time; null: none are made."""
 
 
 # ---------------------------------------------------------------- the dense parent
@@ -514,6 +553,10 @@ class Distill(Training):
 class Evaluate(Strict):
     tasks: list[str] = ["openbookqa_local", "piqa_local", "commonsenseqa_local"]
     """Tasks of the built-in suite or any lm-evaluation-harness task."""
+    suites: list[Literal["temporal"]] = []
+    """Suites of ours beside the tasks. temporal: the questions of data.temporal, by kind and by task."""
+    temporal_shots: Annotated[list[Count], Field(min_length=1)] = [0]
+    """Examples in the prompts of the temporal suite; it is run once for each number, e.g. [0, 5]."""
     include_path: str | None = None
     """Folder of your own lm-eval task files."""
     items: Positive | None = None
@@ -567,4 +610,6 @@ class Config(Strict):
             raise ValueError(
                 f"stages must start with construct and keep the order {order}, each at most once"
             )
+        if "temporal" in self.evaluate.suites and self.data.temporal is None:
+            raise ValueError("evaluate.suites: temporal needs data.temporal; {} takes its defaults")
         return self

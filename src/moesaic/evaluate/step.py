@@ -15,6 +15,7 @@ import torch
 from moesaic.data import packed
 from moesaic.errors import InputError
 from moesaic.evaluate import bootstrap, harness, likelihood, routing, samples
+from moesaic.evaluate.temporal import suite as temporal
 from moesaic.flow import files, manifest
 from moesaic.flow.step import Context, Result
 from moesaic.model import load, size
@@ -41,6 +42,9 @@ def run(context: Context) -> Result:
         )
     with _timed(clock, "tasks"):
         tasks = harness.run(model, tokenizer, settings, context.inputs["tasks"].folder, context.work, seed)
+    if "temporal" in settings["suites"]:
+        with _timed(clock, "temporal"):
+            tasks += temporal.run(model, tokenizer, settings, context.inputs["temporal"], context.work, seed)
     with _timed(clock, "samples"):
         continuations, made, generating = samples.generate(model, tokenizer)
     with _timed(clock, "intervals"):
