@@ -21,7 +21,7 @@ from moesaic.flow import files, manifest, signals
 from moesaic.flow.progress import Progress
 from moesaic.flow.step import Result
 from moesaic.model import load, size
-from moesaic.train import checkpoint, hardware
+from moesaic.train import checkpoint, hardware, probe
 from moesaic.train.engine import Engine, build
 from moesaic.train.job import Job
 from moesaic.train.recorder import Recorder
@@ -83,11 +83,14 @@ def train(job: Job) -> Result | None:
         if peak:
             values["train/mfu"] = flops * speed / (peak * engine.world)
         last = step + 1 == settings["steps"]
-        update = job.mixture.OBSERVES and (step + 1) % job.mixture.every == 0 and not last
+        due = job.mixture.every > 0 and (step + 1) % job.mixture.every == 0 and not last
+        update = job.mixture.OBSERVES and due
         if update or last or (settings["validate_every"] and (step + 1) % settings["validate_every"] == 0):
             values |= validate(job, engine)
         if update:
             job.mixture.observe(observation(job, values))
+        if due and job.mixture.PROBES:
+            values |= probe.update(job, engine, step + 1)
         if recorder:
             recorder.log(step + 1, values | engine.clock.take(), samples)
         progress.update(detail=f"loss {loss:.3f}, {speed:.0f} tokens/s")
