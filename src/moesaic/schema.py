@@ -449,7 +449,7 @@ class Probe(Strict):
     """gate-load, sentence-embedding: c, share of the uniform mixture."""
     average: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     """gate-load-robust: share of the earlier updates in the moving average."""
-    deviations: NonNegative = 2.0
+    deviations: NonNegative = 3.0
     """gate-load-robust: standard errors that a gap must exceed to count."""
     bootstrap: Annotated[int, Field(ge=20)] = 200
     """gate-load-robust: resamples for the standard error."""

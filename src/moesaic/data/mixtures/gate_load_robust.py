@@ -5,7 +5,8 @@ show by chance moves it as well. Here
 
 1. squared distances are freed from sampling noise: rows are resampled (bootstrap), and the noise that resampling adds, E* d*^2 - d^2, is subtracted
    (a dataset of short or few rows would look remote just because its load is noisy);
-2. the gap is relative, r_i = Delta_i / mean Delta - 1, so that it means the same for any number of experts;
+2. the gap is relative, r_i = (Delta_i - mean Delta) / mean of the distances before 1, so that it means the same for any number of experts (and stays
+   small where all that is there is noise);
 3. r is a moving average over the updates, which see fresh rows, and so is the square of its bootstrap standard error;
 4. what is not beyond `deviations` standard errors counts as 0, and when that holds for all datasets the weights stay as they are;
 5. log w <- (1 - pull) log w + pull log w_0 + eta r, whose fixed point w_0 exp(eta r / pull) is bounded, then `floor` <= w <= `ceiling`;
@@ -99,10 +100,12 @@ def relative_gaps(
     squared_DD = squared_distances(profiles)
     squared_BDD = np.stack([squared_distances(drawn) for drawn in drawn_BDLE])
     noise_DD = np.maximum(squared_BDD.mean(axis=0) - squared_DD, 0.0)
-    distance_DD = np.sqrt(np.maximum(squared_DD - noise_DD, 0.0))
+    distance_DD = _signed_root(squared_DD - noise_DD)
     # a resample has the noise of the probe and its own
-    distance_BDD = np.sqrt(np.maximum(squared_BDD - 2 * noise_DD, 0.0))
-    return distance_DD, _relative(distance_DD), _relative(distance_BDD).std(axis=0, ddof=1)
+    distance_BDD = _signed_root(squared_BDD - 2 * noise_DD)
+    scale = float(np.sqrt(squared_DD).mean())
+    gap_D, gap_BD = _gaps(distance_DD, scale), _gaps(distance_BDD, scale)
+    return np.maximum(distance_DD, 0.0), gap_D, gap_BD.std(axis=0, ddof=1)
 
 
 def resample(probe: Probe, name: str, count: int) -> np.ndarray:
@@ -113,9 +116,14 @@ def resample(probe: Probe, name: str, count: int) -> np.ndarray:
     return random.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=count).astype(float)
 
 
-def _relative(distances: np.ndarray) -> np.ndarray:
-    """Delta / mean Delta - 1 [..., D] from distances [..., D, D]; 0 when all distances are 0."""
+def _signed_root(squared: np.ndarray) -> np.ndarray:
+    """Root of the size, with the sign: what is 0 but for noise stays as often below 0 as above, so that averages tend to 0."""
+    found: np.ndarray = np.sign(squared) * np.sqrt(np.abs(squared))
+    return found
+
+
+def _gaps(distances: np.ndarray, scale: float) -> np.ndarray:
+    """(Delta - mean Delta) / scale [..., D] from distances [..., D, D]; 0 when all distances are 0."""
     delta = distances.mean(axis=-1)
-    mean = delta.mean(axis=-1, keepdims=True)
-    found: np.ndarray = np.where(mean > 0, delta / np.where(mean > 0, mean, 1.0) - 1, 0.0)
+    found: np.ndarray = (delta - delta.mean(axis=-1, keepdims=True)) / (scale if scale > 0 else 1.0)
     return found
