@@ -403,6 +403,8 @@ class Training(Strict):
 
     steps: Count = 1000
     """Optimizer steps."""
+    tokens: Positive | None = None
+    """End once so many tokens were trained on, over all ranks, and after `steps` at the latest; the learning rate follows the tokens."""
     batch: Positive = 8
     """Sequences per optimizer step, over all ranks."""
     micro_batch: Positive = 4

@@ -5,6 +5,7 @@ import copy
 import json
 import logging
 import shutil
+import time
 import types
 
 import numpy as np
@@ -283,17 +284,15 @@ def test_resume_is_exact_in_the_middle_of_an_update(prepared, tmp_path, monkeypa
         return own(self)
 
     monkeypatch.setattr(probe.Reader, "result", result)
-    if pieces <= 16:
-        with pytest.raises(Stopped):
-            tuned(broken)
-        saved = sorted((broken / "results/activation/tune/work/checkpoints").glob("step-*"))
-        assert [p.name for p in saved] == ["step-00000002"]
-        state = json.loads((saved[0] / "state.json").read_text())["mixture"]
-        assert state["updates"] == 1
-        assert len(state["gap"]) == 4
-    else:
-        with pytest.raises(Stopped):
-            tuned(broken)
+    with pytest.raises(Stopped):
+        tuned(broken)
+    checkpoint = broken / f"results/activation/tune/work/checkpoints/step-0000000{2 if pieces <= 16 else 4}"
+    waited = time.monotonic() + 20
+    while not checkpoint.exists() and time.monotonic() < waited:
+        time.sleep(0.01)  # it is written by a thread
+    state = json.loads((checkpoint / "state.json").read_text())["mixture"]
+    assert state["updates"] == (1 if pieces <= 16 else 2)
+    assert len(state["gap"]) == 4
     monkeypatch.setattr(probe.Reader, "result", own)
     assert tuned(broken) == expected
     one, two = series(whole), series(broken)
@@ -313,3 +312,17 @@ def test_the_other_methods_run_in_the_same_stage(prepared, tmp_path, method):
     }
     assert len(set(weights.values())) == 4
     assert sum(weights.values()) == pytest.approx(1.0)
+
+
+def test_a_budget_of_tokens_ends_the_stage_and_the_schedule(prepared, tmp_path):
+    folder = tmp_path / "p"
+    shutil.copytree(prepared, folder)
+    tuned(folder, tune={"tokens": 900, "steps": 60, "mixture": {"method": "static"}})
+    found = series(folder)
+    seen = [value for _, value in found["train/tokens"]]
+    assert seen[-2] < 900 <= seen[-1]
+    rates = dict(found["train/lr"])
+    assert rates[len(seen)] < 0.25 * max(rates.values()), "the schedule was not at its end"
+    done = json.loads((folder / "results/activation/tune/manifest.json").read_text())["metrics"]["steps"]
+    assert done == len(seen) < 60
+    assert "valid/loss/words" in found, "the last step is validated"
