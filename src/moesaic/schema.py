@@ -118,11 +118,24 @@ class Chat(Strict):
 
 class ChatSource(Strict):
     at: Location
-    format: Literal["alpaca", "messages", "sharegpt"] = "alpaca"
-    """alpaca: instruction, input, output; messages: role and content; sharegpt: conversations with from and value."""
+    format: Literal["alpaca", "messages", "sharegpt", "template"] = "alpaca"
+    """alpaca: instruction, input, output; messages: role and content; sharegpt: conversations with from and value; template: any fields."""
+    prompt: str | None = None
+    """template: the question, with {field} for fields of the record."""
+    answer: str | None = None
+    """template: the answer."""
     name: str = "chat"
     """Name of the dataset in counts, mixtures and metrics."""
     max_conversations: Positive | None = None
+
+    @model_validator(mode="after")
+    def _templates(self) -> "ChatSource":
+        given = [key for key in ("prompt", "answer") if getattr(self, key) is not None]
+        if self.format == "template" and len(given) < 2:
+            raise ValueError("format: template needs prompt and answer, such as '{question}' and '{answer}'")
+        if self.format != "template" and given:
+            raise ValueError(f"{given[0]}: only for format: template, not for {self.format}")
+        return self
 
 
 class Data(Strict):
