@@ -147,6 +147,8 @@ def _stage(
     name: str, settings: Mapping[str, Any], moe: Any, dense: Any, length: int, machine: Hardware
 ) -> Stage:
     tokens = settings["steps"] * settings["batch"] * length
+    if settings["tokens"] is not None:
+        tokens = min(tokens, settings["tokens"])
     flops = float(tokens) * flops_per_token(moe, length, training=True)
     if settings.get("teacher") == "dense":
         flops += float(tokens) * flops_per_token(dense, length, training=False)

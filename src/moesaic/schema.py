@@ -118,11 +118,24 @@ class Chat(Strict):
 
 class ChatSource(Strict):
     at: Location
-    format: Literal["alpaca", "messages", "sharegpt"] = "alpaca"
-    """alpaca: instruction, input, output; messages: role and content; sharegpt: conversations with from and value."""
+    format: Literal["alpaca", "messages", "sharegpt", "template"] = "alpaca"
+    """alpaca: instruction, input, output; messages: role and content; sharegpt: conversations with from and value; template: any fields."""
+    prompt: str | None = None
+    """template: the question, with {field} for fields of the record."""
+    answer: str | None = None
+    """template: the answer."""
     name: str = "chat"
     """Name of the dataset in counts, mixtures and metrics."""
     max_conversations: Positive | None = None
+
+    @model_validator(mode="after")
+    def _templates(self) -> "ChatSource":
+        given = [key for key in ("prompt", "answer") if getattr(self, key) is not None]
+        if self.format == "template" and len(given) < 2:
+            raise ValueError("format: template needs prompt and answer, such as '{question}' and '{answer}'")
+        if self.format != "template" and given:
+            raise ValueError(f"{given[0]}: only for format: template, not for {self.format}")
+        return self
 
 
 class Temporal(Strict):
@@ -444,6 +457,8 @@ class Training(Strict):
 
     steps: Count = 1000
     """Optimizer steps."""
+    tokens: Positive | None = None
+    """End once so many tokens were trained on, over all ranks, and after `steps` at the latest; the learning rate follows the tokens."""
     batch: Positive = 8
     """Sequences per optimizer step, over all ranks."""
     micro_batch: Positive = 4
@@ -475,11 +490,41 @@ class Training(Strict):
         return self
 
 
+class Probe(Strict):
+    """gate-load, gate-load-robust, sentence-embedding: what is measured and how it moves the weights. null: the method's own value."""
+
+    rows: Positive | None = None
+    """Training rows of each dataset in a probe, others each time. null: 80 (gate-load, as published), 256 (the others)."""
+    layers: Literal["last", "all"] | list[Count] | None = None
+    """MoE layers that are read: the last one, all, or decoder layers by number. null: last (gate-load, as published), all (gate-load-robust)."""
+    tokens: Literal["all", "answer"] = "all"
+    """Which tokens count: all of a row, or those of the answers. Padding never does."""
+    step_size: NonNegative | None = None
+    """eta. null: 10 on the distance (gate-load, as published; sentence-embedding), 0.2 on the relative gap (gate-load-robust)."""
+    smoothing: Fraction = 0.05
+    """gate-load, sentence-embedding: c, share of the uniform mixture."""
+    average: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    """gate-load-robust: share of the earlier updates in the moving average."""
+    deviations: NonNegative = 3.0
+    """gate-load-robust: standard errors that a gap must exceed to count."""
+    bootstrap: Annotated[int, Field(ge=20)] = 200
+    """gate-load-robust: resamples for the standard error."""
+
+
 class Mixture(Strict):
     """How often each domain is drawn."""
 
-    method: Literal["static", "temperature", "dynamic", "dynamic-paper"] = "static"
-    """dynamic: more of the domains that are further behind the dense parent; dynamic-paper: the same as LLaMA-MoE's code does it."""
+    method: Literal[
+        "static",
+        "temperature",
+        "dynamic",
+        "dynamic-paper",
+        "ref-loss",
+        "sentence-embedding",
+        "gate-load",
+        "gate-load-robust",
+    ] = "static"
+    """dynamic: more of what is further behind the dense parent (dynamic-paper, ref-loss: as LLaMA-MoE and MoE-SFT do it); gate-load: more of what uses other experts."""
     weights: Literal["uniform", "size", "llama", "sheared-llama"] | dict[str, NonNegative] = "uniform"
     """A preset, or weights by domain (normalised); dynamic methods start from it. llama and sheared-llama use each domain's `like`."""
     temperature: Annotated[float, Field(gt=0.0)] = 2.0
@@ -487,23 +532,24 @@ class Mixture(Strict):
     max_epochs: Annotated[float, Field(gt=0.0)] | None = None
     """A domain that was gone through so often is not drawn any more, as long as another one is left."""
     every: Positive = 100
-    """Dynamic: steps between updates (a validation each)."""
+    """Dynamic, ref-loss and gate-load: steps between updates (a validation or a probe each)."""
     reference: (
         Literal["dense", "llama-2-7b", "sheared-llama-1.3b", "sheared-llama-2.7b"] | dict[str, NonNegative]
     ) = "dense"
-    """Dynamic: losses to compare with. dense: the parent on the same validation blocks; or published ones, or nats by domain."""
+    """Dynamic, ref-loss: losses to compare with. dense: the parent on the same validation blocks; or published ones, or nats by domain."""
     step_size: NonNegative = 1.0
-    """Dynamic: eta, weight of the excess loss (nats) in the log weights."""
+    """Dynamic, ref-loss: eta, weight of the excess loss (nats) in the log weights."""
     clip: NonNegative = 0.5
     """dynamic: largest excess loss that counts, nats."""
     pull: Fraction = 0.1
-    """dynamic: how much of the way back to the first weights each update goes."""
+    """dynamic, gate-load-robust: how much of the way back to the first weights each update goes."""
     floor: Fraction = 0.02
-    """dynamic: smallest weight."""
+    """dynamic, gate-load-robust: smallest weight."""
     ceiling: Fraction = 0.8
-    """dynamic: largest weight."""
+    """dynamic, gate-load-robust: largest weight."""
     smoothing: Fraction = 1e-4
-    """dynamic-paper: share of the uniform mixture."""
+    """dynamic-paper, ref-loss: share of the uniform mixture."""
+    probe: Probe = Probe()
 
 
 class Pretrain(Training):

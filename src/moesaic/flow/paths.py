@@ -93,7 +93,8 @@ def inputs(
 def _reads_dense(own: Config, step: str) -> bool:
     """True when a training stage needs the dense parent: as a teacher, as a student, or for its losses."""
     training: Any = getattr(own, step)
-    if training.mixture.method.startswith("dynamic") and training.mixture.reference == "dense":
+    compares = training.mixture.method in ("dynamic", "dynamic-paper", "ref-loss")
+    if compares and training.mixture.reference == "dense":
         return True
     teacher = getattr(training, "teacher", None)
     student = getattr(training, "student", None)

@@ -94,6 +94,14 @@ class Engine:
         """True on all ranks when it is true on one."""
         return bool(self.sum(torch.tensor(float(flag))) > 0) if self.world > 1 else flag
 
+    def share(self, value: Any) -> Any:
+        """Rank 0's value on every rank; anything that can be pickled."""
+        if self.world == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value])[0]
+
     def barrier(self) -> None:
         self.accelerator.wait_for_everyone()
 

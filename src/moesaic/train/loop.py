@@ -21,10 +21,11 @@ from moesaic.flow import files, manifest, signals
 from moesaic.flow.progress import Progress
 from moesaic.flow.step import Result
 from moesaic.model import load, size
-from moesaic.train import checkpoint, hardware, policy
+from moesaic.train import checkpoint, hardware, policy, probe
 from moesaic.train.engine import Engine, build
 from moesaic.train.job import Job
 from moesaic.train.recorder import Recorder
+from moesaic.train.schedule import place
 from moesaic.train.streams import collate, count_targets
 from moesaic.train.sums import Sums
 from moesaic.train.validation import observation, reference, validate
@@ -65,10 +66,12 @@ def train(job: Job) -> Result | None:
     loss = math.nan
     engine.trainee.train()
     began = time.monotonic()
-    first_seen = seen
+    first_seen, done, limit = seen, start, settings["tokens"]
     for step in range(start, settings["steps"]):
         tick = time.monotonic()
-        values, tokens, samples = _step(job, engine, sampler, step)
+        values, tokens, samples = _step(
+            job, engine, sampler, step, place(step, settings["steps"], seen, limit)
+        )
         loss = values["train/loss"]
         if not math.isfinite(loss) or not math.isfinite(values["train/grad_norm"]):
             raise InputError(
@@ -84,17 +87,21 @@ def train(job: Job) -> Result | None:
         }
         if peak:
             values["train/mfu"] = flops * speed / (peak * engine.world)
-        last = step + 1 == settings["steps"]
-        update = job.mixture.OBSERVES and (step + 1) % job.mixture.every == 0 and not last
+        done = step + 1
+        last = done == settings["steps"] or (limit is not None and seen >= limit)
+        due = job.mixture.every > 0 and (step + 1) % job.mixture.every == 0 and not last
+        update = job.mixture.OBSERVES and due
         if update or last or (settings["validate_every"] and (step + 1) % settings["validate_every"] == 0):
             values |= validate(job, engine)
         if update:
             job.mixture.observe(observation(job, values))
+        if due and job.mixture.PROBES:
+            values |= probe.update(job, engine, step + 1)
         if recorder:
             recorder.log(step + 1, values | engine.clock.take(), samples)
         progress.update(detail=f"loss {loss:.3f}, {speed:.0f} tokens/s")
-        stop = engine.any(signals.stop_requested()) and step + 1 < settings["steps"]
-        if stop or ((step + 1) % settings["save_every"] == 0 and step + 1 < settings["steps"]):
+        stop = engine.any(signals.stop_requested()) and not last
+        if stop or ((step + 1) % settings["save_every"] == 0 and not last):
             _save(job, engine, sampler, writer, step + 1, seen)
         if stop:
             writer.wait()
@@ -102,11 +109,13 @@ def train(job: Job) -> Result | None:
             raise Interrupted(
                 f"{context.name}: stopped after step {step + 1} of {settings['steps']}, checkpoint written; run again to go on"
             )
+        if last:
+            break
     speed = (seen - first_seen) / max(1e-9, time.monotonic() - began)
     if job.trainee.policy is not None:
         job.trainee.policy.fold()
     weights = engine.weights()  # all ranks have a part in it
-    result = _finish(job, engine, sampler, weights, counted, loss, seen, speed) if engine.main else None
+    result = _finish(job, engine, sampler, weights, counted, loss, done, seen, speed) if engine.main else None
     # No barrier here: the other ranks have nothing left to wait for, and a rank that waits can hang.
     if engine.main:
         writer.wait()
@@ -117,9 +126,9 @@ def train(job: Job) -> Result | None:
 
 
 def _step(
-    job: Job, engine: Engine, sampler: Sampler, step: int
+    job: Job, engine: Engine, sampler: Sampler, step: int, at: int
 ) -> tuple[dict[str, float], int, list[Sample]]:
-    """One optimizer step; returns the values to log, the number of tokens of all ranks, and the samples."""
+    """One optimizer step; returns the values to log, the number of tokens of all ranks, and the samples. Args: at: step of the schedule."""
     settings = job.settings
     with engine.clock.phase("data"):
         samples = sampler.next(settings["batch"])
@@ -139,7 +148,7 @@ def _step(
         batch = dataclasses.replace(batch, seed=noise)
         loss, statistics = engine.forward_backward(batch, last=begin + micro >= mine.stop)
         sums.add(loss, statistics, domains, len(part) / settings["batch"])
-    norm, rate = engine.step(step)
+    norm, rate = engine.step(at)
     values, load_LE = sums.reduced(engine, targets)
     if load_LE is not None and job.trainee.policy is not None:
         job.trainee.policy.after_step(load_LE)
@@ -218,6 +227,7 @@ def _finish(
     weights: Mapping[str, Tensor],
     counted: size.Size,
     loss: float,
+    done: int,
     seen: int,
     speed: float,
 ) -> Result:
@@ -235,7 +245,7 @@ def _finish(
     result = {
         "architecture": model.config.architectures[0],
         "vocab_size": model.config.vocab_size,
-        "steps": job.settings["steps"],
+        "steps": done,
         "tokens": seen,
         "final_loss": round(loss, 6) if math.isfinite(loss) else None,
         "drawn": dict(sampler.drawn),

@@ -8,6 +8,7 @@ import torch
 
 from moesaic.data.mixtures import Observation
 from moesaic.data.sampler import Sample
+from moesaic.errors import InputError
 from moesaic.flow import manifest
 from moesaic.model import load
 from moesaic.train.engine import Engine
@@ -52,6 +53,7 @@ def validate(job: Job, engine: Engine, other: Trainee | None = None) -> dict[str
 def reference(job: Job, engine: Engine) -> dict[str, float]:
     """The dense parent's losses on the validation rows that the mixture will observe."""
     assert job.reference is not None, "the mixture needs the dense parent's losses"
+    _check_rows(job)
     teacher = job.trainee.teacher
     manifest.verify(job.reference, only=["model"])
     model: Any = teacher or load.load_model(job.reference.folder / "model", "mixture.reference: dense parent")
@@ -66,8 +68,18 @@ def reference(job: Job, engine: Engine) -> dict[str, float]:
 
 
 def observation(job: Job, values: Mapping[str, float]) -> Observation:
+    _check_rows(job)
     weight = job.settings["balance"]
     return Observation(
         {name: values[f"valid/loss/{name}"] for name in job.mixture.weights},
         {name: weight * values.get(f"valid/balance/{name}", 0.0) for name in job.mixture.weights},
     )
+
+
+def _check_rows(job: Job) -> None:
+    lacking = sorted(set(job.mixture.weights) - set(job.validation.sizes))
+    if lacking:
+        raise InputError(
+            f"mixture.method: {job.settings['mixture']['method']} compares losses on validation rows, and {lacking[0]} has none; "
+            "add data, raise the share that is kept for validation, or take another method"
+        )
