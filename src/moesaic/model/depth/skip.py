@@ -89,6 +89,12 @@ class LayerSkip:
         assert self.index_K is not None
         return values_T[self.index_K]
 
+    def ran(self, sequences: int) -> Tensor:
+        """Share of each sequence's tokens that ran in the last forward pass [B]."""
+        if self.kept_T is None:
+            return torch.zeros(sequences)
+        return self.kept_T.view(sequences, -1).float().mean(dim=1).cpu()
+
     def _decide(self, layer: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         assert self.router is not None
         hidden_BTD = args[0] if args else kwargs["hidden_states"]

@@ -109,7 +109,8 @@ class Steering:
         Args:
             counts_L4: of the whole optimizer step, over all ranks. step: the step that was just made, counted from 0.
         """
-        share_L = (counts_L4[:, 0] / counts_L4[:, 1]).double().tolist()
+        counts_L4 = counts_L4.double()
+        share_L = (counts_L4[:, 0] / counts_L4[:, 1]).tolist()
         momentum = self.settings["momentum"]
         mixed = [
             momentum * old + (1 - momentum) * new for old, new in zip(self.budgets(), share_L, strict=True)
