@@ -119,9 +119,9 @@ class Routing:
     def __init__(self, model: nn.Module):
         found: list[tuple[Parts, Any]] = []
         for part in parts(model):
-            layers: Any = model.model.layers
+            base: Any = model.model
             # depth.skip.LayerSkip: the router sees only the tokens that run, and none in a pruned layer
-            skip = getattr(layers[part.layer], "depth_skip", None)
+            skip = getattr(base.layers[part.layer], "depth_skip", None)
             if skip is None or skip.router is not None:
                 found.append((part, skip))
         self.layers, self.skips = [part for part, _ in found], [skip for _, skip in found]
