@@ -96,6 +96,9 @@ def _reads_dense(own: Config, step: str) -> bool:
     compares = training.mixture.method in ("dynamic", "dynamic-paper", "ref-loss")
     if compares and training.mixture.reference == "dense":
         return True
+    deep = getattr(training, "depth", None)
+    if deep is not None and deep.of == "dense":
+        return True
     teacher = getattr(training, "teacher", None)
     student = getattr(training, "student", None)
     return teacher == "dense" or (student is not None and student.of == "dense")

@@ -20,7 +20,7 @@ from moesaic.errors import InputError, Interrupted
 from moesaic.flow import files, manifest, signals
 from moesaic.flow.progress import Progress
 from moesaic.flow.step import Result
-from moesaic.model import load, size
+from moesaic.model import depth, load, size
 from moesaic.train import checkpoint, hardware, policy, probe
 from moesaic.train.engine import Engine, build
 from moesaic.train.job import Job
@@ -130,6 +130,8 @@ def _step(
 ) -> tuple[dict[str, float], int, list[Sample]]:
     """One optimizer step; returns the values to log, the number of tokens of all ranks, and the samples. Args: at: step of the schedule."""
     settings = job.settings
+    if job.trainee.depth is not None:
+        job.trainee.depth.begin_step(step)
     with engine.clock.phase("data"):
         samples = sampler.next(settings["batch"])
         rows = job.train.rows(samples)
@@ -152,6 +154,10 @@ def _step(
     values, load_LE = sums.reduced(engine, targets)
     if load_LE is not None and job.trainee.policy is not None:
         job.trainee.policy.after_step(load_LE)
+    depth_sums = sums.reduced_depth(engine)
+    if depth_sums is not None and job.trainee.depth is not None:
+        values |= depth_sums[0] | job.trainee.depth.values(depth_sums[1])
+        job.trainee.depth.after_step(depth_sums[1], step)
     values |= {"train/grad_norm": norm, "train/lr": rate}
     values |= {f"mixture/weight/{name}": weight for name, weight in job.mixture.weights.items()}
     values |= {f"mixture/drawn/{name}": float(count) for name, count in sampler.drawn.items()}
@@ -236,7 +242,7 @@ def _finish(
     if model.config.tie_word_embeddings:
         state["lm_head.weight"] = state[_input_name(model)]
     with files.atomic_path(job.context.out / "model") as folder:
-        model.save_pretrained(folder, state_dict=state)
+        depth.save(model, folder, state)
         load.load_tokenizer(job.tokenizer_from).save_pretrained(folder)
     epochs = sampler.epochs()
     for name, value in epochs.items():
@@ -251,8 +257,11 @@ def _finish(
         "drawn": dict(sampler.drawn),
         "epochs": {name: round(value, 4) for name, value in epochs.items()},
         "parameters": counted.total,
-        "active_parameters": counted.active,
+        "active_parameters": counted.running(depth.shares(model)),
     }
+    deep = depth.facts(model)
+    if deep:
+        result["depth"] = deep
     measured = {
         "tokens_per_second": speed,
         "ranks": engine.world,

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moesaic.model import families
+from moesaic.model.depth import skip
+from moesaic.model.depth.steer import Steering
 from moesaic.train.chunked import chunked_loss
 from moesaic.train.policy import DEFAULTS, Policy
 
@@ -51,12 +53,15 @@ class Weights:
     temperature: float = 1.0
     router: Mapping[str, Any] = field(default_factory=lambda: DEFAULTS)
     """schema.RouterTraining as a dict."""
+    depth: Mapping[str, Any] | None = None
+    """schema.Skip as a dict, to train depth routers; None: they decide as at inference."""
 
 
 class Trainee(nn.Module):
     """The model with its loss: all of it runs in `forward`, which is what DDP, FSDP and DeepSpeed need.
 
-    Returns the loss and detached statistics: nll_B and kl_B (sums per row), targets_B, balance, z, load_LE, entropy, dropped.
+    Returns the loss and detached statistics: nll_B and kl_B (sums per row), targets_B, balance, z, load_LE, entropy, dropped;
+    of depth routers depth_loss, depth_agreement and depth_L4 (counts, see steer.Terms).
     """
 
     def __init__(self, model: nn.Module, weights: Weights, teacher: nn.Module | None = None):
@@ -64,6 +69,9 @@ class Trainee(nn.Module):
         self.model, self.weights = model, weights
         self.moe = bool(list(families.parts(model)))
         self.policy = Policy(model, weights.router) if self.moe else None
+        self.depth = (
+            Steering(model, weights.depth) if weights.depth is not None and skip.routed(model) else None
+        )
         # The teacher is no submodule: it is neither trained, wrapped nor saved.
         object.__setattr__(self, "teacher", teacher)
 
@@ -72,6 +80,8 @@ class Trainee(nn.Module):
         if self.policy is not None:
             valid_T = None if batch.mask_BT is None else batch.mask_BT.flatten().bool()
             self.policy.begin(valid_T, batch.seed)
+        if self.depth is not None:
+            self.depth.begin(batch.mask_BT, batch.ids_BT, batch.seed, self.training)
         hidden = model.base_model(
             input_ids=batch.ids_BT,
             attention_mask=batch.mask_BT,
@@ -98,6 +108,14 @@ class Trainee(nn.Module):
                 "load_LE": terms.load_LE,
                 "entropy": terms.entropy,
                 "dropped": self.policy.dropped,
+            }
+        if self.depth is not None:
+            depth = self.depth.terms()
+            loss = loss + batch.share * self.depth.settings["loss"] * depth.loss
+            statistics |= {
+                "depth_loss": depth.loss.detach(),
+                "depth_agreement": depth.agreement,
+                "depth_L4": depth.counts_L4,
             }
         return loss, statistics
 

@@ -17,6 +17,8 @@ class Sums:
         self.domain = torch.zeros(len(names), 3, dtype=torch.float64)
         self.scalars = torch.zeros(5, dtype=torch.float64)
         self.load: Tensor | None = None
+        self.depth: Tensor | None = None
+        self.depth_scalars = torch.zeros(2, dtype=torch.float64)
 
     def add(self, loss: Tensor, statistics: Mapping[str, Tensor], domains: list[str], share: float) -> None:
         for i, name in enumerate(domains):
@@ -33,6 +35,11 @@ class Sums:
             self.scalars[4] += float(statistics["dropped"])
             load = statistics["load_LE"].double().cpu()
             self.load = load if self.load is None else self.load + load
+        if "depth_L4" in statistics:
+            counts = statistics["depth_L4"].double().cpu()
+            self.depth = counts if self.depth is None else self.depth + counts
+            for i, key in enumerate(("depth_loss", "depth_agreement")):
+                self.depth_scalars[i] += share * float(statistics[key])
 
     def reduced(self, engine: Engine, targets: int) -> tuple[dict[str, float], Tensor | None]:
         """The values to log, and the load of the step [L, E]; None without experts."""
@@ -56,3 +63,10 @@ class Sums:
             out["routing/dropped"] = float(scalars[4]) / float(load_LE.sum())
             out |= {f"routing/load_cv/layer_{i}": float(value) for i, value in enumerate(cv_L)}
         return out, load_LE
+
+    def reduced_depth(self, engine: Engine) -> tuple[dict[str, float], Tensor] | None:
+        """The depth routers' loss and agreement to log, and the counts of the step over all ranks [L, 4]; None without depth routers."""
+        if self.depth is None:
+            return None
+        loss, agreement = engine.sum(self.depth_scalars).cpu().tolist()
+        return {"train/loss/depth": loss, "depth/agreement": agreement}, engine.sum(self.depth).cpu()

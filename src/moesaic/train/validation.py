@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from moesaic.data.mixtures import Observation
 from moesaic.data.sampler import Sample
 from moesaic.errors import InputError
 from moesaic.flow import manifest
 from moesaic.model import load
+from moesaic.model.depth.steer import Steering
 from moesaic.train.engine import Engine
 from moesaic.train.job import Job
 from moesaic.train.objectives import Trainee, Weights
@@ -26,6 +28,7 @@ def validate(job: Job, engine: Engine, other: Trainee | None = None) -> dict[str
         other: measured instead of the model that is trained.
     """
     settings, out = job.settings, {}
+    ran_L2: Tensor | None = None
     with engine.evaluating() as own:
         trainee = other or own
         for name, count in sorted(job.validation.sizes.items()):
@@ -41,13 +44,30 @@ def validate(job: Job, engine: Engine, other: Trainee | None = None) -> dict[str
                 if not part:
                     continue
                 targets = statistics["targets_B"].sum()
+                if "depth_L4" in statistics:
+                    counts = statistics["depth_L4"][:, 2:].double().cpu()
+                    ran_L2 = counts if ran_L2 is None else ran_L2 + counts
                 uneven = statistics.get("balance", torch.zeros(())) * targets
                 sums += torch.stack([statistics["nll_B"].sum(), targets, uneven]).double().cpu()
             nll, targets, uneven = (float(value) for value in engine.sum(sums).tolist())
             out[f"valid/loss/{name}"] = nll / max(1.0, targets)
             if trainee.moe:
                 out[f"valid/balance/{name}"] = uneven / max(1.0, targets)
+    if other is None and job.trainee.depth is not None:
+        out |= _ran(job.trainee.depth, engine, ran_L2)
     return out
+
+
+def _ran(depth: Steering, engine: Engine, ran_L2: Tensor | None) -> dict[str, float]:
+    """Share of the validation tokens that ran, by skipping layer; the layers remember it."""
+    counts = engine.sum(
+        torch.zeros(len(depth.skips), 2, dtype=torch.float64) if ran_L2 is None else ran_L2
+    ).cpu()
+    shares = (counts[:, 0] / counts[:, 1].clamp_min(1.0)).tolist()
+    for item, share in zip(depth.skips, shares, strict=True):
+        item.share = share
+    out = {f"valid/ran/layer_{index}": share for index, share in zip(depth.index, shares, strict=True)}
+    return out | {"valid/ran": sum(shares) / len(shares)}
 
 
 def reference(job: Job, engine: Engine) -> dict[str, float]:
