@@ -97,7 +97,9 @@ def test_sampling_follows_the_nucleus_distribution():
     hot = choose(logits.expand(len(numbers), -1), numbers, Decoding(1, 2.0, 1.0))
     weight = torch.tensor([0.5, 0.3, 0.15, 0.05]).sqrt()
     for token in range(4):
-        assert float((hot == token).double().mean()) == pytest.approx(float(weight[token] / weight.sum()), abs=0.012)
+        assert float((hot == token).double().mean()) == pytest.approx(
+            float(weight[token] / weight.sum()), abs=0.012
+        )
 
 
 def test_a_narrow_nucleus_is_greedy():

@@ -49,7 +49,9 @@ def test_a_killed_run_goes_on_without_losing_or_doubling(tmp_path):
         with pytest.raises(Killed):
             parts.make(work(tmp_path), lambda rows, moment=moment: one(rows, moment))
     assert parts.make(work(tmp_path), one) == [record(i) for i in range(10)]
-    assert sorted(made) == [0, 1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9], "finished pieces were made again, or a piece is missing"
+    assert sorted(made) == [0, 1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9], (
+        "finished pieces were made again, or a piece is missing"
+    )
     before = list(made)
     assert parts.make(work(tmp_path), one) == [record(i) for i in range(10)]
     assert made == before, "a second run makes nothing"
@@ -107,7 +109,9 @@ def prompts(count=7):
 
 
 def plan(**changes):
-    return Plan(**({"decoding": Decoding(8, 0.8, 0.95), "draws": 3, "seed": 5, "batch": 6, "part": 2} | changes))
+    return Plan(
+        **({"decoding": Decoding(8, 0.8, 0.95), "draws": 3, "seed": 5, "batch": 6, "part": 2} | changes)
+    )
 
 
 def test_sampling_is_the_same_killed_sharded_or_in_other_batches(tmp_path, llama, monkeypatch):
@@ -131,7 +135,10 @@ def test_sampling_is_the_same_killed_sharded_or_in_other_batches(tmp_path, llama
     assert sample.answer(llama, Words(), "m", asked, plan(), "s", tmp_path / "b") == whole
     pieces = sorted((tmp_path / "a").rglob("*.jsonl")), sorted((tmp_path / "b").rglob("*.jsonl"))
     assert [p.read_bytes() for p in pieces[0]] == [p.read_bytes() for p in pieces[1]]
-    halves = [sample.answer(llama, Words(), "m", asked, plan(shard=i, shards=2), "s", tmp_path / "c") for i in (0, 1)]
+    halves = [
+        sample.answer(llama, Words(), "m", asked, plan(shard=i, shards=2), "s", tmp_path / "c")
+        for i in (0, 1)
+    ]
     assert sorted(halves[0] + halves[1], key=lambda item: item["id"]) == whole
     assert sample.answer(llama, Words(), "m", asked, plan(batch=40, part=7), "s", tmp_path / "d") == whole
 

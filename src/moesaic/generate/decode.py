@@ -65,10 +65,12 @@ def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     """
     found: set[int] = set()
     for value in (tokenizer.eos_token_id, getattr(model.generation_config, "eos_token_id", None)):
-        found |= set(value) if isinstance(value, list | tuple) else {value}
-    found.discard(None)  # type: ignore[arg-type]
+        if value is not None:
+            found |= set(value) if isinstance(value, list | tuple) else {int(value)}
     if not found:
-        raise InputError("model.tokenizer: it has no end-of-sequence token, so no answer would ever end; set eos_token")
+        raise InputError(
+            "model.tokenizer: it has no end-of-sequence token, so no answer would ever end; set eos_token"
+        )
     return found
 
 
@@ -98,7 +100,11 @@ def decode(
     positions_PT = (mask_PT.cumsum(1) - 1).clamp_min(0)
     with precision(where):
         out = model(
-            input_ids=ids_PT, attention_mask=mask_PT, position_ids=positions_PT, use_cache=True, logits_to_keep=1
+            input_ids=ids_PT,
+            attention_mask=mask_PT,
+            position_ids=positions_PT,
+            use_cache=True,
+            logits_to_keep=1,
         )
     cache = out.past_key_values
     cache.batch_repeat_interleave(draws)

@@ -76,7 +76,9 @@ def make(work: Work, one: Callable[[range], list[dict[str, Any]]]) -> list[dict[
         if path.exists():
             continue
         if signals.stop_requested():
-            raise Interrupted(f"{work.name}: stopped, {progress.done} of {total} {work.unit} are kept; run again to go on")
+            raise Interrupted(
+                f"{work.name}: stopped, {progress.done} of {total} {work.unit} are kept; run again to go on"
+            )
         records = one(rows)
         assert [item["id"] for item in records] == [work.keys[i] for i in rows], "records and keys differ"
         files.write_text(path, "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in records))
@@ -96,5 +98,7 @@ def read(path: Path, keys: list[str]) -> Iterator[dict[str, Any]]:
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: damaged ({error}); delete it and run again") from error
     if found != keys:
-        raise InputError(f"{path}: damaged, {len(found)} records where {len(keys)} belong; delete it and run again")
+        raise InputError(
+            f"{path}: damaged, {len(found)} records where {len(keys)} belong; delete it and run again"
+        )
     yield from records

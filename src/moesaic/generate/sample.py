@@ -49,7 +49,9 @@ def chat_prompt(tokenizer: Any, question: str) -> list[int]:
         InputError: the tokenizer has no chat template.
     """
     if not tokenizer.chat_template:
-        raise InputError("model.chat_template: the model's tokenizer has no chat template; give a Jinja file (ChatML, for example)")
+        raise InputError(
+            "model.chat_template: the model's tokenizer has no chat template; give a Jinja file (ChatML, for example)"
+        )
     turns = [{"role": "user", "content": question}]
     text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]

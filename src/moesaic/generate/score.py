@@ -62,7 +62,9 @@ def log_probabilities(model: Any, items: Sequence[Scored]) -> list[float]:
     longest = max(len(item.prompt) + len(item.answer) for item in items)
     ids_BT = np.zeros((len(items), longest), dtype=np.int64)
     mask_BT = np.zeros((len(items), longest), dtype=np.int64)
-    rows, columns, targets = [], [], []
+    rows: list[int] = []
+    columns: list[int] = []
+    targets: list[int] = []
     for b, item in enumerate(items):
         assert item.prompt, "an answer needs a prompt: its first token is predicted from the prompt's last"
         assert item.answer, "an answer without tokens has no probability"
@@ -88,5 +90,9 @@ def digest(items: Sequence[Scored]) -> str:
     """Digest of all tokens."""
     joined = hashlib.sha256()
     for item in items:
-        joined.update(np.asarray([len(item.prompt), len(item.answer), *item.prompt, *item.answer], dtype="<i8").tobytes())
+        joined.update(
+            np.asarray(
+                [len(item.prompt), len(item.answer), *item.prompt, *item.answer], dtype="<i8"
+            ).tobytes()
+        )
     return joined.hexdigest()

@@ -59,6 +59,9 @@ class Trainee(nn.Module):
     Returns the loss and detached statistics: nll_B and kl_B (sums per row), targets_B, balance, z, load_LE, entropy, dropped.
     """
 
+    ROWS: tuple[str, ...] = ()
+    """Statistics `row/NAME` with one value per row, whose means are logged in training and validation."""
+
     def __init__(self, model: nn.Module, weights: Weights, teacher: nn.Module | None = None):
         super().__init__()
         self.model, self.weights = model, weights
@@ -69,15 +72,7 @@ class Trainee(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         model: Any = self.model
-        if self.policy is not None:
-            valid_T = None if batch.mask_BT is None else batch.mask_BT.flatten().bool()
-            self.policy.begin(valid_T, batch.seed)
-        hidden = model.base_model(
-            input_ids=batch.ids_BT,
-            attention_mask=batch.mask_BT,
-            position_ids=batch.positions_BT,
-            use_cache=False,
-        ).last_hidden_state
+        hidden = self.hidden(batch)
         where = batch.targets_BT != IGNORE
         total, token = chunked_loss(
             hidden[where], model.get_output_embeddings().weight, self._token_loss(batch, where)
@@ -89,9 +84,29 @@ class Trainee(nn.Module):
             statistics[name] = torch.zeros(len(batch.domains), device=hidden.device).index_add_(
                 0, rows, token[:, index]
             )
+        return self.with_router_terms(loss, statistics, batch.share)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states [B, T, D]; the routers' decisions are recorded for `with_router_terms`."""
+        model: Any = self.model
+        if self.policy is not None:
+            valid_T = None if batch.mask_BT is None else batch.mask_BT.flatten().bool()
+            self.policy.begin(valid_T, batch.seed)
+        found: Tensor = model.base_model(
+            input_ids=batch.ids_BT,
+            attention_mask=batch.mask_BT,
+            position_ids=batch.positions_BT,
+            use_cache=False,
+        ).last_hidden_state
+        return found
+
+    def with_router_terms(
+        self, loss: Tensor, statistics: dict[str, Tensor], share: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Add the balance and z losses of the last forward pass, and its routing figures."""
         if self.policy is not None:
             terms = self.policy.terms()
-            loss = loss + batch.share * (self.weights.balance * terms.balance + self.weights.z * terms.z)
+            loss = loss + share * (self.weights.balance * terms.balance + self.weights.z * terms.z)
             statistics |= {
                 "balance": terms.balance.detach(),
                 "z": terms.z.detach(),
