@@ -69,6 +69,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--stage", help="evaluate only: the stage whose model is evaluated (dense, construct, ...)"
         )
+        if step.name in ("sample", "rate", "preference"):
+            command.add_argument("--round", type=int, help="from 1; the last one when left out")
+            command.add_argument("--shard", type=int, default=0, help="from 0 (sample and rate)")
         command.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", help="override a configuration key"
         )
@@ -152,7 +155,8 @@ def _load(arguments: argparse.Namespace) -> Any:
 def _run_step(arguments: argparse.Namespace) -> None:
     from moesaic.flow import paths
 
-    plan = paths.plan_step(_load(arguments), arguments.step.name, arguments.variant, arguments.stage)
+    part = paths.Part(arguments.round, arguments.shard) if hasattr(arguments, "round") else None
+    plan = paths.plan_step(_load(arguments), arguments.step.name, arguments.variant, arguments.stage, part)
     ranks = launch.Ranks(
         getattr(arguments, "nodes", 1), getattr(arguments, "ranks_per_node", 1), arguments.threads
     )

@@ -26,7 +26,6 @@ from moesaic.train.engine import Engine, build
 from moesaic.train.job import Job
 from moesaic.train.recorder import Recorder
 from moesaic.train.schedule import place
-from moesaic.train.streams import collate, count_targets
 from moesaic.train.sums import Sums
 from moesaic.train.validation import observation, reference, validate
 
@@ -135,7 +134,7 @@ def _step(
     with engine.clock.phase("data"):
         samples = sampler.next(settings["batch"])
         rows = job.train.rows(samples)
-    targets = count_targets(rows)
+    targets = job.count(rows)
     each = settings["batch"] // engine.world
     mine = range(engine.rank * each, (engine.rank + 1) * each)
     names = sorted(job.train.sizes)
@@ -144,14 +143,14 @@ def _step(
     for begin in range(mine.start, mine.stop, micro):
         part = rows[begin : begin + micro]
         domains = [sample.domain for sample in samples[begin : begin + micro]]
-        batch = collate(part, domains, targets, len(part) / settings["batch"], engine.device)
+        batch = job.collate(part, domains, targets, len(part) / settings["batch"], engine.device)
         # the same noise for the same rows, on any number of ranks
         noise = (job.context.settings["seed"] << 32) + step * settings["batch"] + begin
         batch = dataclasses.replace(batch, seed=noise)
         loss, statistics = engine.forward_backward(batch, last=begin + micro >= mine.stop)
         sums.add(loss, statistics, domains, len(part) / settings["batch"])
     norm, rate = engine.step(at)
-    values, load_LE = sums.reduced(engine, targets)
+    values, load_LE = sums.reduced(engine)
     if load_LE is not None and job.trainee.policy is not None:
         job.trainee.policy.after_step(load_LE)
     depth_sums = sums.reduced_depth(engine)

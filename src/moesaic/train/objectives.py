@@ -64,6 +64,9 @@ class Trainee(nn.Module):
     of depth routers depth_loss, depth_agreement and depth_L4 (counts, see steer.Terms).
     """
 
+    ROWS: tuple[str, ...] = ()
+    """Statistics `row/NAME` with one value per row, whose means are logged in training and validation."""
+
     def __init__(self, model: nn.Module, weights: Weights, teacher: nn.Module | None = None):
         super().__init__()
         self.model, self.weights = model, weights
@@ -77,17 +80,7 @@ class Trainee(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         model: Any = self.model
-        if self.policy is not None:
-            valid_T = None if batch.mask_BT is None else batch.mask_BT.flatten().bool()
-            self.policy.begin(valid_T, batch.seed)
-        if self.depth is not None:
-            self.depth.begin(batch.mask_BT, batch.ids_BT, batch.seed, self.training)
-        hidden = model.base_model(
-            input_ids=batch.ids_BT,
-            attention_mask=batch.mask_BT,
-            position_ids=batch.positions_BT,
-            use_cache=False,
-        ).last_hidden_state
+        hidden = self.hidden(batch)
         where = batch.targets_BT != IGNORE
         total, token = chunked_loss(
             hidden[where], model.get_output_embeddings().weight, self._token_loss(batch, where)
@@ -99,9 +92,31 @@ class Trainee(nn.Module):
             statistics[name] = torch.zeros(len(batch.domains), device=hidden.device).index_add_(
                 0, rows, token[:, index]
             )
+        return self.with_router_terms(loss, statistics, batch.share)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states [B, T, D]; the routers' decisions are recorded for `with_router_terms`."""
+        model: Any = self.model
+        if self.policy is not None:
+            valid_T = None if batch.mask_BT is None else batch.mask_BT.flatten().bool()
+            self.policy.begin(valid_T, batch.seed)
+        if self.depth is not None:
+            self.depth.begin(batch.mask_BT, batch.ids_BT, batch.seed, self.training)
+        found: Tensor = model.base_model(
+            input_ids=batch.ids_BT,
+            attention_mask=batch.mask_BT,
+            position_ids=batch.positions_BT,
+            use_cache=False,
+        ).last_hidden_state
+        return found
+
+    def with_router_terms(
+        self, loss: Tensor, statistics: dict[str, Tensor], share: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Add the balance and z losses of the last forward pass, and its routing figures."""
         if self.policy is not None:
             terms = self.policy.terms()
-            loss = loss + batch.share * (self.weights.balance * terms.balance + self.weights.z * terms.z)
+            loss = loss + share * (self.weights.balance * terms.balance + self.weights.z * terms.z)
             statistics |= {
                 "balance": terms.balance.detach(),
                 "z": terms.z.detach(),
@@ -111,7 +126,7 @@ class Trainee(nn.Module):
             }
         if self.depth is not None:
             depth = self.depth.terms()
-            loss = loss + batch.share * self.depth.settings["loss"] * depth.loss
+            loss = loss + share * self.depth.settings["loss"] * depth.loss
             statistics |= {
                 "depth_loss": depth.loss.detach(),
                 "depth_agreement": depth.agreement,

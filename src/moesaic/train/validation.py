@@ -16,7 +16,7 @@ from moesaic.model.depth.steer import Steering
 from moesaic.train.engine import Engine
 from moesaic.train.job import Job
 from moesaic.train.objectives import Trainee, Weights
-from moesaic.train.streams import collate, count_targets
+from moesaic.train.sums import ROW, row_means
 
 log = logging.getLogger("moesaic.train")
 
@@ -35,11 +35,12 @@ def validate(job: Job, engine: Engine, other: Trainee | None = None) -> dict[str
             total = min(count, settings["validation_batches"] * settings["micro_batch"])
             chosen = list(range(engine.rank, total, engine.world))
             sums = torch.zeros(3, dtype=torch.float64)
+            found = dict.fromkeys(trainee.ROWS, torch.zeros(2, dtype=torch.float64))
             # every rank makes as many passes as the others: where weights are cut up, a pass needs all of them
             for begin in range(0, -(-total // engine.world), settings["micro_batch"]):
                 part = chosen[begin : begin + settings["micro_batch"]]
                 rows = job.validation.rows([Sample(name, row) for row in part or [0]])
-                batch = collate(rows, [name] * len(rows), max(1, count_targets(rows)), 0.0, engine.device)
+                batch = job.collate(rows, [name] * len(rows), max(1, job.count(rows)), 0.0, engine.device)
                 _, statistics = trainee(batch)
                 if not part:
                     continue
@@ -49,6 +50,12 @@ def validate(job: Job, engine: Engine, other: Trainee | None = None) -> dict[str
                     ran_L2 = counts if ran_L2 is None else ran_L2 + counts
                 uneven = statistics.get("balance", torch.zeros(())) * targets
                 sums += torch.stack([statistics["nll_B"].sum(), targets, uneven]).double().cpu()
+                for key in found:
+                    values_B = statistics[ROW + key]
+                    one = torch.stack([values_B.sum(), values_B.new_tensor(len(values_B))])
+                    found[key] = found[key] + one.double().cpu()
+            for key, value in row_means(engine, found).items():
+                out[f"valid/{key}/{name}"] = value
             nll, targets, uneven = (float(value) for value in engine.sum(sums).tolist())
             out[f"valid/loss/{name}"] = nll / max(1.0, targets)
             if trainee.moe:
