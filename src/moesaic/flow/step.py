@@ -73,6 +73,7 @@ STEPS: dict[str, Step] = {
         Step("pretrain", "moesaic.train.pretrain", distributed=True),
         Step("tune", "moesaic.train.tune", distributed=True),
         Step("distill", "moesaic.distill.step", distributed=True),
+        Step("teacher", "moesaic.distill.teach", distributed=True),
         Step("evaluate", "moesaic.evaluate.step"),
         Step("report", "moesaic.report.step"),
     )
