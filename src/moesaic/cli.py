@@ -67,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--variant", help="which variant of the configuration")
         command.add_argument(
-            "--stage", help="evaluate only: the stage whose model is evaluated (dense, construct, ...)"
+            "--stage",
+            help="evaluate: the stage whose model is evaluated (dense, construct, ...); teacher: the stage that trains on the cache",
         )
         if step.name in ("sample", "rate", "preference"):
             command.add_argument("--round", type=int, help="from 1; the last one when left out")

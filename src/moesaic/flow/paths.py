@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moesaic.config import step_settings, variant_config
+from moesaic.config import digest, step_settings, teacher_settings, variant_config
 from moesaic.errors import InputError
 from moesaic.flow.manifest import NAME
 from moesaic.schema import Config
@@ -96,6 +96,8 @@ def inputs(
     if step in ("sample", "rate", "preference"):
         return _round_inputs(own, step, variant, _part(own, step, part))
     found = {"model": at(before(config, step), variant=variant)}
+    if step in ("pretrain", "distill") and offline(own, step):
+        found["teacher"] = teacher_folder(config, variant, step) / NAME
     if step == "pretrain":
         found["tokens"] = at("tokens")
     elif step == "tune":
@@ -170,7 +172,54 @@ def _reads_dense(own: Config, step: str) -> bool:
         return True
     teacher = getattr(training, "teacher", None)
     student = getattr(training, "student", None)
-    return teacher == "dense" or (student is not None and student.of == "dense")
+    resident = teacher == "dense" and not offline(own, step)
+    return resident or (student is not None and student.of == "dense")
+
+
+# ---------------------------------------------------------------- caches of offline teachers
+
+
+def offline(own: Config, stage: str) -> bool:
+    """True when a stage trains on a cache of its teacher. Args: own: a variant's configuration."""
+    training: Any = getattr(own, stage)
+    return getattr(training, "offline", None) is not None and training.teacher is not None
+
+
+def teacher_folder(config: Config, variant: str, stage: str) -> Path:
+    """Folder of the cache that a variant's stage trains on. Equal settings share one, and the dense parent's is shared by all variants."""
+    settings = teacher_settings(config, stage, variant)
+    source = "tokens" if settings["data"] == "text" else "chat"
+    owner = "dense" if settings["teacher"] == "dense" else variant
+    return Path("results") / owner / "teacher" / f"{source}-top{settings['top']}-{digest(settings)[:8]}"
+
+
+def teachers(config: Config) -> dict[tuple[str, str], tuple[str, str]]:
+    """Every cache of the run, (owner, name) -> a (variant, stage) that trains on it."""
+    found: dict[tuple[str, str], tuple[str, str]] = {}
+    for variant in config.variants:
+        own = variant_config(config, variant)
+        for stage in config.stages:
+            if stage in ("pretrain", "distill") and offline(own, stage):
+                folder = teacher_folder(config, variant, stage)
+                found.setdefault((folder.parts[-3], folder.name), (variant, stage))
+    return found
+
+
+def _plan_teacher(config: Config, variant: str | None, stage: str | None) -> Plan:
+    """A cache by its owner and name, or by a variant and the stage that trains on it."""
+    known = teachers(config)
+    variant, stage = known.get((str(variant), str(stage)), (variant, stage))
+    if variant not in config.variants or stage not in ("pretrain", "distill"):
+        listed = ", ".join(f"--variant {v} --stage {s}" for v, s in known.values()) or "none is configured"
+        raise InputError(f"step teacher needs a variant and a stage with an offline teacher: {listed}")
+    settings = teacher_settings(config, stage, variant)
+    source = "tokens" if settings["data"] == "text" else "chat"
+    model = folder("dense") if settings["teacher"] == "dense" else folder(before(config, stage), variant)
+    return Plan(
+        settings,
+        {"model": model / NAME, source: folder(source) / NAME},
+        teacher_folder(config, variant, stage),
+    )
 
 
 def plan_step(
@@ -181,6 +230,8 @@ def plan_step(
     Raises:
         InputError: the variant, the stage, the round or the shard is missing or unknown.
     """
+    if step == "teacher":
+        return _plan_teacher(config, variant, stage)
     per_variant = step in PER_VARIANT or (step == "evaluate" and stage != "dense")
     if per_variant and variant is None:
         raise InputError(f"step {step} needs --variant, one of {', '.join(config.variants)}")

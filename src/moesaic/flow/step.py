@@ -77,6 +77,7 @@ STEPS: dict[str, Step] = {
         Step("rate", "moesaic.preference.rating"),
         Step("preference", "moesaic.preference.step", distributed=True),
         Step("distill", "moesaic.distill.step", distributed=True),
+        Step("teacher", "moesaic.distill.teach", distributed=True),
         Step("evaluate", "moesaic.evaluate.step"),
         Step("report", "moesaic.report.step"),
     )

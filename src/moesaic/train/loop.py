@@ -146,7 +146,7 @@ def _step(
         batch = job.collate(part, domains, targets, len(part) / settings["batch"], engine.device)
         # the same noise for the same rows, on any number of ranks
         noise = (job.context.settings["seed"] << 32) + step * settings["batch"] + begin
-        batch = dataclasses.replace(batch, seed=noise)
+        batch = dataclasses.replace(batch, seed=noise, progress=step / settings["steps"])
         loss, statistics = engine.forward_backward(batch, last=begin + micro >= mine.stop)
         sums.add(loss, statistics, domains, len(part) / settings["batch"])
     norm, rate = engine.step(at)

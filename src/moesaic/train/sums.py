@@ -27,7 +27,7 @@ class Sums:
     def add(self, loss: Tensor, statistics: Mapping[str, Tensor], domains: list[str], share: float) -> None:
         for i, name in enumerate(domains):
             row = (
-                torch.stack([statistics["nll_B"][i], statistics["kl_B"][i], statistics["targets_B"][i]])
+                torch.stack([statistics["nll_B"][i], statistics["distill_B"][i], statistics["targets_B"][i]])
                 .double()
                 .cpu()
             )
@@ -55,7 +55,7 @@ class Sums:
         targets = float(domain[:, 2].sum())
         out = {"train/loss": float(scalars[0]), "train/loss/lm": float(domain[:, 0].sum()) / targets}
         if domain[:, 1].any():
-            out["train/loss/kl"] = float(domain[:, 1].sum()) / targets
+            out["train/loss/distill"] = float(domain[:, 1].sum()) / targets
         for name, (nll, _, count) in zip(self.names, domain.tolist(), strict=True):
             if count:
                 out[f"train/loss/domain/{name}"] = nll / count
