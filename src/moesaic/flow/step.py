@@ -73,7 +73,11 @@ STEPS: dict[str, Step] = {
         Step("construct", "moesaic.experts.construct", version=2),
         Step("pretrain", "moesaic.train.pretrain", distributed=True),
         Step("tune", "moesaic.train.tune", distributed=True),
+        Step("sample", "moesaic.preference.sampling"),
+        Step("rate", "moesaic.preference.rating"),
+        Step("preference", "moesaic.preference.step", distributed=True),
         Step("distill", "moesaic.distill.step", distributed=True),
+        Step("teacher", "moesaic.distill.teach", distributed=True),
         Step("evaluate", "moesaic.evaluate.step"),
         Step("report", "moesaic.report.step"),
     )
