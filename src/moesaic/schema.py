@@ -64,7 +64,19 @@ class PythonLibrary(Strict):
     kind: Literal["python-stdlib"]
 
 
-Location = Annotated[PackageFile | LocalFiles | HubDataset | PythonLibrary, Field(discriminator="kind")]
+class Maths(Strict):
+    """Generated word problems with their steps, and sums with times and dates (never a test item of data.temporal), as alpaca records."""
+
+    kind: Literal["maths"]
+    conversations: Positive = 2000
+    time: Fraction = 0.5
+    """Share of the problems about times and dates."""
+    seed: Count = 0
+
+
+Location = Annotated[
+    PackageFile | LocalFiles | HubDataset | PythonLibrary | Maths, Field(discriminator="kind")
+]
 
 
 class Source(Strict):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from moesaic.data.fetch import resolve
 from moesaic.data.formats import Record, rows
 from moesaic.errors import InputError
-from moesaic.schema import HubDataset, Location, Source
+from moesaic.schema import HubDataset, Location, Maths, Source
 
 CUTS = ("\n\n", "\n", ". ", " ")
 
@@ -58,6 +58,12 @@ def located(location: Location, key: str = "source") -> Iterator[Record]:
     """The rows of a location, each with its id."""
     if isinstance(location, HubDataset):
         yield from _hub(location, key)
+        return
+    if isinstance(location, Maths):
+        from moesaic.evaluate.temporal import maths
+
+        made = maths.records(location.conversations, location.time, location.seed)
+        yield from (Record(f"maths:{i}", dict(record)) for i, record in enumerate(made))
         return
     for file in resolve(location):
         yield from rows(file)

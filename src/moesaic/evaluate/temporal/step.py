@@ -135,7 +135,7 @@ def _first(items: Iterable[Item], count: int) -> list[Item]:
 
 def check(items: Sequence[Item]) -> None:
     """Refuse a data set in which a question, or an id, stands on two sides. Raises InputError naming the items."""
-    sides = {split: [item for item in items if item.split == split] for split in SPLITS}
+    sides: dict[str, list[Item]] = {split: [i for i in items if i.split == split] for split in SPLITS}
     for one, other in (("train", "test"), ("train", "validation"), ("validation", "test")):
         shared = contamination(sides[one], sides[other])
         if shared:

@@ -155,7 +155,7 @@ def values(kind: str, text: str) -> list[Value]:
         # "It may be June": the verb is no month, unless it stands alone.
         names = [name for name in names if name != "may"] or names
         return [(MONTHS.index(name.lower()) + 1,) for name in names]
-    return [(found,) for m in PLAIN.finditer(text) if (found := _number(m[0])) is not None]
+    return [(number,) for m in PLAIN.finditer(text) if (number := _number(m[0])) is not None]
 
 
 def _without(kind: str, text: str) -> str:
