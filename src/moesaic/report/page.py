@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from moesaic.report import cells, construction, depth, plots, tables
+from moesaic.report import cells, construction, depth, plots, tables, temporal
 from moesaic.report.gather import Gathered
 from moesaic.report.tables import Table
 
@@ -23,6 +23,7 @@ def render(run: Gathered, found: Sequence[dict[str, Any]], verdict: str) -> str:
         ("training", "Training", _training(run)),
         ("routing", "Routing", _routing(run)),
         ("depth", "Depth", _depth(run)),
+        ("temporal", "Time", _temporal(run)),
         ("data", "Data", _data(run)),
         ("samples", "Samples", _samples(run)),
         ("settings", "Settings", _settings(run)),
@@ -177,6 +178,13 @@ def _depth(run: Gathered) -> str:
             "Share of the labels that the routers' threshold agrees with.",
         )
     )
+
+
+def _temporal(run: Gathered) -> str:
+    content = temporal.means(run)
+    if content is None:
+        return ""
+    return f"{table(content, 'sticky')}<details><summary>All tasks</summary>{table(temporal.tasks(run), 'sticky')}</details>\n"
 
 
 def _data(run: Gathered) -> str:
