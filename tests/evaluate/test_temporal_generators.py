@@ -16,7 +16,7 @@ from moesaic.evaluate.temporal.generators import GENERATORS
 from moesaic.evaluate.temporal.generators.ordering import HISTORY, YEARLY
 from moesaic.evaluate.temporal.make import contamination, draft, generate, normal, split_of
 from moesaic.evaluate.temporal.tasks import GENERATED, TASKS
-from moesaic.evaluate.temporal.verify import LETTERS, verify
+from moesaic.evaluate.temporal.verify import LETTERS, letter, short, verify
 
 COUNTS = {"train": 30, "validation": 8, "test": 30}
 FACTS = {
@@ -256,3 +256,26 @@ def test_the_second_solver_can_disagree():
         == "November 7, 1917"
     )
     assert say12(temporal_second.clock("00:30")) == "12:30 AM"
+
+
+@pytest.mark.parametrize("task", GENERATED)
+def test_the_verifier_tells_every_mistake_from_the_answer(task):
+    """In both forms, by the text of each choice, in a sentence and with its letter."""
+    for number in range(60):
+        made, _ = draft(task, 9, number)
+        assert short(made.answer, f"The answer is {made.answer}.")
+        choices = [made.answer, *made.wrong]
+        for i, text in enumerate(choices):
+            assert (
+                short(made.answer, text) == short(made.answer, f"I think the answer is {text}.") == (i == 0)
+            ), (made, text)
+            said = (
+                text,
+                f"The answer is {text}.",
+                f"({LETTERS[i]}) {text}",
+                f"Answer: {LETTERS[i]}",
+                f"It must be {LETTERS[i]}. {text}",
+            )
+            assert [letter(form, choices) for form in said] == [LETTERS[i]] * len(said), (made, text)
+            # The letter of one choice with the text of another is no answer.
+            assert letter(f"({LETTERS[i - 1]}) {text}", choices) is None, (made, text)

@@ -63,6 +63,17 @@ def test_a_choice_inside_another_is_not_taken_for_it():
     assert letter("The first moon landing came before the fall of the Berlin Wall", EVENTS) is None
 
 
+def test_an_initial_is_no_letter():
+    people = [
+        "the assassination of John F. Kennedy",
+        "the resignation of Richard Nixon",
+        "the fall of A. B. C.",
+    ]
+    assert letter("It was the assassination of John F. Kennedy.", people) == "A"
+    assert letter("(B) the resignation of Richard Nixon", people) == "B"
+    assert letter("(J) the resignation of Richard Nixon", people) is None
+
+
 @given(st.text(alphabet="ABCD()[].: \norandswei", max_size=40))
 @settings(max_examples=300, deadline=None)
 def test_at_most_one_letter_is_right(text):
@@ -120,6 +131,8 @@ def test_the_last_explicit_answer_wins():
     assert not short("15:00", "The answer is 15:00.\nNo, I forgot the carry. The answer is 16:00.")
     assert short("16:00", "14:30 plus 90 minutes is 16:00.")
     assert not short("14:30", "14:30 plus 90 minutes is 16:00.")
+    assert short("16:00", "16:00\nBecause the meeting is longer than planned.")
+    assert not short("16:00", "16:00\nBecause it ends at 17:00.")
     assert short("16:00", "We start at 14:30.\n14:30 + 1:30 = 16:00")
 
 

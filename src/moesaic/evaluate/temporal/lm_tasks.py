@@ -119,7 +119,7 @@ def _config(name: str, form: str, data: Mapping[str, Any], shown: Path) -> str:
         config |= {
             "output_type": "generate_until",
             "doc_to_target": "answer",
-            "generation_kwargs": {"until": ["\n\n"], "max_gen_toks": 48, "do_sample": False},
+            "generation_kwargs": {"until": ["\n\n", "\nQuestion:"], "max_gen_toks": 48, "do_sample": False},
         }
     config |= {
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],

@@ -3,7 +3,7 @@
 Plain Python without imports of ours: the evaluation copies this file into the lm-eval task folder, where it runs by itself.
 
 How an answer is found in a text: what stands after the last `answer is`, `Answer:`, `####` or in the last \\boxed{}; without any, the last
-line. Two different values or letters in it are no answer. A text that hedges ("A or B") is never right.
+line (that has a value). Two different values or letters in it are no answer. A text that hedges ("A or B") is never right.
 """
 
 import re
@@ -91,13 +91,20 @@ def letter(text: str, choices: list[str]) -> str | None:
     span = marked if marked is not None else text
     if DENIED.match(span):
         return None
-    found = _letters(span, len(choices), marked is not None)
+    # Without the choices' own texts, in which an initial ("John F. Kennedy") is no letter.
+    bare = span
+    for choice in sorted(choices, key=len, reverse=True):
+        if len(choice) > 1:
+            bare = re.sub(rf"(?<!\w){re.escape(choice)}(?!\w)", "...", bare, flags=re.IGNORECASE)
+    found = _letters(bare, len(choices), marked is not None)
     if len(found) > 1:
         return None
     named = _named(span, choices)
     if found:
         (only,) = found
-        # "(B) 15:30" where 15:30 is choice C answers twice.
+        # "(B) 15:30" where 15:30 is choice C answers twice; "(H)" names no choice.
+        if only not in LETTERS[: len(choices)]:
+            return None
         rest = named - {only} if only not in named else set()
         return None if rest else only
     if marked is None and len(named) != 1:
@@ -111,7 +118,7 @@ def _letters(span: str, count: int, marked: bool) -> set[str]:
     bare = re.sub(r"[*_`$]|\\text\{|\\mathrm\{", "", span).strip().rstrip("}").strip()
     if re.fullmatch(rf"[(\[]?([{allowed}{allowed.lower()}])[)\].:]*", bare):
         return {bare.strip("()[].: ").upper()}
-    found = set(re.findall(rf"[(\[]([{allowed}{allowed.lower()}])[)\]]", bare))
+    found = set(re.findall(rf"[(\[]([{LETTERS}{allowed.lower()}])[)\]]", bare))
     found |= set(re.findall(rf"(?:^|[\s,;])([{allowed}])[).:](?=\s|$)", bare))
     found |= set(re.findall(rf"\b(?:option|choice|answer)\s+([{allowed}])\b", bare, re.IGNORECASE))
     if marked:
@@ -155,10 +162,10 @@ def short(gold: str, text: str) -> bool:
     """Does the text's answer equal the gold one?"""
     text = _after_thinking(text)
     marked = _marked(text)
-    span = marked if marked is not None else _last_line(text)
+    kind = kind_of(gold)
+    span = marked if marked is not None else _last_line(text, kind)
     if DENIED.match(span):
         return False
-    kind = kind_of(gold)
     if kind == "text":
         return _same_words(gold, span)
     want = value_of(gold)
@@ -209,9 +216,11 @@ def _marked(text: str) -> str | None:
     return rest.splitlines()[0].rstrip("}") if rest else None
 
 
-def _last_line(text: str) -> str:
+def _last_line(text: str, kind: str = "text") -> str:
+    """The last line; for a kind of value the last one that has such a value, since a reason may follow the answer."""
     lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+    valued = [line for line in lines if kind != "text" and values(kind, line)]
+    return (valued or lines or [""])[-1]
 
 
 def _statement(span: str) -> str:
