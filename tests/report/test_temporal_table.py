@@ -19,6 +19,8 @@ SCORES = {
     ("temporal_year_shift", "acc"): entry(0.28, 0.25),
     ("temporal_relation_short@5", "acc"): entry(0.1, 0.12),
     ("temporal_mctaco_frequency", "acc"): entry(0.6, 0.5),
+    ("temporal_shift_short", "acc"): entry(0.3, 0.25),
+    ("temporal_shift_short_short@5", "acc"): entry(0.1, 0.05),
 }
 
 
@@ -52,6 +54,8 @@ def test_means_and_tasks(run):
         ["year shift", "math-time", "multiple choice", "0"],
         ["relation", "pure-time", "short answer", "5"],
         ["mctaco frequency", "out-of-domain", "multiple choice", "0"],
+        ["shift short", "math-time", "multiple choice", "0"],
+        ["shift short", "math-time", "short answer", "5"],
     ]
     assert "<details>" in page._temporal(asked)
     # A model that was not evaluated has a dash, not a number.

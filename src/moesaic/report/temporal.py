@@ -8,7 +8,8 @@ from moesaic.report.cells import NOTHING, interval, number
 from moesaic.report.gather import Gathered
 from moesaic.report.tables import Table
 
-NAME = re.compile(r"temporal_(?P<task>.+?)(?P<short>_short)?(?:@(?P<shots>\d+))?")
+NAME = re.compile(r"temporal_(?P<task>shift_short|.+?)(?P<short>_short)?(?:@(?P<shots>\d+))?")
+"""The task `shift_short` has the short form's ending in its own name."""
 KINDS = ("math_time", "pure_time", "out_of_domain")
 
 
