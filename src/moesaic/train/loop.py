@@ -20,13 +20,12 @@ from moesaic.errors import InputError, Interrupted
 from moesaic.flow import files, manifest, signals
 from moesaic.flow.progress import Progress
 from moesaic.flow.step import Result
-from moesaic.model import load, size
-from moesaic.train import checkpoint, hardware, probe
+from moesaic.model import depth, load, size
+from moesaic.train import checkpoint, hardware, policy, probe
 from moesaic.train.engine import Engine, build
 from moesaic.train.job import Job
 from moesaic.train.recorder import Recorder
 from moesaic.train.schedule import place
-from moesaic.train.streams import collate, count_targets
 from moesaic.train.sums import Sums
 from moesaic.train.validation import observation, reference, validate
 
@@ -43,6 +42,8 @@ def train(job: Job) -> Result | None:
         Interrupted: asked to stop; a checkpoint was written. InputError: loss not finite, no room on the disk, batch and ranks do not fit.
     """
     settings, context = job.settings, job.context
+    if settings["router"]["gate"] != "linear":
+        raise InputError(f"{context.name}.{policy.EXPORT}")  # now, and not after a week
     torch.manual_seed(context.settings["seed"])
     counted = size.count(job.trainee.model)  # before an engine cuts the parameters up
     engine = build(job.trainee, settings)
@@ -128,10 +129,12 @@ def _step(
 ) -> tuple[dict[str, float], int, list[Sample]]:
     """One optimizer step; returns the values to log, the number of tokens of all ranks, and the samples. Args: at: step of the schedule."""
     settings = job.settings
+    if job.trainee.depth is not None:
+        job.trainee.depth.begin_step(step)
     with engine.clock.phase("data"):
         samples = sampler.next(settings["batch"])
         rows = job.train.rows(samples)
-    targets = count_targets(rows)
+    targets = job.count(rows)
     each = settings["batch"] // engine.world
     mine = range(engine.rank * each, (engine.rank + 1) * each)
     names = sorted(job.train.sizes)
@@ -140,16 +143,20 @@ def _step(
     for begin in range(mine.start, mine.stop, micro):
         part = rows[begin : begin + micro]
         domains = [sample.domain for sample in samples[begin : begin + micro]]
-        batch = collate(part, domains, targets, len(part) / settings["batch"], engine.device)
+        batch = job.collate(part, domains, targets, len(part) / settings["batch"], engine.device)
         # the same noise for the same rows, on any number of ranks
         noise = (job.context.settings["seed"] << 32) + step * settings["batch"] + begin
-        batch = dataclasses.replace(batch, seed=noise)
+        batch = dataclasses.replace(batch, seed=noise, progress=step / settings["steps"])
         loss, statistics = engine.forward_backward(batch, last=begin + micro >= mine.stop)
         sums.add(loss, statistics, domains, len(part) / settings["batch"])
     norm, rate = engine.step(at)
-    values, load_LE = sums.reduced(engine, targets)
+    values, load_LE = sums.reduced(engine)
     if load_LE is not None and job.trainee.policy is not None:
         job.trainee.policy.after_step(load_LE)
+    depth_sums = sums.reduced_depth(engine)
+    if depth_sums is not None and job.trainee.depth is not None:
+        values |= depth_sums[0] | job.trainee.depth.values(depth_sums[1])
+        job.trainee.depth.after_step(depth_sums[1], step)
     values |= {"train/grad_norm": norm, "train/lr": rate}
     values |= {f"mixture/weight/{name}": weight for name, weight in job.mixture.weights.items()}
     values |= {f"mixture/drawn/{name}": float(count) for name, count in sampler.drawn.items()}
@@ -234,7 +241,7 @@ def _finish(
     if model.config.tie_word_embeddings:
         state["lm_head.weight"] = state[_input_name(model)]
     with files.atomic_path(job.context.out / "model") as folder:
-        model.save_pretrained(folder, state_dict=state)
+        depth.save(model, folder, state)
         load.load_tokenizer(job.tokenizer_from).save_pretrained(folder)
     epochs = sampler.epochs()
     for name, value in epochs.items():
@@ -249,8 +256,11 @@ def _finish(
         "drawn": dict(sampler.drawn),
         "epochs": {name: round(value, 4) for name, value in epochs.items()},
         "parameters": counted.total,
-        "active_parameters": counted.active,
+        "active_parameters": counted.running(depth.shares(model)),
     }
+    deep = depth.facts(model)
+    if deep:
+        result["depth"] = deep
     measured = {
         "tokens_per_second": speed,
         "ranks": engine.world,
