@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 import yaml
 
@@ -96,10 +97,7 @@ def train(study: dict[str, Any], out: Path, only: Sequence[str] = ()) -> None:
             folder = out / f"{name}-{seed}" / "tune"
             execute(STEPS["tune"], settings, plan.inputs, folder)
             line = summary(folder, name, seed) | {"digest": digest}
-            with (out / RUNS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            common.append(out / RUNS, line)
             if not study["keep_models"]:
                 shutil.rmtree(folder / "model")
 
@@ -168,16 +166,6 @@ def finished(out: Path) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- table and figure
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and half the width of its 95 % interval (Student's t); NaN for a single value."""
-    from scipy import stats
-
-    if len(values) < 2:
-        return float(np.mean(values)), math.nan
-    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
-    return float(np.mean(values)), float(half)
-
-
 def losses(lines: Sequence[dict[str, Any]]) -> dict[str, dict[int, dict[str, float]]]:
     """mixture -> seed -> dataset -> held-out loss, and their mean as `mean`."""
     found: dict[str, dict[int, dict[str, float]]] = {}
@@ -192,22 +180,17 @@ def table(study: dict[str, Any], lines: Sequence[dict[str, Any]]) -> str:
     found = losses(lines)
     names = [name for name in study["mixtures"] if name in found]
     sets = list(next(iter(found[names[0]].values())))
-    head = ["mixture", "seeds", "tokens", *sets, f"mean − {names[0]}"]
+    head = ["mixture", "seeds", "tokens", *sets, f"mean minus {names[0]}"]
     rows = []
     for name in names:
         runs = found[name]
         tokens = np.mean([line["tokens"] for line in lines if line["mixture"] == name])
-        cells = [words(*interval([run[key] for run in runs.values()])) for key in sets]
+        cells = [common.cell([run[key] for run in runs.values()]) for key in sets]
         shared = sorted(set(runs) & set(found[names[0]]))
         paired = [runs[seed]["mean"] - found[names[0]][seed]["mean"] for seed in shared]
-        difference = words(*interval(paired), sign="+") if paired and name != names[0] else "–"
+        difference = common.cell(paired, 4) if name != names[0] else ""
         rows.append([name, str(len(runs)), f"{tokens:,.0f}", *cells, difference])
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
-
-
-def words(mean: float, half: float, sign: str = "") -> str:
-    """A mean with its interval."""
-    return f"{mean:{sign}.4f}" + ("" if math.isnan(half) else f" ± {half:.4f}")
 
 
 def show(study: dict[str, Any], out: Path) -> None:
@@ -227,11 +210,8 @@ def plot(study: dict[str, Any], lines: Sequence[dict[str, Any]], path: Path) -> 
 
     found = losses(lines)
     names = [name for name in study["mixtures"] if name in found]
-    moving = [
-        n
-        for n in names
-        if any(len(v) > 2 for li in lines if li["mixture"] == n for v in li["weights"].values())
-    ]
+    steps = {line["mixture"]: max(map(len, line["weights"].values())) for line in lines}
+    moving = [name for name in names if steps[name] > 2]
     figure = Figure(figsize=(4.2 * (len(moving) + 1), 3.6), layout="constrained")
     axes = figure.subplots(1, len(moving) + 1, squeeze=False)[0]
     sets = [key for key in next(iter(found[names[0]].values())) if key != "mean"]
@@ -247,17 +227,15 @@ def plot(study: dict[str, Any], lines: Sequence[dict[str, Any]], path: Path) -> 
     for i, name in enumerate(names[1:]):
         for j, key in enumerate([*sets, "mean"]):
             shared = sorted(set(found[name]) & set(found[names[0]]))
-            mean, half = (
-                interval([found[name][s][key] - found[names[0]][s][key] for s in shared])
-                if shared
-                else (math.nan, math.nan)
-            )
+            if not shared:
+                continue
+            mean, half = common.interval([found[name][s][key] - found[names[0]][s][key] for s in shared])
             at = j + 0.8 * (i + 0.5) / max(1, len(names) - 1) - 0.4
             error = None if math.isnan(half) else half
             last.errorbar(at, mean, yerr=error, fmt="o", ms=3, color=f"C{i}", label=name if j == 0 else None)
     last.axhline(0, color="0.6", linewidth=0.8)
     last.set_xticks(range(len(sets) + 1), [*sets, "mean"], rotation=35, ha="right")
-    last.set(title=f"held-out loss − {names[0]}", ylabel="nats per target token")
+    last.set(title=f"held-out loss minus {names[0]}", ylabel="nats per target token")
     last.legend(fontsize=7)
     figure.savefig(path)
 
