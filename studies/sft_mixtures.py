@@ -5,14 +5,14 @@
     python studies/sft_mixtures.py --table                      # table and figure of what is finished
 
 One JSON line for each finished run (`runs.jsonl` in --out): started again, the study goes on with the first run that is missing, and with that
-run's own checkpoint where there is one. A run whose settings changed is made anew. To share the work, give each process its own --only and
+run's own checkpoint where there is one. A run whose settings changed is made anew. Data, parent and MoE lie in results/ of the working directory, as
+in any run of the base configuration, and replace what another configuration left there. To share the work, give each process its own --only and
 --out, and join the `runs.jsonl` files.
 
 Intervals are 95 % of Student's t over the seeds; differences to the first mixture are paired by seed. With fewer than two seeds there are none.
 """
 
 import argparse
-import json
 import logging
 import math
 import os
@@ -27,7 +27,7 @@ import yaml
 
 from moesaic import config
 from moesaic.errors import InputError
-from moesaic.flow import manifest, metrics, paths
+from moesaic.flow import files, manifest, metrics, paths
 from moesaic.flow.step import STEPS, execute
 
 log = logging.getLogger("moesaic.study")
@@ -90,7 +90,7 @@ def train(study: dict[str, Any], out: Path, only: Sequence[str] = ()) -> None:
                 continue
             plan = planned(study, name)
             settings = plan.settings | {"seed": seed}
-            digest = config.digest({"settings": settings, "inputs": inputs_digest(plan.inputs)})
+            digest = config.digest({"settings": settings, "inputs": digests(plan.inputs)})
             if any(line["digest"] == digest for line in finished(out)):
                 log.info("%s, seed %d: finished before", name, seed)
                 continue
@@ -107,10 +107,18 @@ def prepare(study: dict[str, Any]) -> None:
     base = config.load(study["base"])
     for step in ("dense", "documents", "tokens", "chat", "construct"):
         plan = paths.plan_step(base, step, study["variant"] if step == "construct" else None)
-        path = plan.out / manifest.NAME
-        if path.exists() and manifest.read(path).settings == plan.settings:
+        if current(plan):
             continue
         execute(STEPS[step], plan.settings, plan.inputs, plan.out)
+
+
+def current(plan: paths.Plan) -> bool:
+    """True when a step is there, made with these settings from the inputs that are there now."""
+    path = plan.out / manifest.NAME
+    if not path.exists():
+        return False
+    made = manifest.read(path)
+    return made.settings_digest == config.digest(plan.settings) and made.inputs == digests(plan.inputs)
 
 
 def planned(study: dict[str, Any], name: str) -> paths.Plan:
@@ -120,11 +128,9 @@ def planned(study: dict[str, Any], name: str) -> paths.Plan:
     return paths.plan_step(config.load(study["base"], changes), "tune", study["variant"])
 
 
-def inputs_digest(inputs: dict[str, Path]) -> dict[str, str]:
-    """What the shared steps made."""
-    return {
-        name: config.digest(json.loads(path.read_text(encoding="utf-8"))) for name, path in inputs.items()
-    }
+def digests(inputs: dict[str, Path]) -> dict[str, str]:
+    """What the steps before made, as manifests name it."""
+    return {name: files.sha256(path) for name, path in inputs.items()}
 
 
 def summary(folder: Path, name: str, seed: int) -> dict[str, Any]:
