@@ -852,9 +852,9 @@ class Preference(Training):
 
     @model_validator(mode="after")
     def _mixture_observes_nothing(self) -> "Preference":
-        if self.mixture.method.startswith("dynamic"):
+        if self.mixture.method not in ("static", "temperature"):
             raise ValueError(
-                "mixture.method: pairs have no dense parent's loss to compare with; take static or temperature"
+                "mixture.method: pairs are neither compared with the dense parent nor probed; take static or temperature"
             )
         return self
 

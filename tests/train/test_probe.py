@@ -18,6 +18,7 @@ from moesaic.data import mixtures
 from moesaic.errors import InputError
 from moesaic.flow import files, metrics
 from moesaic.model import families
+from moesaic.model.depth import skip
 from moesaic.schema import Mixture, Tune
 from moesaic.train import probe
 from moesaic.train.clock import Clock
@@ -166,6 +167,29 @@ def test_layers_can_be_chosen(moe):
         assert (some.rows[name] == every.rows[name][:, [2, 0]]).all()
     with pytest.raises(InputError, match=r"mixture\.probe\.layers: 7: take layers with experts: 0, 1, 2"):
         measured(job(moe, layers=[1, 7]))
+
+
+def skipping(moe):
+    """Layer 0 without its FFN, layer 1 with a router that lets some tokens through."""
+    model = copy.deepcopy(moe)
+    skip.attach(model, [1], off=[0], threshold=0.5)
+    with torch.no_grad():
+        skip.routers(model)[0].weight.normal_(generator=torch.Generator().manual_seed(3))
+    return model
+
+
+def test_only_tokens_that_run_count_where_layers_are_skipped(moe):
+    work = job(skipping(moe), micro=8)
+    found = measured(work)
+    lengths = {name: [len(row.ids) for row in probe.draw(work, name, 8, 10)] for name in SPANS}
+    shares = []
+    for name, rows in found.rows.items():
+        assert not rows[:, 0].any(), "a layer that never runs chooses nothing"
+        assert rows[:, 2].sum(axis=1).tolist() == [2.0 * n for n in lengths[name]]
+        shares += (rows[:, 1].sum(axis=1) / (2 * np.array(lengths[name]))).tolist()
+    assert 0.05 < np.mean(shares) < 0.95
+    alone = measured(job(skipping(moe), micro=1))
+    assert all((alone.rows[name] == found.rows[name]).all() for name in SPANS)
 
 
 def test_a_dense_model_is_read_by_its_hidden_states_and_says_so(caplog):

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from moesaic.report import cells, construction, depth, plots, tables, temporal
+from moesaic.report import cells, construction, depth, mixing, plots, tables, temporal
 from moesaic.report.gather import Gathered
 from moesaic.report.tables import Table
 
@@ -21,6 +21,7 @@ def render(run: Gathered, found: Sequence[dict[str, Any]], verdict: str) -> str:
         ("domains", "By domain", _domains(run)),
         ("construction", "Construction", _construction(run)),
         ("training", "Training", _training(run)),
+        ("mixture", "Data mixture", _mixture(run)),
         ("routing", "Routing", _routing(run)),
         ("depth", "Depth", _depth(run)),
         ("temporal", "Time", _temporal(run)),
@@ -145,6 +146,20 @@ def _training(run: Gathered) -> str:
         + figure(teacher, "Distance to the teacher on the same tokens, beside the cross entropy above.")
         + figure(plots.domain_curves(run), "Training loss by domain, where a stage draws from several.")
         + f"<details><summary>Gradient norm and speed</summary>{more}</details>\n"
+    )
+
+
+def _mixture(run: Gathered) -> str:
+    distances = (
+        "Distance of the datasets at the last update: of their gate loads, or of hidden states or texts where the method compares those. "
+        "What is far from all others is drawn more often."
+    )
+    loads = "Gate load at the last update, mean of the layers that are read, over an even share (1)."
+    return (
+        figure(mixing.weights(run), "Weight of each dataset: the share of the rows that is drawn from it.")
+        + figure(mixing.distances(run), distances)
+        + figure(mixing.loads(run), loads)
+        + "".join(map(table, mixing.held_out(run)))
     )
 
 

@@ -21,6 +21,7 @@ from moesaic.data.mixtures.sentence_embedding import embed
 from moesaic.data.sampler import Sample
 from moesaic.errors import InputError
 from moesaic.model import families
+from moesaic.model.depth import skip
 from moesaic.train.engine import Engine
 from moesaic.train.job import Job
 from moesaic.train.objectives import IGNORE
@@ -161,6 +162,8 @@ class Reader:
         else:
             self.width = int(decoder.config.hidden_size)
             self.modules = [decoder.layers[layer] for layer in self.layers]
+        skips = skip.layers(model)
+        self.skips = [skips.get(layer) for layer in self.layers]
         self.counted_BT = torch.zeros(0, 0, dtype=torch.bool)
         self.found: dict[int, Tensor] = {}
         self._handles: list[Any] = []
@@ -181,14 +184,22 @@ class Reader:
 
     def result(self) -> Tensor:
         """What the last forward pass showed [B, L, E] float64: hits, or mean states of length 1."""
-        return torch.stack([self.found[i] for i in range(len(self.modules))], dim=1)
+        # a layer that every token skipped was not called
+        nothing = torch.zeros(len(self.counted_BT), self.width, dtype=torch.float64)
+        return torch.stack([self.found.get(i, nothing) for i in range(len(self.modules))], dim=1)
 
     def _choices(self, index: int) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
             rows, length = self.counted_BT.shape
-            chosen_BTK = output[2].view(rows, length, -1)
-            slot_BTK = chosen_BTK + self.width * torch.arange(rows, device=chosen_BTK.device)[:, None, None]
-            hits = torch.bincount(slot_BTK[self.counted_BT].flatten(), minlength=rows * self.width)
+            counted_T = self.counted_BT.flatten()
+            row_T = torch.arange(rows, device=counted_T.device).repeat_interleave(length)
+            skipping = self.skips[index]
+            if skipping is not None:
+                if skipping.probing:  # for a label: no part of what the model computes
+                    return
+                counted_T, row_T = skipping.narrow(counted_T), skipping.narrow(row_T)
+            slot_TK = output[2] + self.width * row_T[:, None]
+            hits = torch.bincount(slot_TK[counted_T].flatten(), minlength=rows * self.width)
             self.found[index] = hits.view(rows, self.width).double().cpu()
 
         return hook
