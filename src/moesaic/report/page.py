@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from moesaic.report import cells, construction, plots, tables
+from moesaic.report import cells, construction, plots, preference, tables
 from moesaic.report.gather import Gathered
 from moesaic.report.tables import Table
 
@@ -21,6 +21,7 @@ def render(run: Gathered, found: Sequence[dict[str, Any]], verdict: str) -> str:
         ("domains", "By domain", _domains(run)),
         ("construction", "Construction", _construction(run)),
         ("training", "Training", _training(run)),
+        ("preference", "Preference tuning", _preference(run)),
         ("routing", "Routing", _routing(run)),
         ("data", "Data", _data(run)),
         ("samples", "Samples", _samples(run)),
@@ -144,6 +145,14 @@ def _training(run: Gathered) -> str:
         + figure(plots.domain_curves(run), "Training loss by domain, where a stage draws from several.")
         + f"<details><summary>Gradient norm and speed</summary>{more}</details>\n"
     )
+
+
+def _preference(run: Gathered) -> str:
+    counts = preference.counts(run)
+    if counts is None:
+        return ""
+    words = "The pairs of each training step. Where the chosen answers become less likely too, only the margin grows."
+    return table(counts, "sticky") + figure(preference.panels(run), words) + table(preference.learned(run))
 
 
 def _routing(run: Gathered) -> str:
