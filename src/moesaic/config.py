@@ -97,8 +97,8 @@ def digest(value: Any) -> str:
 def step_settings(config: Config, step: str, variant: str | None = None) -> dict[str, Any]:
     """What a step depends on, and nothing else.
 
-    Steps: dense, documents, tokens, chat, tasks (shared), construct, pretrain, tune, sample, rate, preference, distill (per variant), evaluate,
-    report.
+    Steps: dense, documents, tokens, chat, tasks, temporal (shared), construct, pretrain, tune, sample, rate, preference, distill (per variant),
+    evaluate, report.
     """
     if variant is not None:
         config = variant_config(config, variant)
@@ -123,6 +123,12 @@ def step_settings(config: Config, step: str, variant: str | None = None) -> dict
             return {"chat": data["chat"], "seed": seed}
         case "tasks":
             return {"tasks": raw["evaluate"]["tasks"], "include_path": raw["evaluate"]["include_path"]}
+        case "temporal":
+            if data["temporal"] is None:
+                raise InputError(
+                    "data.temporal is null: no questions about time are asked for; {} takes the defaults"
+                )
+            return {"temporal": data["temporal"], "seed": seed}
         case "construct":
             return {"experts": raw["experts"], "held_out": held_out, "seed": seed}
         case "pretrain":
@@ -170,6 +176,42 @@ def _rubric(template: str | None) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise InputError(f"preference.rubric.template: {path}: cannot be read ({error})") from error
+
+
+def teacher_settings(config: Config, stage: str, variant: str) -> dict[str, Any]:
+    """What the cache of an offline teacher depends on besides the teacher and the data: neither the loss nor the student.
+
+    Args:
+        stage: pretrain or distill, which trains on the cache.
+
+    Raises:
+        InputError: the stage has no offline teacher.
+    """
+    raw = variant_config(config, variant).model_dump(mode="json")
+    own = raw[stage]
+    if own["offline"] is None or own["teacher"] is None:
+        raise InputError(
+            f"{stage}.offline: the stage has no offline teacher; set it, for example to {{top: 64}}"
+        )
+    text = stage == "pretrain" or own["data"] == "text"
+    found = {
+        "top": own["offline"]["top"],
+        "tail": own["offline"]["tail"],
+        "precision": own["offline"]["precision"],
+        "shard_rows": own["offline"]["shard_rows"],
+        "max_rows": own["offline"]["max_rows"],
+        "batch": own["offline"]["batch"],
+        "temperature": own["temperature"],
+        "teacher": own["teacher"],
+        "data": "text" if text else "chat",
+        "seed": raw["seed"],
+    }
+    if own["teacher"] == "moe":
+        found |= {"teacher_experts": own["teacher_experts"], "teacher_scale": own["teacher_scale"]}
+    if text:
+        held_out = sorted(name for name, domain in raw["data"]["domains"].items() if domain["held_out"])
+        found |= {"document_mask": own["document_mask"], "held_out": held_out}
+    return found
 
 
 def _training(raw: Mapping[str, Any], step: str) -> dict[str, Any]:

@@ -207,3 +207,26 @@ def test_pickles_remote_code_and_damage_are_refused(tmp_path, llama):
     path.write_text(path.read_text().replace("{", '{"auto_map": {"AutoModel": "x.Y"},', 1))
     with pytest.raises(InputError, match="remote code"):
         load.load_model(tmp_path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_bfloat16_parent_is_proved_in_float32(tmp_path, family):
+    """Close router scores pick other experts in bfloat16: the stock model's own bfloat16 logits prove nothing, its float32 ones do."""
+    parent = tiny_llama(num_hidden_layers=6).to(torch.bfloat16)
+    shared = 0 if family == "mixtral" else 32
+    made = tiny_moe(tmp_path, parent, shared=shared, family=family, experts=4 if family == "mixtral" else 8)
+    assert made.model.dtype == torch.bfloat16
+    assert made.proof["reload_error"] < 1e-4 * made.proof["max_logit"]
+
+
+def test_other_weights_than_those_proved_are_refused(tmp_path, monkeypatch):
+    real = load.load_model
+
+    def damaged(*args, **kwargs):
+        model = real(*args, **kwargs)
+        next(families.parts(model)).experts.down_proj.data[0] *= 1.02
+        return model
+
+    monkeypatch.setattr("moesaic.experts.construct.load.load_model", damaged)
+    with pytest.raises(InputError, match="computes other logits"):
+        tiny_moe(tmp_path, tiny_llama().to(torch.bfloat16))

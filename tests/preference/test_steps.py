@@ -25,7 +25,7 @@ from moesaic.flow.step import STEPS, execute
 TRAIN = {"batch": 4, "micro_batch": 2, "save_every": 2, "validation_batches": 2}
 CHANGES = {
     "stages": ["construct", "tune", "preference"],
-    "data": {"chat": {"max_tokens": 200}},
+    "data": {"chat": {"max_tokens": 200}, "temporal": {}},
     "tune": {"steps": 60, "optimizer": {"lr": 5e-3, "warmup": 2}, "save_every": 100},
     "preference": TRAIN
     | {

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from moesaic.errors import InputError
 from moesaic.experts.assignment import Assignment
@@ -97,6 +98,14 @@ class Builder:
         """Logits [T, V] of one of the proofs, after the last layer."""
         norm, head_VD = self.dense.head()
         return norm(self.proof[name])[0] @ head_VD.T
+
+    def rerun(self, model: Any, ids_1T: Tensor) -> Tensor:
+        """Logits [T, V] of a loaded model of this class in float32, one layer at a time: never more than one layer of it in that size."""
+        hidden = model.model.embed_tokens.weight[ids_1T].float()
+        for block in model.model.layers:
+            hidden = self._run(copy.deepcopy(block).float(), hidden)
+        norm = copy.deepcopy(model.model.norm).float()
+        return functional.linear(norm(hidden)[0], model.get_output_embeddings().weight.float())
 
     def equivalence(self) -> dict[str, Any]:
         """With all experts on and unit weights the logits must be the dense parent's. Raises InputError when they are not."""

@@ -26,8 +26,6 @@ from moesaic.model.lazy import LazyModel
 log = logging.getLogger("moesaic.construct")
 
 PROOF_TOKENS = 128
-PROOF_TOKENS_SLOW = 16
-"""For models in bfloat16, in which many CPUs compute a hundred times slower."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ def convert(
     assignments = split_layers.run(
         dense, trace, cluster_N, by_layer, widths, shape.dense_layers, seed, work, workers
     )
-    ids_1T = text.ids_NT[:1, : PROOF_TOKENS if dense.dtype == torch.float32 else PROOF_TOKENS_SLOW]
+    ids_1T = text.ids_NT[:1, :PROOF_TOKENS]
     builder = Builder(dense, family, shape, work / "layers", ids_1T, _common_factor(by_layer, widths.experts))
     layers = walk.run(builder, assignments, by_layer, text, trace, seed, work)
     if trace is not None:
@@ -175,11 +173,15 @@ def _work(context: Context) -> Path:
 
 @torch.no_grad()
 def _reload_error(builder: Builder, model: Any, ids_1T: Tensor, folder: Path) -> float:
-    """Largest logit difference between the layers as they were built and the model that plain transformers reads back."""
-    expected, found = builder.logits("sparse"), model(input_ids=ids_1T).logits[0].float()
+    """Largest logit difference between the layers as they were built and the model that plain transformers reads back.
+
+    A model in bfloat16 is run in float32, as the layers were proved: in bfloat16 a router whose scores lie close together picks other experts.
+    """
+    expected = builder.logits("sparse")
+    exact = builder.dense.dtype == torch.float32
+    found = model(input_ids=ids_1T).logits[0] if exact else builder.rerun(model, ids_1T)
     error, largest = float((found - expected).abs().max()), float(expected.abs().max())
-    # a model in bfloat16 computes in bfloat16; the layers were proved in float32
-    if not error <= largest * (1e-4 if builder.dense.dtype == torch.float32 else 0.1):
+    if not error <= largest * 1e-4:
         raise InputError(
             f"construct: the saved model in {folder} computes other logits than the layers it was made of (difference {error:.3g})"
         )

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moesaic.config import step_settings, variant_config
+from moesaic.config import digest, step_settings, teacher_settings, variant_config
 from moesaic.errors import InputError
 from moesaic.flow.manifest import NAME
 from moesaic.schema import Config
 
-PREPARE = ("documents", "tokens", "chat", "tasks")
+PREPARE = ("documents", "tokens", "chat", "tasks", "temporal")
+"""Shared steps; `temporal` is one of a run only where data.temporal asks for it."""
 TRAINING = ("pretrain", "tune", "preference", "distill")
 PER_VARIANT = ("construct", "sample", "rate", *TRAINING)
 
@@ -37,7 +38,7 @@ class Plan:
 def folder(step: str, variant: str | None = None, stage: str | None = None, part: Part | None = None) -> Path:
     """Folder of a step, relative to the working directory; an evaluation has one per stage, a stage in rounds one per round but the last."""
     root = Path("results")
-    if step in PREPARE or step == "temporal":
+    if step in PREPARE:
         return root / "prepare" / step
     if step in ("dense", "report"):
         return root / step if step == "dense" else root
@@ -48,6 +49,11 @@ def folder(step: str, variant: str | None = None, stage: str | None = None, part
         within = root / str(variant) / "rounds" / str(part.round) / step
         return within / str(part.shard) if step in ("sample", "rate") else within
     return root / str(variant) / step
+
+
+def prepared(config: Config) -> list[str]:
+    """The shared steps of a run, the dense parent's left out."""
+    return [name for name in PREPARE if name != "temporal" or config.data.temporal is not None]
 
 
 def before(config: Config, stage: str) -> str:
@@ -65,7 +71,7 @@ def inputs(
         return folder(name, **where) / NAME
 
     match step:
-        case "dense" | "documents" | "tasks":
+        case "dense" | "documents" | "tasks" | "temporal":
             return {}
         case "tokens":
             return {"documents": at("documents"), "dense": at("dense")}
@@ -75,9 +81,10 @@ def inputs(
             return {"dense": at("dense"), "tokens": at("tokens")}
         case "evaluate":
             model = at("dense") if stage == "dense" else at(str(stage), variant=variant)
-            return {"model": model, "tokens": at("tokens"), "tasks": at("tasks")}
+            found = {"model": model, "tokens": at("tokens"), "tasks": at("tasks")}
+            return found | ({"temporal": at("temporal")} if "temporal" in config.evaluate.suites else {})
         case "report":
-            found = {f"prepare/{name}": at(name) for name in PREPARE} | {"dense": at("dense")}
+            found = {f"prepare/{name}": at(name) for name in prepared(config)} | {"dense": at("dense")}
             found["dense/evaluate"] = at("evaluate", stage="dense")
             for name in config.variants:
                 for item in config.stages:
@@ -89,6 +96,8 @@ def inputs(
     if step in ("sample", "rate", "preference"):
         return _round_inputs(own, step, variant, _part(own, step, part))
     found = {"model": at(before(config, step), variant=variant)}
+    if step in ("pretrain", "distill") and offline(own, step):
+        found["teacher"] = teacher_folder(config, variant, step) / NAME
     if step == "pretrain":
         found["tokens"] = at("tokens")
     elif step == "tune":
@@ -155,11 +164,62 @@ def _round_inputs(own: Config, step: str, variant: str, part: Part) -> dict[str,
 def _reads_dense(own: Config, step: str) -> bool:
     """True when a training stage needs the dense parent: as a teacher, as a student, or for its losses."""
     training: Any = getattr(own, step)
-    if training.mixture.method.startswith("dynamic") and training.mixture.reference == "dense":
+    compares = training.mixture.method in ("dynamic", "dynamic-paper", "ref-loss")
+    if compares and training.mixture.reference == "dense":
+        return True
+    deep = getattr(training, "depth", None)
+    if deep is not None and deep.of == "dense":
         return True
     teacher = getattr(training, "teacher", None)
     student = getattr(training, "student", None)
-    return teacher == "dense" or (student is not None and student.of == "dense")
+    resident = teacher == "dense" and not offline(own, step)
+    return resident or (student is not None and student.of == "dense")
+
+
+# ---------------------------------------------------------------- caches of offline teachers
+
+
+def offline(own: Config, stage: str) -> bool:
+    """True when a stage trains on a cache of its teacher. Args: own: a variant's configuration."""
+    training: Any = getattr(own, stage)
+    return getattr(training, "offline", None) is not None and training.teacher is not None
+
+
+def teacher_folder(config: Config, variant: str, stage: str) -> Path:
+    """Folder of the cache that a variant's stage trains on. Equal settings share one, and the dense parent's is shared by all variants."""
+    settings = teacher_settings(config, stage, variant)
+    source = "tokens" if settings["data"] == "text" else "chat"
+    owner = "dense" if settings["teacher"] == "dense" else variant
+    return Path("results") / owner / "teacher" / f"{source}-top{settings['top']}-{digest(settings)[:8]}"
+
+
+def teachers(config: Config) -> dict[tuple[str, str], tuple[str, str]]:
+    """Every cache of the run, (owner, name) -> a (variant, stage) that trains on it."""
+    found: dict[tuple[str, str], tuple[str, str]] = {}
+    for variant in config.variants:
+        own = variant_config(config, variant)
+        for stage in config.stages:
+            if stage in ("pretrain", "distill") and offline(own, stage):
+                folder = teacher_folder(config, variant, stage)
+                found.setdefault((folder.parts[-3], folder.name), (variant, stage))
+    return found
+
+
+def _plan_teacher(config: Config, variant: str | None, stage: str | None) -> Plan:
+    """A cache by its owner and name, or by a variant and the stage that trains on it."""
+    known = teachers(config)
+    variant, stage = known.get((str(variant), str(stage)), (variant, stage))
+    if variant not in config.variants or stage not in ("pretrain", "distill"):
+        listed = ", ".join(f"--variant {v} --stage {s}" for v, s in known.values()) or "none is configured"
+        raise InputError(f"step teacher needs a variant and a stage with an offline teacher: {listed}")
+    settings = teacher_settings(config, stage, variant)
+    source = "tokens" if settings["data"] == "text" else "chat"
+    model = folder("dense") if settings["teacher"] == "dense" else folder(before(config, stage), variant)
+    return Plan(
+        settings,
+        {"model": model / NAME, source: folder(source) / NAME},
+        teacher_folder(config, variant, stage),
+    )
 
 
 def plan_step(
@@ -170,6 +230,8 @@ def plan_step(
     Raises:
         InputError: the variant, the stage, the round or the shard is missing or unknown.
     """
+    if step == "teacher":
+        return _plan_teacher(config, variant, stage)
     per_variant = step in PER_VARIANT or (step == "evaluate" and stage != "dense")
     if per_variant and variant is None:
         raise InputError(f"step {step} needs --variant, one of {', '.join(config.variants)}")

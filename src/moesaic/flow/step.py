@@ -69,6 +69,7 @@ STEPS: dict[str, Step] = {
         Step("tokens", "moesaic.data.tokens"),
         Step("chat", "moesaic.data.chat"),
         Step("tasks", "moesaic.evaluate.tasks"),
+        Step("temporal", "moesaic.evaluate.temporal.step"),
         Step("construct", "moesaic.experts.construct", version=2),
         Step("pretrain", "moesaic.train.pretrain", distributed=True),
         Step("tune", "moesaic.train.tune", distributed=True),
@@ -76,6 +77,7 @@ STEPS: dict[str, Step] = {
         Step("rate", "moesaic.preference.rating"),
         Step("preference", "moesaic.preference.step", distributed=True),
         Step("distill", "moesaic.distill.step", distributed=True),
+        Step("teacher", "moesaic.distill.teach", distributed=True),
         Step("evaluate", "moesaic.evaluate.step"),
         Step("report", "moesaic.report.step"),
     )

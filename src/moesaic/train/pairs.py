@@ -163,7 +163,7 @@ class PairTrainee(Trainee):
         pairs = len(batch.domains)
         statistics = rows | {
             "nll_B": -policy_R.detach()[:pairs],
-            "kl_B": torch.zeros(pairs, device=loss.device),
+            "distill_B": torch.zeros(pairs, device=loss.device),
             "targets_B": length_R[:pairs],
         }
         return self.with_router_terms(loss, statistics, batch.share)

@@ -20,12 +20,14 @@ class Sums:
         self.domain = torch.zeros(len(names), 3, dtype=torch.float64)
         self.scalars = torch.zeros(5, dtype=torch.float64)
         self.load: Tensor | None = None
+        self.depth: Tensor | None = None
+        self.depth_scalars = torch.zeros(2, dtype=torch.float64)
         self.rows: dict[str, Tensor] = {}
 
     def add(self, loss: Tensor, statistics: Mapping[str, Tensor], domains: list[str], share: float) -> None:
         for i, name in enumerate(domains):
             row = (
-                torch.stack([statistics["nll_B"][i], statistics["kl_B"][i], statistics["targets_B"][i]])
+                torch.stack([statistics["nll_B"][i], statistics["distill_B"][i], statistics["targets_B"][i]])
                 .double()
                 .cpu()
             )
@@ -41,6 +43,11 @@ class Sums:
             self.scalars[4] += float(statistics["dropped"])
             load = statistics["load_LE"].double().cpu()
             self.load = load if self.load is None else self.load + load
+        if "depth_L4" in statistics:
+            counts = statistics["depth_L4"].double().cpu()
+            self.depth = counts if self.depth is None else self.depth + counts
+            for i, key in enumerate(("depth_loss", "depth_agreement")):
+                self.depth_scalars[i] += share * float(statistics[key])
 
     def reduced(self, engine: Engine) -> tuple[dict[str, float], Tensor | None]:
         """The values to log, and the load of the step [L, E]; None without experts."""
@@ -48,7 +55,7 @@ class Sums:
         targets = float(domain[:, 2].sum())
         out = {"train/loss": float(scalars[0]), "train/loss/lm": float(domain[:, 0].sum()) / targets}
         if domain[:, 1].any():
-            out["train/loss/kl"] = float(domain[:, 1].sum()) / targets
+            out["train/loss/distill"] = float(domain[:, 1].sum()) / targets
         for name, (nll, _, count) in zip(self.names, domain.tolist(), strict=True):
             if count:
                 out[f"train/loss/domain/{name}"] = nll / count
@@ -68,6 +75,13 @@ class Sums:
             out["routing/dropped"] = float(scalars[4]) / float(load_LE.sum())
             out |= {f"routing/load_cv/layer_{i}": float(value) for i, value in enumerate(cv_L)}
         return out, load_LE
+
+    def reduced_depth(self, engine: Engine) -> tuple[dict[str, float], Tensor] | None:
+        """The depth routers' loss and agreement to log, and the counts of the step over all ranks [L, 4]; None without depth routers."""
+        if self.depth is None:
+            return None
+        loss, agreement = engine.sum(self.depth_scalars).cpu().tolist()
+        return {"train/loss/depth": loss, "depth/agreement": agreement}, engine.sum(self.depth).cpu()
 
 
 def row_means(engine: Engine, rows: Mapping[str, Tensor]) -> dict[str, float]:
