@@ -411,7 +411,9 @@ class Optimizer(Strict):
 
     lr: Annotated[float, Field(gt=0.0)] = 2e-4
     min_lr: Fraction = 0.1
-    """Final learning rate as a share of lr (cosine)."""
+    """Final learning rate as a share of lr."""
+    decay: Literal["cosine", "linear"] = "cosine"
+    """How the learning rate falls after the warm-up."""
     warmup: Count = 5
     """Steps of linear warm-up."""
     weight_decay: NonNegative = 0.1
@@ -840,9 +842,9 @@ class Preference(Training):
 
     @model_validator(mode="after")
     def _mixture_observes_nothing(self) -> "Preference":
-        if self.mixture.method.startswith("dynamic"):
+        if self.mixture.method not in ("static", "temperature"):
             raise ValueError(
-                "mixture.method: pairs have no dense parent's loss to compare with; take static or temperature"
+                f"mixture.method: {self.mixture.method} measures losses or loads of text, not of pairs; take static or temperature"
             )
         return self
 

@@ -217,7 +217,7 @@ def test_wrong_rounds_shards_and_rubrics_are_named(tuned, tmp_path):
             step(path, "sample", paths.Part(1, 0), preference={"sampling": {"max_prompt": 3}})
         with pytest.raises(InputError, match="preference is not among the configured stages"):
             step(path, "sample", paths.Part(1, 0), stages=["construct", "tune"])
-        with pytest.raises(InputError, match=r"mixture\.method: pairs have no dense parent"):
+        with pytest.raises(InputError, match=r"mixture\.method: dynamic measures losses"):
             step(path, "preference", preference={"mixture": {"method": "dynamic"}})
 
 
