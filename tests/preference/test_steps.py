@@ -43,6 +43,7 @@ CHANGES = {
         "optimizer": {"lr": 1e-3, "warmup": 0},
     },
 }
+LONGER = {"steps": 24, "optimizer": {"lr": 3e-3}}
 RUBRIC = "right: |\n  Good? {question} {answer}\nwrong: |\n  Bad? {question} {answer}\n"
 
 
@@ -122,7 +123,7 @@ def lines(path):
 def test_the_paper_mode_end_to_end(tuned, tmp_path):
     path = here(tuned, tmp_path / "p")
     with contextlib.chdir(path.parent):
-        out = whole(path)
+        out = whole(path, preference=LONGER)
         first = Path("results/activation/rounds/1")
         answers = lines(first / "sample/0/answers.jsonl")
         assert len(answers) == 20
@@ -148,7 +149,8 @@ def test_the_paper_mode_end_to_end(tuned, tmp_path):
         # before the first update the policy is the reference: no margin, and a loss of log 2
         assert abs(series["train/reward/margin"][0][1]) < 1e-3
         assert series["train/loss/pair"][0][1] == pytest.approx(0.6931, abs=1e-3)
-        assert series["train/reward/margin"][-1][1] > 0.005
+        last = [value for _, value in series["train/reward/margin"][-6:]]
+        assert sum(last) / len(last) > 0.3, "the pairs were to be learned"
         assert series["train/loss/balance"][0][1] > 0.9, "the balance loss stays in"
         assert "valid/reward/accuracy/math-time" in series or "valid/reward/accuracy/pure-time" in series
         made = manifest.read(out)
@@ -157,9 +159,13 @@ def test_the_paper_mode_end_to_end(tuned, tmp_path):
         assert told["counts"] == counts
         weights = load_file(out / "model/model.safetensors")
         before = load_file(Path("results/activation/tune/model/model.safetensors"))
-        assert any(not weights[name].equal(before[name]) for name in weights)
         router = next(name for name in weights if "router" in name or "gate" in name)
         assert not weights[router].equal(before[router]), "routers are trained too"
+        step(path, "preference", preference=LONGER | {"nll": 1.0})
+        held = metrics.series(out / "work/metrics.jsonl")["train/logp/chosen"]
+        free = series["train/logp/chosen"]
+        assert held[0][1] == pytest.approx(free[0][1], abs=1e-4)
+        assert held[-1][1] > free[-1][1] + 0.5, "cross entropy on the chosen answers keeps them likely"
 
 
 def test_shards_give_the_same_pairs_and_the_same_model(tuned, tmp_path):
