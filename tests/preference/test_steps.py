@@ -22,6 +22,7 @@ from moesaic.evaluate.temporal.verify import prompt
 from moesaic.flow import files, manifest, metrics, paths
 from moesaic.flow.step import STEPS, execute
 
+pytestmark = pytest.mark.slow
 TRAIN = {"batch": 4, "micro_batch": 2, "save_every": 2, "validation_batches": 2}
 CHANGES = {
     "stages": ["construct", "tune", "preference"],
@@ -252,7 +253,6 @@ def finish(folder, call):
     return done.stderr
 
 
-@pytest.mark.slow
 def test_killed_in_every_step_equals_uninterrupted(tuned, tmp_path):
     """kill -9 while sampling, while rating and while training; then the bytes of an uninterrupted run."""
     one, two = here(tuned, tmp_path / "whole").parent, here(tuned, tmp_path / "broken").parent

@@ -150,6 +150,9 @@ def _shared(loaded: Config) -> None:
     )
     files.write_json(paths.folder("tasks") / "tasks.json", list(TASKS))
     finish(loaded, "tasks", ["tasks.json"], {"tasks": list(TASKS)})
+    if loaded.data.temporal is not None:
+        files.write_json(paths.folder("temporal") / "stats.json", {})
+        finish(loaded, "temporal", ["stats.json"], {})
     _evaluation(loaded, None, "dense", 0.0)
 
 

@@ -218,7 +218,8 @@ def test_any_stages_and_variants(tmp_path, monkeypatch, stages, variants):
 
 def test_preference_tuning_shows_where_questions_went_and_what_was_learned(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = fake_results.load_config(["construct", "tune", "preference"], ["activation", "random"])
+    stages, variants = ["construct", "tune", "preference"], ["activation", "random"]
+    config = fake_results.load_config(stages, variants, data={"temporal": {}})
     fake_results.build(config)
     html, _ = fake_results.report(config)
     Page(html)
