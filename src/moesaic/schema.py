@@ -423,7 +423,9 @@ class Optimizer(Strict):
 
     lr: Annotated[float, Field(gt=0.0)] = 2e-4
     min_lr: Fraction = 0.1
-    """Final learning rate as a share of lr (cosine)."""
+    """Final learning rate as a share of lr."""
+    decay: Literal["cosine", "linear"] = "cosine"
+    """How the learning rate falls after the warm-up."""
     warmup: Count = 5
     """Steps of linear warm-up."""
     weight_decay: NonNegative = 0.1
@@ -854,7 +856,7 @@ class Preference(Training):
     def _mixture_observes_nothing(self) -> "Preference":
         if self.mixture.method not in ("static", "temperature"):
             raise ValueError(
-                "mixture.method: pairs are neither compared with the dense parent nor probed; take static or temperature"
+                f"mixture.method: {self.mixture.method} measures losses or loads of text, not of pairs; take static or temperature"
             )
         return self
 

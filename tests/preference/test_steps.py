@@ -22,10 +22,11 @@ from moesaic.evaluate.temporal.verify import prompt
 from moesaic.flow import files, manifest, metrics, paths
 from moesaic.flow.step import STEPS, execute
 
+pytestmark = pytest.mark.slow
 TRAIN = {"batch": 4, "micro_batch": 2, "save_every": 2, "validation_batches": 2}
 CHANGES = {
     "stages": ["construct", "tune", "preference"],
-    "data": {"chat": {"max_tokens": 200}},
+    "data": {"chat": {"max_tokens": 200}, "temporal": {}},
     "tune": {"steps": 60, "optimizer": {"lr": 5e-3, "warmup": 2}, "save_every": 100},
     "preference": TRAIN
     | {
@@ -43,6 +44,7 @@ CHANGES = {
         "optimizer": {"lr": 1e-3, "warmup": 0},
     },
 }
+LONGER = {"steps": 24, "optimizer": {"lr": 3e-3}}
 RUBRIC = "right: |\n  Good? {question} {answer}\nwrong: |\n  Bad? {question} {answer}\n"
 
 
@@ -122,7 +124,7 @@ def lines(path):
 def test_the_paper_mode_end_to_end(tuned, tmp_path):
     path = here(tuned, tmp_path / "p")
     with contextlib.chdir(path.parent):
-        out = whole(path)
+        out = whole(path, preference=LONGER)
         first = Path("results/activation/rounds/1")
         answers = lines(first / "sample/0/answers.jsonl")
         assert len(answers) == 20
@@ -148,7 +150,8 @@ def test_the_paper_mode_end_to_end(tuned, tmp_path):
         # before the first update the policy is the reference: no margin, and a loss of log 2
         assert abs(series["train/reward/margin"][0][1]) < 1e-3
         assert series["train/loss/pair"][0][1] == pytest.approx(0.6931, abs=1e-3)
-        assert series["train/reward/margin"][-1][1] > 0.005
+        last = [value for _, value in series["train/reward/margin"][-6:]]
+        assert sum(last) / len(last) > 0.3, "the pairs were to be learned"
         assert series["train/loss/balance"][0][1] > 0.9, "the balance loss stays in"
         assert "valid/reward/accuracy/math-time" in series or "valid/reward/accuracy/pure-time" in series
         made = manifest.read(out)
@@ -157,9 +160,13 @@ def test_the_paper_mode_end_to_end(tuned, tmp_path):
         assert told["counts"] == counts
         weights = load_file(out / "model/model.safetensors")
         before = load_file(Path("results/activation/tune/model/model.safetensors"))
-        assert any(not weights[name].equal(before[name]) for name in weights)
         router = next(name for name in weights if "router" in name or "gate" in name)
         assert not weights[router].equal(before[router]), "routers are trained too"
+        step(path, "preference", preference=LONGER | {"nll": 1.0})
+        held = metrics.series(out / "work/metrics.jsonl")["train/logp/chosen"]
+        free = series["train/logp/chosen"]
+        assert held[0][1] == pytest.approx(free[0][1], abs=1e-4)
+        assert held[-1][1] > free[-1][1] + 0.5, "cross entropy on the chosen answers keeps them likely"
 
 
 def test_shards_give_the_same_pairs_and_the_same_model(tuned, tmp_path):
@@ -217,7 +224,7 @@ def test_wrong_rounds_shards_and_rubrics_are_named(tuned, tmp_path):
             step(path, "sample", paths.Part(1, 0), preference={"sampling": {"max_prompt": 3}})
         with pytest.raises(InputError, match="preference is not among the configured stages"):
             step(path, "sample", paths.Part(1, 0), stages=["construct", "tune"])
-        with pytest.raises(InputError, match=r"mixture\.method: pairs have no dense parent"):
+        with pytest.raises(InputError, match=r"mixture\.method: dynamic measures losses"):
             step(path, "preference", preference={"mixture": {"method": "dynamic"}})
 
 
@@ -246,7 +253,6 @@ def finish(folder, call):
     return done.stderr
 
 
-@pytest.mark.slow
 def test_killed_in_every_step_equals_uninterrupted(tuned, tmp_path):
     """kill -9 while sampling, while rating and while training; then the bytes of an uninterrupted run."""
     one, two = here(tuned, tmp_path / "whole").parent, here(tuned, tmp_path / "broken").parent

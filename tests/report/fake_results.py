@@ -21,10 +21,15 @@ from moesaic.schema import Config
 
 ROOT = Path(__file__).parents[2]
 LAYERS, HIDDEN, FFN, VOCABULARY, DENSE = 30, 576, 1536, 49152, 134_515_008
-TRAINING = ("pretrain", "tune", "distill")
+TRAINING = ("pretrain", "tune", "preference", "distill")
 BPB = {"wikipedia": 0.86, "books": 1.05, "web": 0.98, "code": 0.71, "science": 0.82, "speeches": 0.90}
 TASKS = {"openbookqa_local": (0.34, 0.25), "piqa_local": (0.66, 0.5), "commonsenseqa_local": (0.41, 0.2)}
-LOSS = {"construct": 0.42, "pretrain": 0.16, "tune": 0.17, "distill": 0.21}
+LOSS = {"construct": 0.42, "pretrain": 0.16, "tune": 0.17, "preference": 0.18, "distill": 0.21}
+COUNTS = {
+    "questions": 400, "answers": 2000, "right": 750, "different": 900, "pairs": 250, "no_right": 90, "no_wrong": 50, "unrated": 10,
+    "ratings": 1200, "unparsable": 60,
+}  # fmt: skip
+ROUND = {"train": 240, "validation": 10, "counts": {"pure<time": COUNTS}}
 START = 1_790_000_000_000
 
 
@@ -145,6 +150,9 @@ def _shared(loaded: Config) -> None:
     )
     files.write_json(paths.folder("tasks") / "tasks.json", list(TASKS))
     finish(loaded, "tasks", ["tasks.json"], {"tasks": list(TASKS)})
+    if loaded.data.temporal is not None:
+        files.write_json(paths.folder("temporal") / "stats.json", {})
+        finish(loaded, "temporal", ["stats.json"], {})
     _evaluation(loaded, None, "dense", 0.0)
 
 
@@ -207,6 +215,11 @@ def _model(loaded: Config, variant: str, stage: str, worse: float) -> None:
     _training_log(folder / "work" / "metrics.jsonl", steps, names, worse, stage)
     drawn = {name: steps * 2 // len(names) for name in names}
     training = {"steps": steps, "tokens": steps * 1024, "final_loss": 2.8, "drawn": drawn}
+    if stage == "preference":
+        training["rounds"] = [ROUND]
+        for path in paths.plan_step(loaded, stage, variant).inputs.values():
+            if not path.exists():  # the steps before, which the report does not read
+                files.write_json(path, {})
     measured = {"tokens_per_second": 812.5, "ranks": 1, "device": "cpu", "memory_gb": 2.4}
     finish(loaded, stage, ["model"], sizes | training, variant, measured=measured)
 
@@ -233,6 +246,17 @@ def _training_log(path: Path, steps: int, names: list[str], worse: float, stage:
         }
         if stage == "distill":
             values["train/loss/kl"] = 0.9 * math.exp(-2 * step / steps)
+        if stage == "preference":
+            values |= {
+                "train/reward/margin": 0.5 * step / steps,
+                "train/reward/accuracy": 0.5 + 0.4 * step / steps,
+            }
+            values |= {"train/logp/chosen": -1.1, "train/logp/rejected": -1.3 - step / steps}
+            if step == steps:
+                values |= {
+                    f"valid/reward/{name}/pure<time": 0.25
+                    for name in ("margin", "chosen", "rejected", "accuracy")
+                }
         for name in rng.sample(names, min(2, len(names))):
             values[f"train/loss/domain/{name}"] = loss + BPB.get(name, 0.9) - 0.9
         for name in names:

@@ -216,6 +216,22 @@ def test_any_stages_and_variants(tmp_path, monkeypatch, stages, variants):
     assert summary.text(Path("results")).count("\n") >= len(found["rows"]) + 5
 
 
+def test_preference_tuning_shows_where_questions_went_and_what_was_learned(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stages, variants = ["construct", "tune", "preference"], ["activation", "random"]
+    config = fake_results.load_config(stages, variants, data={"temporal": {}})
+    fake_results.build(config)
+    html, _ = fake_results.report(config)
+    Page(html)
+    section = html.split('id="preference"')[1].split("</section>")[0]
+    assert section.count("37.5 %<small>750 of 2,000</small>") == 2, "right answers of both variants"
+    assert section.count("5.0 %<small>60 of 1,200</small>") == 2
+    assert section.count("25.0 %") == 2, "held-out accuracy"
+    assert section.count("<svg") == 4
+    assert "pure&lt;time" in section
+    assert "pure<time" not in html
+
+
 def test_missing_evaluations_become_dashes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = fake_results.load_config(["construct", "pretrain"], ["activation"])

@@ -127,3 +127,7 @@ def test_learning_rate_shape():
     assert rates[-1] == pytest.approx(0.1, abs=0.01)
     assert all(a <= b for a, b in itertools.pairwise(rates[:11]))
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+    line = [learning_rate(step, 110, 2.0, 10, 0.0, "linear") for step in range(110)]
+    assert line[10] == 2.0
+    assert line[60] == pytest.approx(1.0)
+    assert line[85] == pytest.approx(0.5)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.errors import InputError
+from moesaic.evaluate.temporal import step as temporal_step
 from moesaic.evaluate.temporal.item import Item
 from moesaic.evaluate.temporal.verify import prompt
 from moesaic.flow import files, manifest
@@ -68,8 +69,7 @@ def items(temporal: Manifest, kinds: list[str], per_task: int | None) -> list[It
     manifest.verify(temporal, only=["train"])
     taken: dict[str, int] = {}
     found = []
-    for line in read(temporal.folder / "train.jsonl"):
-        item = Item(**{**line, "choices": tuple(line["choices"])})
+    for item in temporal_step.read(temporal, "train"):
         if item.kind in kinds and (per_task is None or taken.get(item.task, 0) < per_task):
             taken[item.task] = taken.get(item.task, 0) + 1
             found.append(item)

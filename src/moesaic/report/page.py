@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from moesaic.report import cells, construction, depth, mixing, plots, tables, temporal
+from moesaic.report import cells, construction, depth, mixing, plots, preference, tables, temporal
 from moesaic.report.gather import Gathered
 from moesaic.report.tables import Table
 
@@ -22,6 +22,7 @@ def render(run: Gathered, found: Sequence[dict[str, Any]], verdict: str) -> str:
         ("construction", "Construction", _construction(run)),
         ("training", "Training", _training(run)),
         ("mixture", "Data mixture", _mixture(run)),
+        ("preference", "Preference tuning", _preference(run)),
         ("routing", "Routing", _routing(run)),
         ("depth", "Depth", _depth(run)),
         ("temporal", "Time", _temporal(run)),
@@ -161,6 +162,14 @@ def _mixture(run: Gathered) -> str:
         + figure(mixing.loads(run), loads)
         + "".join(map(table, mixing.held_out(run)))
     )
+
+
+def _preference(run: Gathered) -> str:
+    counts = preference.counts(run)
+    if counts is None:
+        return ""
+    words = "The pairs of each training step. Where the chosen answers become less likely too, only the margin grows."
+    return table(counts, "sticky") + figure(preference.panels(run), words) + table(preference.learned(run))
 
 
 def _routing(run: Gathered) -> str:

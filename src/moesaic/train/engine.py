@@ -83,7 +83,7 @@ class Engine:
     def set_rates(self, optimizer: Any, step: int) -> float:
         """Give every group its learning rate of a step; returns the schedule's."""
         own = self.settings
-        rate = learning_rate(step, self.steps, own["lr"], own["warmup"], own["min_lr"])
+        rate = learning_rate(step, self.steps, own["lr"], own["warmup"], own["min_lr"], own["decay"])
         factors = self.trainee.depth.factors(own["lr"]) if self.trainee.depth is not None else {}
         for group in optimizer.param_groups:
             waits = step < own["routers_first"] and not group["routers"]

@@ -3,16 +3,19 @@
 import math
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int, floor: float) -> float:
-    """Linear warm-up, then cosine from `peak` to `floor * peak` at the last step.
+def learning_rate(
+    step: int, steps: int, peak: float, warmup: int, floor: float, decay: str = "cosine"
+) -> float:
+    """Linear warm-up, then along a cosine or a line from `peak` to `floor * peak` at the last step.
 
     Args:
-        step: optimizer step, from 0. steps: all of them. warmup: steps of warm-up. floor: final share of the peak.
+        step: optimizer step, from 0. steps: all of them. warmup: steps of warm-up. floor: final share of the peak. decay: cosine or linear.
     """
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     progress = (step - warmup) / max(1, steps - warmup)
-    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+    left = 1 - progress if decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return peak * (floor + (1 - floor) * left)
 
 
 def place(step: int, steps: int, seen: int, limit: int | None) -> int:
