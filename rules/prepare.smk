@@ -97,3 +97,22 @@ rule tasks:
         "tasks: write lm-eval task folders"
     shell:
         "moesaic tasks --config $MOESAIC_CONFIG" " --threads {threads} --log {log}"
+
+
+rule science:
+    input:
+        upstream("science"),
+    output:
+        "results/prepare/science/manifest.json",
+    log:
+        "logs/prepare/science.log",
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    params:
+        settings=settings("science"),
+        version=version("science"),
+    message:
+        "science: numeric questions on magnetic fields"
+    shell:
+        "moesaic science --config $MOESAIC_CONFIG" " --threads {threads} --log {log}"

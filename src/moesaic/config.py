@@ -95,7 +95,7 @@ def digest(value: Any) -> str:
 def step_settings(config: Config, step: str, variant: str | None = None) -> dict[str, Any]:
     """What a step depends on, and nothing else.
 
-    Steps: dense, documents, tokens, chat, tasks (shared), construct, pretrain, tune, distill (per variant), evaluate, report.
+    Steps: dense, documents, tokens, chat, tasks, science (shared), construct, pretrain, tune, distill (per variant), evaluate, report.
     """
     if variant is not None:
         config = variant_config(config, variant)
@@ -120,6 +120,12 @@ def step_settings(config: Config, step: str, variant: str | None = None) -> dict
             return {"chat": data["chat"], "seed": seed}
         case "tasks":
             return {"tasks": raw["evaluate"]["tasks"], "include_path": raw["evaluate"]["include_path"]}
+        case "science":
+            if data["science"] is None:
+                raise InputError(
+                    "data.science is null: no science questions are asked for; {} takes the defaults"
+                )
+            return {"science": data["science"]}
         case "construct":
             return {"experts": raw["experts"], "held_out": held_out, "seed": seed}
         case "pretrain":

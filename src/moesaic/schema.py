@@ -125,6 +125,19 @@ class ChatSource(Strict):
     max_conversations: Positive | None = None
 
 
+class Science(Strict):
+    """Generated numeric questions on dust polarisation and magnetic fields (docs/methods/science.md)."""
+
+    items: Positive = 20
+    """Test items per question family (16) and split (5)."""
+    train: Positive = 20
+    """In-distribution items per family beside them, for few-shot prompts and tuning."""
+    max_tokens: Positive = 128
+    """Longest answer to an open question, in tokens."""
+    seed: Count = 0
+    """Of the items; apart from the run's seed, so that runs are compared on the same items."""
+
+
 class Data(Strict):
     domains: Annotated[dict[str, Domain], Field(min_length=1)]
     clean: Clean = Clean()
@@ -137,6 +150,8 @@ class Data(Strict):
     max_validation_tokens: Positive | None = None
     """Per domain: stop tokenising validation text after this many tokens."""
     chat: Chat = Chat()
+    science: Science | None = None
+    """Questions on magnetic fields; null: none are made."""
 
 
 # ---------------------------------------------------------------- the dense parent
@@ -512,6 +527,8 @@ class Distill(Training):
 class Evaluate(Strict):
     tasks: list[str] = ["openbookqa_local", "piqa_local", "commonsenseqa_local"]
     """Tasks of the built-in suite or any lm-evaluation-harness task."""
+    suites: list[Literal["science"]] = []
+    """Suites of ours beside the tasks. science: the questions of data.science, by split."""
     include_path: str | None = None
     """Folder of your own lm-eval task files."""
     items: Positive | None = None
@@ -565,4 +582,6 @@ class Config(Strict):
             raise ValueError(
                 f"stages must start with construct and keep the order {order}, each at most once"
             )
+        if "science" in self.evaluate.suites and self.data.science is None:
+            raise ValueError("evaluate.suites: science needs data.science; {} takes its defaults")
         return self

@@ -56,7 +56,7 @@ def run(
     """Evaluate settings["tasks"] (schema.Evaluate as a dict), in order of name.
 
     Args:
-        folder: the `tasks` step's folder, one folder per built-in task. work: where temporary files may go.
+        folder: of task files, one folder per task (the `tasks` step's) or all in one. work: where temporary files may go.
 
     Raises:
         InputError: a task that cannot be loaded (no network, missing files, unknown) or that would run generated code.
@@ -72,7 +72,9 @@ def run(
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    local = all((folder / name / f"{name}.yaml").is_file() for name in names)
+    local = all(
+        (folder / name / f"{name}.yaml").is_file() or (folder / f"{name}.yaml").is_file() for name in names
+    )
     with _quiet(work if local else None):
         paths = [str(folder), *([settings["include_path"]] if settings["include_path"] else [])]
         manager = TaskManager(include_path=paths, include_defaults=not local)

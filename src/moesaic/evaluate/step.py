@@ -15,6 +15,7 @@ import torch
 from moesaic.data import packed
 from moesaic.errors import InputError
 from moesaic.evaluate import bootstrap, harness, likelihood, routing, samples
+from moesaic.evaluate.science import suite as science
 from moesaic.flow import files, manifest
 from moesaic.flow.step import Context, Result
 from moesaic.model import load, size
@@ -41,6 +42,9 @@ def run(context: Context) -> Result:
         )
     with _timed(clock, "tasks"):
         tasks = harness.run(model, tokenizer, settings, context.inputs["tasks"].folder, context.work, seed)
+    if "science" in settings["suites"]:
+        with _timed(clock, "science"):
+            tasks += science.run(model, tokenizer, settings, context.inputs["science"], context.work, seed)
     with _timed(clock, "samples"):
         continuations, made, generating = samples.generate(model, tokenizer)
     with _timed(clock, "intervals"):

@@ -9,7 +9,8 @@ from moesaic.errors import InputError
 from moesaic.flow.manifest import NAME
 from moesaic.schema import Config
 
-PREPARE = ("documents", "tokens", "chat", "tasks")
+PREPARE = ("documents", "tokens", "chat", "tasks", "science")
+"""Shared steps; `science` is one of a run only where data.science asks for it."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ def folder(step: str, variant: str | None = None, stage: str | None = None) -> P
     return root / str(variant) / step
 
 
+def prepared(config: Config) -> list[str]:
+    """The shared steps of a run, the dense parent's left out."""
+    return [name for name in PREPARE if name != "science" or config.data.science is not None]
+
+
 def before(config: Config, stage: str) -> str:
     """The stage whose model this stage starts from."""
     names: list[str] = list(config.stages)
@@ -49,7 +55,7 @@ def inputs(
         return folder(name, **where) / NAME
 
     match step:
-        case "dense" | "documents" | "tasks":
+        case "dense" | "documents" | "tasks" | "science":
             return {}
         case "tokens":
             return {"documents": at("documents"), "dense": at("dense")}
@@ -59,9 +65,10 @@ def inputs(
             return {"dense": at("dense"), "tokens": at("tokens")}
         case "evaluate":
             model = at("dense") if stage == "dense" else at(str(stage), variant=variant)
-            return {"model": model, "tokens": at("tokens"), "tasks": at("tasks")}
+            found = {"model": model, "tokens": at("tokens"), "tasks": at("tasks")}
+            return found | ({"science": at("science")} if "science" in config.evaluate.suites else {})
         case "report":
-            found = {f"prepare/{name}": at(name) for name in PREPARE} | {"dense": at("dense")}
+            found = {f"prepare/{name}": at(name) for name in prepared(config)} | {"dense": at("dense")}
             found["dense/evaluate"] = at("evaluate", stage="dense")
             for name in config.variants:
                 for item in config.stages:

@@ -120,7 +120,7 @@ def places(config: Config, results: Path) -> Iterator[Place]:
         )
 
     yield place("dense")
-    yield from map(place, paths.PREPARE)
+    yield from map(place, paths.prepared(config))
     yield place("evaluate", None, "dense")
     for variant in config.variants:
         for stage in config.stages:

@@ -59,21 +59,30 @@ class Item:
     @property
     def key(self) -> tuple[Any, ...]:
         """What makes two items the same question."""
-        return (self.family, self.split == "inverse", self.unit, *((i.name, i.value, i.unit, i.kind) for i in self.inputs))
+        return (
+            self.family,
+            self.split == "inverse",
+            self.unit,
+            *((i.name, i.value, i.unit, i.kind) for i in self.inputs),
+        )
 
 
 def items(split: Split, count: int, seed: int) -> list[Item]:
-    """`count` items of every family; no two alike."""
-    return [item for family in FAMILIES.values() for item in _draw(family, split, count, f"{seed}/{split}", set())]
+    """`count` items of every family; no two alike. Families take turns, so that the first items are of all families."""
+    drawn = [_draw(family, split, count, f"{seed}/{split}", set()) for family in FAMILIES.values()]
+    return [item for turn in zip(*drawn, strict=True) for item in turn]
 
 
 def training(count: int, seed: int, test: list[Item]) -> list[Item]:
     """In-distribution items that are not among the test items."""
     taken = {item.key for item in test}
-    return [item for family in FAMILIES.values() for item in _draw(family, "id", count, f"{seed}/train", taken, "train")]
+    drawn = [_draw(family, "id", count, f"{seed}/train", taken, "train") for family in FAMILIES.values()]
+    return [item for turn in zip(*drawn, strict=True) for item in turn]
 
 
-def _draw(family: Family, split: Split, count: int, seed: str, taken: set[Any], label: str | None = None) -> list[Item]:
+def _draw(
+    family: Family, split: Split, count: int, seed: str, taken: set[Any], label: str | None = None
+) -> list[Item]:
     rng = Random(f"sciqa-dcf/{seed}/{family.name}")
     found: list[Item] = []
     for _ in range(ATTEMPTS + 100 * count):
@@ -83,7 +92,9 @@ def _draw(family: Family, split: Split, count: int, seed: str, taken: set[Any], 
         if item is not None and item.key not in taken:
             taken.add(item.key)
             found.append(item)
-    raise RuntimeError(f"science: family {family.name}, split {split}: too few draws give a question that its mistakes answer wrongly")
+    raise RuntimeError(
+        f"science: family {family.name}, split {split}: too few draws give a question that its mistakes answer wrongly"
+    )
 
 
 def _attempt(family: Family, split: Split, rng: Random, name: str) -> Item | None:
@@ -91,14 +102,21 @@ def _attempt(family: Family, split: Split, rng: Random, name: str) -> Item | Non
     problem, mistakes = family.forward, dict(family.forward.mistakes)
     if split == "chain":
         problem, mistakes = family.chain, dict(family.chain.mistakes)
-    stated = [_state(variable, _form(variable, split, rng), _value(variable, split, rng)) for variable in problem.variables]
+    stated = [
+        _state(variable, _form(variable, split, rng), _value(variable, split, rng))
+        for variable in problem.variables
+    ]
     if split == "inverse":
         turned = _turn(family, stated)
         if turned is None:
             return None
         problem, stated, mistakes = turned
     given: Given = {variable.name: form.true(value) for variable, form, value in stated}
-    form = rng.choice([f for f in problem.answer.restated if not f.kind] or [problem.answer.form]) if split == "unit" else problem.answer.form
+    form = (
+        rng.choice([f for f in problem.answer.restated if not f.kind] or [problem.answer.form])
+        if split == "unit"
+        else problem.answer.form
+    )
     steps = problem.solve(**given)
     gold = float(f"{steps[-1][1].to_value(form.unit):.{DIGITS_KEPT}g}")
     if not (math.isfinite(gold) and gold > 0):
@@ -117,7 +135,10 @@ def _attempt(family: Family, split: Split, rng: Random, name: str) -> Item | Non
         form.unit,
         [Input(variable.name, value, f.unit, f.kind) for variable, f, value in stated],
         family.formula,
-        [*(_step(label, value) for label, value in steps[:-1]), f"{steps[-1][0]} = {text.quantity(gold, form.unit, 4)}"],
+        [
+            *(_step(label, value) for label, value in steps[:-1]),
+            f"{steps[-1][0]} = {text.quantity(gold, form.unit, 4)}",
+        ],
         options.texts,
         options.gold,
         options.mistakes,
@@ -155,13 +176,17 @@ def _turn(family: Family, stated: list[Stated]) -> tuple[Problem, list[Stated], 
     found = inverse.solve(**{variable.name: form.true(value) for variable, form, value in given})[-1][1]
     if not abs((found / true[inverse.hidden]).to_value("") - 1) < 0.05:
         return None
-    problem = Problem(forward.context, tuple(variable for variable, _, _ in given), hidden, inverse.solve, inverse.mistakes)
+    problem = Problem(
+        forward.context, tuple(variable for variable, _, _ in given), hidden, inverse.solve, inverse.mistakes
+    )
     return problem, given, dict(inverse.mistakes)
 
 
 def question(problem: Problem, stated: list[Stated], asked: Form) -> str:
     """Context, what is given, what is asked, and in which unit."""
-    inputs = "; ".join(f"{form.text} {form.symbol} = {text.quantity(value, form.unit)}" for _, form, value in stated)
+    inputs = "; ".join(
+        f"{form.text} {form.symbol} = {text.quantity(value, form.unit)}" for _, form, value in stated
+    )
     end = f"Give a number in {text.unit(asked.unit)}." if asked.unit else "Give a number."
     return f"{problem.context} Given: {inputs}. What is the {asked.text} {asked.symbol}? {end}"
 

@@ -4,6 +4,8 @@ This file is written beside the tasks as `utils.py` and needs nothing but Python
 unit that an answer gives, in the usual notations (1.9e-3, 1.9 x 10^-3, 1.9·10⁻³, LaTeX), converts the unit by the table below, and compares.
 """
 
+# ruff: noqa: RUF001 (the point of the table of notations is to read all of these signs)
+
 import json
 import math
 import re
@@ -24,8 +26,23 @@ BASES = {
 PREFIXES = {
     "": 1.0, "f": 1e-15, "p": 1e-12, "n": 1e-9, "u": 1e-6, "m": 1e-3, "c": 1e-2, "d": 1e-1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12,
 }  # fmt: skip
-LONG_PREFIXES = {"nano": "n", "micro": "u", "milli": "m", "centi": "c", "deci": "d", "kilo": "k", "mega": "M", "giga": "G"}
-LENGTH, MASS, TIME, ENERGY, POWER = (1, 0, 0, 0, 0, 0), (0, 1, 0, 0, 0, 0), (0, 0, 1, 0, 0, 0), (2, 1, -2, 0, 0, 0), (2, 1, -3, 0, 0, 0)
+LONG_PREFIXES = {
+    "nano": "n",
+    "micro": "u",
+    "milli": "m",
+    "centi": "c",
+    "deci": "d",
+    "kilo": "k",
+    "mega": "M",
+    "giga": "G",
+}
+LENGTH, MASS, TIME, ENERGY, POWER = (
+    (1, 0, 0, 0, 0, 0),
+    (0, 1, 0, 0, 0, 0),
+    (0, 0, 1, 0, 0, 0),
+    (2, 1, -2, 0, 0, 0),
+    (2, 1, -3, 0, 0, 0),
+)
 PREFIXED = {
     "m": (100.0, LENGTH), "pc": (3.0856775814913674e18, LENGTH), "g": (1.0, MASS), "s": (1.0, TIME), "yr": (31557600.0, TIME),
     "J": (1e7, ENERGY), "erg": (1.0, ENERGY), "eV": (1.602176634e-12, ENERGY), "W": (1e7, POWER), "Hz": (1.0, (0, 0, -1, 0, 0, 0)),
@@ -38,7 +55,11 @@ PLAIN = {
     "deg": (math.pi / 180, (0, 0, 0, 0, 1, 0)), "arcmin": (math.pi / 10800, (0, 0, 0, 0, 1, 0)), "arcsec": (math.pi / 648000, (0, 0, 0, 0, 1, 0)),
     "sr": (1.0, (0, 0, 0, 0, 2, 0)), "%": (0.01, (0, 0, 0, 0, 0, 0)),
 }  # fmt: skip
-UNITS = {prefix + name: (factor * value, powers) for name, (value, powers) in PREFIXED.items() for prefix, factor in PREFIXES.items()} | PLAIN
+UNITS = {
+    prefix + name: (factor * value, powers)
+    for name, (value, powers) in PREFIXED.items()
+    for prefix, factor in PREFIXES.items()
+} | PLAIN
 NAMES = {
     "gauss": "G", "tesla": "T", "teslas": "T", "meter": "m", "meters": "m", "metre": "m", "metres": "m", "gram": "g", "grams": "g", "second": "s",
     "seconds": "s", "sec": "s", "parsec": "pc", "parsecs": "pc", "joule": "J", "joules": "J", "ergs": "erg", "watt": "W", "watts": "W",
@@ -52,17 +73,21 @@ WORDS = {
 }  # fmt: skip
 UNITS |= {word: UNITS[name] for word, name in WORDS.items()}
 UNITS |= {word: UNITS[name] for word, name in NAMES.items()}
-UNITS |= {long + word: UNITS[short + name] for word, name in NAMES.items() for long, short in LONG_PREFIXES.items()}
+UNITS |= {
+    long + word: UNITS[short + name] for word, name in NAMES.items() for long, short in LONG_PREFIXES.items()
+}
 
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 NUMBER = re.compile(
-    r"(?<![\w.^])(?:"
+    r"(?<![\w.^])(?<!\^[-+])(?:"
     r"(?P<mantissa>[+-]?(?:\d+(?:\.\d*)?|\.\d+))(?:[eE](?P<e>[+-]?\d+))?(?:\s*±\s*[\d.]+(?:[eE][+-]?\d+)?)?"
     r"(?:\s*(?:[x*]|\*\*)\s*10\s*(?:\^|\*\*)\s*\(?\s*(?P<power>[+-]?\d+)\s*\)?)?"
     r")"
 )
 BARE_POWER = re.compile(r"(?<![\w.*^])(?P<sign>[+-]?)10\s*(?:\^|\*\*)\s*\(?\s*(?P<power>[+-]?\d+)\s*\)?")
-TOKEN = re.compile(r"\s*(?:(?P<name>[A-Za-z_%]+)\s?(?:(?:\^|\*\*)\s*\(?\s*(?P<caret>[+-]?\d+)\s*\)?|(?P<digits>[+-]?\d+))?)")
+TOKEN = re.compile(
+    r"\s*(?:(?P<name>[A-Za-z_%]+)(?:\s?(?:\^|\*\*)\s*\(?\s*(?P<caret>[+-]?\d+)\s*\)?|(?P<digits>[+-]?\d+))?)"
+)
 MARKER = re.compile(r"(?:final answer|answer is|answer\s*:|####|\\boxed)", re.IGNORECASE)
 Unit = tuple[float, tuple[int, ...]]
 NONE = (0, 0, 0, 0, 0, 0)
@@ -71,6 +96,7 @@ NONE = (0, 0, 0, 0, 0, 0)
 def plain(text: str) -> str:
     """LaTeX and Unicode notations as ASCII."""
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+", lambda run: "^" + run[0].translate(SUPERSCRIPTS), text)
+    text = re.sub(r"\^\s*\{\s*([-+−–]?\s*\d+)\s*\}", r"^\1", text)
     text = re.sub(r"\\(?:,|;|!|:| |quad\b|left\b|right\b)|[\u00a0\u2009\u202f]", " ", text)
     text = re.sub(r"\\(?:text|mathrm|rm|mathbf|boldsymbol|operatorname)\s*\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/(\2)", text)
@@ -84,10 +110,13 @@ def plain(text: str) -> str:
     text = re.sub(r"\\approx|\\simeq|\\sim|[≈≃≅∼]", "=", text)
     text = re.sub(r"\\pm|\+/-", "±", text)
     text = re.sub(r"\\mu\s*|[µμ]", "u", text)
-    text = re.sub(r"\^\s*\{\s*([+-−–]?\s*\d+)\s*\}", r"^\1", text)
-    text = re.sub(r"[−–]", "-", text).replace("$", " ").replace("\\%", "%").replace("{,}", ",").replace("~", " ")
+    text = (
+        re.sub(r"[−–]", "-", text).replace("$", " ").replace("\\%", "%").replace("{,}", ",").replace("~", " ")
+    )
     text = re.sub(r"(?<![\d.])(\d{1,3}(?:,\d{3})+)(?!\d)", lambda run: run[0].replace(",", ""), text)
-    text = re.sub(r"\b(square|cubic)\s+([A-Za-z]+)", lambda run: f"{run[2]}^{2 if run[1] == 'square' else 3}", text)
+    text = re.sub(
+        r"\b(square|cubic)\s+([A-Za-z]+)", lambda run: f"{run[2]}^{2 if run[1] == 'square' else 3}", text
+    )
     text = re.sub(r"(?<=\d)\s*[X]\s*(?=10\b)", "*", text)
     return re.sub(r"\\boxed\s*\{|\\[()\[\]]", lambda run: run[0] if "boxed" in run[0] else " ", text)
 
@@ -98,7 +127,7 @@ def read_unit(text: str, start: int = 0) -> tuple[Unit | None, int]:
     below = False  # one denominator: everything in the brackets after "/", or the next part only
     bracket = False
     while True:
-        separator = re.compile(r"\s*(?P<over>/|per\b)?\s*[*.]?\s*(?P<open>\()?").match(text, place)
+        separator = re.compile(r"\s*(?P<over>/|per\b)?\s*(?:\*|\.(?=\w))?\s*(?P<open>\()?").match(text, place)
         assert separator is not None
         over = separator["over"] is not None
         if separator["open"] and not over:
@@ -134,7 +163,7 @@ def unit_of(text: str) -> Unit:
 
 def quantities(text: str) -> list[tuple[float, Unit, bool]]:
     """All numbers with their units, in order, in text that `plain` has been through; True: an equals sign stands before it."""
-    found = []
+    found: list[tuple[float, Unit, bool]] = []
     place = 0
     while True:
         matches = [match for match in (BARE_POWER.search(text, place), NUMBER.search(text, place)) if match]
@@ -161,7 +190,9 @@ def parse(response: str, unit: str) -> float | None:
     for part, first in ((MARKER.split(text)[-1], True), (text, False)):
         if first and not MARKER.search(text):
             continue
-        found = [(value * own[0] / factor, equals) for value, own, equals in quantities(part) if own[1] == powers]
+        found = [
+            (value * own[0] / factor, equals) for value, own, equals in quantities(part) if own[1] == powers
+        ]
         if found and first:
             return found[0][0]
         if found:
@@ -187,7 +218,9 @@ def load(split: str, **_: object) -> object:
 
     folder = Path(__file__).parent / "data"
     rows = {
-        name: [json.loads(line) for line in (folder / f"{file}.jsonl").read_text(encoding="utf-8").splitlines()]
+        name: [
+            json.loads(line) for line in (folder / f"{file}.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         for name, file in (("test", split), ("train", "train"))
     }
     return datasets.DatasetDict({name: datasets.Dataset.from_list(items) for name, items in rows.items()})

@@ -88,7 +88,9 @@ def planck(nu: Quantity, temperature: Quantity) -> Quantity:
     return (2 * const.h * nu**3 / const.c**2 / math.expm1(x)).to("Jy") / u.sr
 
 
-def dust_mass(flux: Quantity, distance: Quantity, kappa: Quantity, nu: Quantity, temperature: Quantity) -> Quantity:
+def dust_mass(
+    flux: Quantity, distance: Quantity, kappa: Quantity, nu: Quantity, temperature: Quantity
+) -> Quantity:
     """Gas mass of optically thin isothermal dust: S D^2 R / (kappa B_nu(T)) (Hildebrand 1983)."""
     return (flux * distance**2 * GAS_TO_DUST / (kappa * planck(nu, temperature) * u.sr)).to("Msun")
 

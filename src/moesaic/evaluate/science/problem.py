@@ -126,9 +126,7 @@ def instead(wrong: Callable[..., Quantity]) -> Mistake:
     return lambda solve, given: wrong(**given)
 
 
-DEGREES: dict[str, Mistake] = {
-    "degrees for radians": change("phi", lambda phi: phi.to_value(u.deg) * u.rad)
-}
+DEGREES: dict[str, Mistake] = {"degrees for radians": change("phi", lambda phi: phi.to_value(u.deg) * u.rad)}
 """The polarisation angles' dispersion put into the formula in degrees."""
 WIDTH: dict[str, Mistake] = {"FWHM for sigma": change("sv", lambda sv: FWHM * sv)}
 """The line's full width taken for its dispersion."""

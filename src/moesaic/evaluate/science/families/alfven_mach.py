@@ -70,7 +70,8 @@ FAMILY = Family(
         },
     ),
     chain=Problem(
-        CONTEXT + " The field follows from the Davis-Chandrasekhar-Fermi method with the correction factor Q = 0.5.",
+        CONTEXT
+        + " The field follows from the Davis-Chandrasekhar-Fermi method with the correction factor Q = 0.5.",
         (NUMBER_DENSITY, SIGMA_V, SIGMA_PHI),
         MACH,
         chain,

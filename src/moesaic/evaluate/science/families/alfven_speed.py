@@ -40,7 +40,13 @@ FAMILY = Family(
     name="alfven_speed",
     source="Alfven 1942",
     formula=FORMULA,
-    forward=Problem(CONTEXT, (FIELD, NUMBER_DENSITY), ALFVEN_SPEED, forward, ROOTS | {"SI formula with cgs numbers": instead(si_formula)}),
+    forward=Problem(
+        CONTEXT,
+        (FIELD, NUMBER_DENSITY),
+        ALFVEN_SPEED,
+        forward,
+        ROOTS | {"SI formula with cgs numbers": instead(si_formula)},
+    ),
     inverse=Inverse(
         "B",
         inverse,

@@ -2,7 +2,15 @@
 
 import math
 
-from moesaic.evaluate.science.physics import CS_CONSTANTS, CS_E, CS_G, GAUSSIAN_AREA, Quantity, cs_column, cs_partition
+from moesaic.evaluate.science.physics import (
+    CS_CONSTANTS,
+    CS_E,
+    CS_G,
+    GAUSSIAN_AREA,
+    Quantity,
+    cs_column,
+    cs_partition,
+)
 from moesaic.evaluate.science.problem import Family, Inverse, Mistake, Problem, Steps, Variable, times
 from moesaic.evaluate.science.variables import CS_COLUMN, CS_LINE, EXCITATION
 
@@ -12,7 +20,9 @@ CONTEXT = (
 )
 FORMULA = "N = 8 pi k nu^2 Q(T) exp(E_u/(k T)) / (h c^3 A g_u) W"
 PEAK = Variable("peak", "peak brightness temperature of the Gaussian line", "T_peak", "K", 1.0, 40.0)
-WIDTH = Variable("width", "full width at half maximum of the line", "dV", "km s-1", 1.0, 8.0, others=("m s-1",))
+WIDTH = Variable(
+    "width", "full width at half maximum of the line", "dV", "km s-1", 1.0, 8.0, others=("m s-1",)
+)
 
 
 def forward(W: Quantity, T: Quantity) -> Steps:
@@ -26,7 +36,10 @@ def inverse(N: Quantity, T: Quantity) -> Steps:
     one = CS_LINE.form.true(1.0)
     return [
         ("Q(T) = sum (2J + 1) exp(-h B_0 J (J + 1) / (k T))", partition(T)),
-        ("W = h c^3 A g_u N / (8 pi k nu^2 Q(T) exp(E_u/(k T)))", (one * N / cs_column(one, T)).to("K km s-1")),
+        (
+            "W = h c^3 A g_u N / (8 pi k nu^2 Q(T) exp(E_u/(k T)))",
+            (one * N / cs_column(one, T)).to("K km s-1"),
+        ),
     ]
 
 
@@ -54,14 +67,22 @@ FAMILY = Family(
     name="cs_column",
     source="Mangum & Shirley 2015; constants: CDMS",
     formula=FORMULA,
-    forward=Problem(CONTEXT, (CS_LINE, EXCITATION), CS_COLUMN, forward, WRONG | {"8 pi left out": times(1 / (8 * math.pi))}),
+    forward=Problem(
+        CONTEXT,
+        (CS_LINE, EXCITATION),
+        CS_COLUMN,
+        forward,
+        WRONG | {"8 pi left out": times(1 / (8 * math.pi))},
+    ),
     inverse=Inverse(
         "W",
         inverse,
         {
             "exp(E_u/kT) left out": without_boltzmann(1),
             "g_u left out": times(1 / CS_G),
-            "partition function left out": lambda solve, given: solve(**given)[-1][1] * cs_partition(given["T"]),
+            "partition function left out": lambda solve, given: (
+                solve(**given)[-1][1] * cs_partition(given["T"])
+            ),
             "8 pi left out": times(8 * math.pi),
         },
     ),
@@ -70,6 +91,10 @@ FAMILY = Family(
         (PEAK, WIDTH, EXCITATION),
         CS_COLUMN,
         chain,
-        WRONG | {"FWHM for sigma": times(math.sqrt(2 * math.pi) / GAUSSIAN_AREA), "sigma for FWHM": times(1 / 2.3548)},
+        WRONG
+        | {
+            "FWHM for sigma": times(math.sqrt(2 * math.pi) / GAUSSIAN_AREA),
+            "sigma for FWHM": times(1 / 2.3548),
+        },
     ),
 )

@@ -64,7 +64,11 @@ FAMILY = Family(
         inverse,
         DEGREES
         | WIDTH
-        | {"4 pi left out": times(4 * math.pi), "Q left out": times(Q**2), "mean molecular weight left out": times(MU)},
+        | {
+            "4 pi left out": times(4 * math.pi),
+            "Q left out": times(Q**2),
+            "mean molecular weight left out": times(MU),
+        },
     ),
     chain=Problem(
         "A molecular core is a uniform sphere. Its polarised dust emission is analysed with the Davis-Chandrasekhar-Fermi (DCF) method, "

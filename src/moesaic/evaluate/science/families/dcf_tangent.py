@@ -7,7 +7,18 @@ from astropy import constants as const
 from astropy import units as u
 
 from moesaic.evaluate.science.physics import MU, Quantity, density, energy_density, field_of
-from moesaic.evaluate.science.problem import DEGREES, WIDTH, Family, Inverse, Problem, Steps, Variable, change, instead, times
+from moesaic.evaluate.science.problem import (
+    DEGREES,
+    WIDTH,
+    Family,
+    Inverse,
+    Problem,
+    Steps,
+    Variable,
+    change,
+    instead,
+    times,
+)
 from moesaic.evaluate.science.variables import DENSITY_NOTE, NUMBER_DENSITY, SIGMA_PHI, SIGMA_V, SKY_FIELD
 
 CONTEXT = (
@@ -72,9 +83,13 @@ FAMILY = Family(
         | {
             "4 pi for 8 pi": times(2.0),
             "Q = 0.5 put in": times(0.25),
-            "B for B^2": instead(lambda n, sv, phi: field(n, sv, phi).to_value("G") / (8 * math.pi) * u.Unit("erg cm-3")),
+            "B for B^2": instead(
+                lambda n, sv, phi: field(n, sv, phi).to_value("G") / (8 * math.pi) * u.Unit("erg cm-3")
+            ),
             "SI formula with gauss": instead(
-                lambda n, sv, phi: field(n, sv, phi).to_value("G") ** 2 / (2 * const.mu0.value) * u.Unit("erg cm-3")
+                lambda n, sv, phi: (
+                    field(n, sv, phi).to_value("G") ** 2 / (2 * const.mu0.value) * u.Unit("erg cm-3")
+                )
             ),
         },
     ),

@@ -18,11 +18,16 @@ FREQUENCY = Variable("nu", "frequency", "nu", "GHz", 200.0, 400.0, (450.0, 900.0
 OPACITY = Variable("kappa", "dust opacity", "kappa", "cm2 g-1", 0.5, 2.0, (2.5, 10.0), ("m2 kg-1",))
 DUST = Variable("T", "dust temperature", "T_d", "K", 15.0, 150.0, (160.0, 600.0))
 GAS = Variable("M", "total mass of the core", "M", "Msun", others=("kg", "g"))
-MEAN_COLUMN = Variable("N", "mean column density of molecular hydrogen", "N(H2)", "cm-2", others=COLUMN.others)
+MEAN_COLUMN = Variable(
+    "N", "mean column density of molecular hydrogen", "N(H2)", "cm-2", others=COLUMN.others
+)
 
 
 def forward(S: Quantity, D: Quantity, kappa: Quantity, nu: Quantity, T: Quantity) -> Steps:
-    return [("B_nu(T) = 2 h nu^3 / c^2 / (exp(h nu / k T) - 1)", planck(nu, T)), (FORMULA, dust_mass(S, D, kappa, nu, T))]
+    return [
+        ("B_nu(T) = 2 h nu^3 / c^2 / (exp(h nu / k T) - 1)", planck(nu, T)),
+        (FORMULA, dust_mass(S, D, kappa, nu, T)),
+    ]
 
 
 def inverse(M: Quantity, D: Quantity, kappa: Quantity, nu: Quantity, T: Quantity) -> Steps:
@@ -35,7 +40,10 @@ def inverse(M: Quantity, D: Quantity, kappa: Quantity, nu: Quantity, T: Quantity
 
 def chain(S: Quantity, D: Quantity, kappa: Quantity, nu: Quantity, T: Quantity, R: Quantity) -> Steps:
     mass = dust_mass(S, D, kappa, nu, T)
-    return [*forward(S, D, kappa, nu, T), ("N(H2) = M / (pi R^2) / (2.8 m_H)", (mass / (math.pi * R**2) / (MU * M_H)).to("cm-2"))]
+    return [
+        *forward(S, D, kappa, nu, T),
+        ("N(H2) = M / (pi R^2) / (2.8 m_H)", (mass / (math.pi * R**2) / (MU * M_H)).to("cm-2")),
+    ]
 
 
 VARIABLES = (FLUX, DISTANCE, OPACITY, FREQUENCY, DUST)

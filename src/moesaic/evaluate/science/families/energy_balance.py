@@ -8,10 +8,17 @@ from moesaic.evaluate.science.physics import FWHM, M_H, MU_P, Quantity, energy_d
 from moesaic.evaluate.science.problem import Family, Inverse, Problem, Steps, Variable, times
 from moesaic.evaluate.science.variables import FIELD, MASS, RADIUS, SIGMA_V, TEMPERATURE
 
-CONTEXT = "A molecular core is a uniform sphere with a uniform magnetic field. Fields outside of it are left aside."
+CONTEXT = (
+    "A molecular core is a uniform sphere with a uniform magnetic field. Fields outside of it are left aside."
+)
 FORMULA = "E_B / |E_g| = B^2 R^3 / 6 / (3/5 G M^2 / R)"
 RATIO = Variable("ratio", "ratio of magnetic to gravitational energy (both positive)", "E_B/|E_g|", "")
-SUPPORT = Variable("ratio", "ratio of turbulent plus thermal to gravitational energy (all positive)", "(E_k + E_th)/|E_g|", "")
+SUPPORT = Variable(
+    "ratio",
+    "ratio of turbulent plus thermal to gravitational energy (all positive)",
+    "(E_k + E_th)/|E_g|",
+    "",
+)
 
 
 def forward(B: Quantity, M: Quantity, R: Quantity) -> Steps:
@@ -81,7 +88,9 @@ FAMILY = Family(
             "3/5 left out": times(0.6),
             "FWHM for sigma": lambda solve, given: solve(**given | {"sv": FWHM * given["sv"]})[-1][1],
             "diameter for radius": times(2.0),
-            "mass to the first power": lambda solve, given: solve(**given)[-1][1] * given["M"].to_value("Msun"),
+            "mass to the first power": lambda solve, given: (
+                solve(**given)[-1][1] * given["M"].to_value("Msun")
+            ),
         },
     ),
 )

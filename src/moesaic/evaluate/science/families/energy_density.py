@@ -44,7 +44,9 @@ FAMILY = Family(
         {
             "4 pi for 8 pi": times(2.0),
             "8 pi left out": times(8 * math.pi),
-            "SI formula with gauss": instead(lambda B: B.to_value("G") ** 2 / (2 * const.mu0.value) * u.Unit("erg cm-3")),
+            "SI formula with gauss": instead(
+                lambda B: B.to_value("G") ** 2 / (2 * const.mu0.value) * u.Unit("erg cm-3")
+            ),
             "B for B^2": instead(lambda B: B.to_value("G") / (8 * math.pi) * u.Unit("erg cm-3")),
             "milligauss taken for gauss": times(1e6),
         },

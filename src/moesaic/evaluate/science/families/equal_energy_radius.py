@@ -11,7 +11,13 @@ from moesaic.evaluate.science.variables import DENSITY_NOTE, ENERGY, FIELD, NUMB
 CONTEXT = "The energy of a molecular outflow is compared with the energy of the magnetic field in a sphere of uniform field strength."
 FORMULA = "R = (3 E / (4 pi u_B))^(1/3), u_B = B^2 / (8 pi)"
 OUTFLOW = Variable("E", "energy of the outflow", "E", "erg", ENERGY.low, ENERGY.high, others=ENERGY.others)
-RADIUS = Variable("R", "radius of the sphere whose magnetic energy equals that of the outflow", "R", "pc", others=("au", "cm"))
+RADIUS = Variable(
+    "R",
+    "radius of the sphere whose magnetic energy equals that of the outflow",
+    "R",
+    "pc",
+    others=("au", "cm"),
+)
 
 
 def forward(E: Quantity, B: Quantity) -> Steps:
@@ -67,10 +73,17 @@ FAMILY = Family(
         },
     ),
     chain=Problem(
-        CONTEXT + f" The field follows from the Davis-Chandrasekhar-Fermi method with the correction factor Q = 0.5. {DENSITY_NOTE}",
+        CONTEXT
+        + f" The field follows from the Davis-Chandrasekhar-Fermi method with the correction factor Q = 0.5. {DENSITY_NOTE}",
         (NUMBER_DENSITY, SIGMA_V, SIGMA_PHI, OUTFLOW),
         RADIUS,
         chain,
-        DEGREES | WIDTH | {"Q left out": times(Q ** (2 / 3)), "diameter for radius": times(2.0), "4 pi left out in B": times((4 * math.pi) ** (1 / 3))},
+        DEGREES
+        | WIDTH
+        | {
+            "Q left out": times(Q ** (2 / 3)),
+            "diameter for radius": times(2.0),
+            "4 pi left out in B": times((4 * math.pi) ** (1 / 3)),
+        },
     ),
 )

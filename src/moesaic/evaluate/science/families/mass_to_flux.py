@@ -18,13 +18,19 @@ LAMBDA = Variable("ratio", "mass-to-flux ratio in units of the critical one", "l
 
 
 def forward(N: Quantity, B: Quantity) -> Steps:
-    return [("Sigma = 2.8 m_H N(H2)", (MU * M_H * N).to("g cm-2")), ("lambda = 2 pi sqrt(G) Sigma / B", mass_to_flux(N, B))]
+    return [
+        ("Sigma = 2.8 m_H N(H2)", (MU * M_H * N).to("g cm-2")),
+        ("lambda = 2 pi sqrt(G) Sigma / B", mass_to_flux(N, B)),
+    ]
 
 
 def inverse(ratio: Quantity, B: Quantity) -> Steps:
     # B / sqrt(4 pi) of Gaussian units is B / sqrt(mu_0) in SI.
     surface = (ratio * B / (2 * math.pi * np.sqrt(const.G * const.mu0 / (4 * math.pi)))).to("g cm-2")
-    return [("Sigma = lambda B / (2 pi sqrt(G))", surface), ("N(H2) = Sigma / (2.8 m_H)", (surface / (MU * M_H)).to("cm-2"))]
+    return [
+        ("Sigma = lambda B / (2 pi sqrt(G))", surface),
+        ("N(H2) = Sigma / (2.8 m_H)", (surface / (MU * M_H)).to("cm-2")),
+    ]
 
 
 def chain(M: Quantity, R: Quantity, B: Quantity) -> Steps:
@@ -53,7 +59,11 @@ FAMILY = Family(
     inverse=Inverse(
         "N",
         inverse,
-        {"mean molecular weight left out": times(MU), "pi for 2 pi": times(2.0), "2 pi left out": times(2 * math.pi)},
+        {
+            "mean molecular weight left out": times(MU),
+            "pi for 2 pi": times(2.0),
+            "2 pi left out": times(2 * math.pi),
+        },
     ),
     chain=Problem(
         CONTEXT + " Seen from the observer it is a disc of uniform column density.",

@@ -10,7 +10,9 @@ CONTEXT = "The gas of a molecular outflow is added up by line-of-sight velocity 
 FORMULA = "E = 1/2 sum M(v) (v - v_sys)^2"
 SYSTEM = Variable("sys", "systemic velocity", "v_sys", "km s-1", 2.0, 8.0, (8.1, 12.0))
 VELOCITIES = tuple(
-    Variable(f"v{i}", f"velocity of channel {i}", f"v_{i}", "km s-1", low, high, (high + 1, high + 25), ("m s-1",))
+    Variable(
+        f"v{i}", f"velocity of channel {i}", f"v_{i}", "km s-1", low, high, (high + 1, high + 25), ("m s-1",)
+    )
     for i, (low, high) in enumerate(((20.0, 30.0), (35.0, 45.0), (50.0, 65.0)), 1)
 )
 MASSES = tuple(
@@ -19,7 +21,9 @@ MASSES = tuple(
 )
 ENERGY = Variable("E", "kinetic energy of the outflow", "E", "erg", others=("J",))
 OUTFLOW = Variable("M", "mass of the outflow", "M", "Msun", 0.1, 5.0, others=MASS.others)
-SPEED = Variable("v", "speed of the outflow relative to the source", "v", "km s-1", 8.0, 60.0, others=("m s-1", "cm s-1"))
+SPEED = Variable(
+    "v", "speed of the outflow relative to the source", "v", "km s-1", 8.0, 60.0, others=("m s-1", "cm s-1")
+)
 LENGTH = Variable("R", "length of the outflow", "R", RADIUS.unit, 0.02, 0.2, others=RADIUS.others)
 POWER = Variable("L", "mechanical luminosity of the outflow", "L", "Lsun", others=("erg s-1", "W"))
 
@@ -30,7 +34,9 @@ def channels(given: dict[str, Quantity]) -> list[tuple[Quantity, Quantity]]:
 
 def forward(**given: Quantity) -> Steps:
     parts = [(0.5 * mass * speed**2).to("erg") for mass, speed in channels(given)]
-    return [(f"E_{i} = 1/2 M_{i} (v_{i} - v_sys)^2", part) for i, part in enumerate(parts, 1)] + [("E = E_1 + E_2 + E_3", sum(parts[1:], parts[0]))]
+    return [(f"E_{i} = 1/2 M_{i} (v_{i} - v_sys)^2", part) for i, part in enumerate(parts, 1)] + [
+        ("E = E_1 + E_2 + E_3", sum(parts[1:], parts[0]))
+    ]
 
 
 def inverse(**given: Quantity) -> Steps:
@@ -83,8 +89,12 @@ FAMILY = Family(
         inverse,
         {
             "1/2 left out": instead(lambda **given: inverse(**given | {"E": given["E"] / 2})[-1][1]),
-            "systemic velocity not taken off": instead(lambda **given: inverse(**given | {"sys": 0 * u.Unit("km s-1")})[-1][1]),
-            "other channels left out": instead(lambda **given: (2 * given["E"] / (given["v1"] - given["sys"]) ** 2).to("Msun")),
+            "systemic velocity not taken off": instead(
+                lambda **given: inverse(**given | {"sys": 0 * u.Unit("km s-1")})[-1][1]
+            ),
+            "other channels left out": instead(
+                lambda **given: (2 * given["E"] / (given["v1"] - given["sys"]) ** 2).to("Msun")
+            ),
             "factor 2 left out": times(0.5),
         },
     ),
@@ -93,6 +103,11 @@ FAMILY = Family(
         (OUTFLOW, SPEED, LENGTH),
         POWER,
         chain,
-        {"1/2 left out": times(2.0), "diameter for radius": times(0.5), "erg/s and W mixed up": times(1e7), "years and seconds mixed up": times(3.156e7)},
+        {
+            "1/2 left out": times(2.0),
+            "diameter for radius": times(0.5),
+            "erg/s and W mixed up": times(1e7),
+            "years and seconds mixed up": times(3.156e7),
+        },
     ),
 )

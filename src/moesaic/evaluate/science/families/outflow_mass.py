@@ -6,7 +6,14 @@ from astropy import units as u
 
 from moesaic.evaluate.science.physics import CS_CONSTANTS, M_H, MU, Quantity, cs_column, outflow_mass
 from moesaic.evaluate.science.problem import Family, Inverse, Problem, Steps, Variable, instead, times
-from moesaic.evaluate.science.variables import ABUNDANCE, CS_COLUMN, CS_LINE, DISTANCE, EXCITATION, SOLID_ANGLE
+from moesaic.evaluate.science.variables import (
+    ABUNDANCE,
+    CS_COLUMN,
+    CS_LINE,
+    DISTANCE,
+    EXCITATION,
+    SOLID_ANGLE,
+)
 
 CONTEXT = "A molecular outflow is seen in CS, whose column density is uniform over its solid angle. Take a mean mass of 2.8 m_H per H2 molecule."
 FORMULA = "M = 2.8 m_H (N(CS) / X) Omega D^2, Omega in sr"
@@ -32,12 +39,19 @@ def forward(N: Quantity, X: Quantity, area: Quantity, D: Quantity) -> Steps:
 def inverse(M: Quantity, X: Quantity, area: Quantity, D: Quantity) -> Steps:
     surface = (area.to_value(u.sr) * D**2).to("cm2")
     molecules = (M / (MU * M_H) / surface).to("cm-2")
-    return [("A = Omega D^2", surface), ("N(H2) = M / (2.8 m_H A)", molecules), ("N(CS) = X N(H2)", (X * molecules).to("cm-2"))]
+    return [
+        ("A = Omega D^2", surface),
+        ("N(H2) = M / (2.8 m_H A)", molecules),
+        ("N(CS) = X N(H2)", (X * molecules).to("cm-2")),
+    ]
 
 
 def chain(W: Quantity, T: Quantity, X: Quantity, area: Quantity, D: Quantity) -> Steps:
     column = cs_column(W, T)
-    return [("N(CS) = 8 pi k nu^2 Q(T) exp(E_u/(k T)) / (h c^3 A g_u) W", column), *forward(column, X, area, D)]
+    return [
+        ("N(CS) = 8 pi k nu^2 Q(T) exp(E_u/(k T)) / (h c^3 A g_u) W", column),
+        *forward(column, X, area, D),
+    ]
 
 
 FAMILY = Family(

@@ -8,7 +8,14 @@ from astropy import units as u
 
 from moesaic.evaluate.science.physics import M_H, MU, Q, Quantity, alfven, dcf, density
 from moesaic.evaluate.science.problem import DEGREES, WIDTH, Family, Inverse, Problem, Steps, instead, times
-from moesaic.evaluate.science.variables import ALFVEN_SPEED, DENSITY_NOTE, NUMBER_DENSITY, SIGMA_PHI, SIGMA_V, SKY_FIELD
+from moesaic.evaluate.science.variables import (
+    ALFVEN_SPEED,
+    DENSITY_NOTE,
+    NUMBER_DENSITY,
+    SIGMA_PHI,
+    SIGMA_V,
+    SKY_FIELD,
+)
 
 CONTEXT = (
     "Polarised dust emission of a molecular core is analysed with the method of Skalidis & Tassis (2021), which allows for compressible "
@@ -61,7 +68,11 @@ FAMILY = Family(
         inverse,
         DEGREES
         | WIDTH
-        | {"4 pi for 2 pi": times(0.5), "2 pi left out": times(2 * math.pi), "mean molecular weight left out": times(MU)},
+        | {
+            "4 pi for 2 pi": times(0.5),
+            "2 pi left out": times(2 * math.pi),
+            "mean molecular weight left out": times(MU),
+        },
     ),
     chain=Problem(
         CONTEXT,

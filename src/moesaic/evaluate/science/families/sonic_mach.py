@@ -21,12 +21,24 @@ NON_THERMAL = Variable(
     others=("m s-1", "cm s-1"), full_width=("full width at half maximum of the non-thermal velocities (Gaussian)", "dV_nt"),
 )  # fmt: skip
 # Close to the thermal width of CS itself (0.1 km/s), so that it has to be taken off.
-OBSERVED = Variable("sv", "observed velocity dispersion of the CS line", "sigma_obs", "km s-1", 0.2, 0.6, (0.6, 3.0), full_width=SIGMA_V.full_width)
+OBSERVED = Variable(
+    "sv",
+    "observed velocity dispersion of the CS line",
+    "sigma_obs",
+    "km s-1",
+    0.2,
+    0.6,
+    (0.6, 3.0),
+    full_width=SIGMA_V.full_width,
+)
 MACH = Variable("mach", "sonic Mach number of the three-dimensional non-thermal motions", "M_s", "")
 
 
 def forward(T: Quantity, sv: Quantity) -> Steps:
-    return [("c_s = sqrt(k T / (2.33 m_p))", sound(T)), ("M_s = sqrt(3) sigma_nt / c_s", (math.sqrt(3) * sv / sound(T)).to(""))]
+    return [
+        ("c_s = sqrt(k T / (2.33 m_p))", sound(T)),
+        ("M_s = sqrt(3) sigma_nt / c_s", (math.sqrt(3) * sv / sound(T)).to("")),
+    ]
 
 
 def inverse(sv: Quantity, mach: Quantity) -> Steps:

@@ -6,7 +6,17 @@ import numpy as np
 from astropy import units as u
 
 from moesaic.evaluate.science.physics import FWHM, MU, Quantity, alfven, density, field_of
-from moesaic.evaluate.science.problem import WIDTH, Family, Inverse, Problem, Steps, Variable, change, instead, times
+from moesaic.evaluate.science.problem import (
+    WIDTH,
+    Family,
+    Inverse,
+    Problem,
+    Steps,
+    Variable,
+    change,
+    instead,
+    times,
+)
 from moesaic.evaluate.science.variables import ALFVEN_SPEED, DENSITY_NOTE, NUMBER_DENSITY, SIGMA_V, SKY_FIELD
 
 CONTEXT = (
@@ -15,7 +25,16 @@ CONTEXT = (
     f"from it, the density and the velocity dispersion, with no further correction factor. {DENSITY_NOTE}"
 )
 FORMULA = "B_0 = sqrt((2 - b^2) 4 pi rho) sigma_v / b"
-INTERCEPT = Variable("b", "intercept of the structure function's root at zero distance", "b", "rad", 0.1, 0.5, (0.6, 1.2), ("deg", "arcmin"))
+INTERCEPT = Variable(
+    "b",
+    "intercept of the structure function's root at zero distance",
+    "b",
+    "rad",
+    0.1,
+    0.5,
+    (0.6, 1.2),
+    ("deg", "arcmin"),
+)
 
 
 def ratio(b: Quantity) -> float:
@@ -60,8 +79,12 @@ FAMILY = Family(
             "4 pi left out": times(1 / math.sqrt(4 * math.pi)),
             "Q = 0.5 put in": times(0.5),
             "mean molecular weight left out": times(1 / math.sqrt(MU)),
-            "b taken for the ratio of fields": instead(lambda n, sv, b: field_of(sv, density(n)) / b.to_value(u.rad)),
-            "b in degrees, as the ratio of fields": instead(lambda n, sv, b: field_of(sv, density(n)) / b.to_value(u.deg)),
+            "b taken for the ratio of fields": instead(
+                lambda n, sv, b: field_of(sv, density(n)) / b.to_value(u.rad)
+            ),
+            "b in degrees, as the ratio of fields": instead(
+                lambda n, sv, b: field_of(sv, density(n)) / b.to_value(u.deg)
+            ),
         },
     ),
     inverse=Inverse(
