@@ -8,6 +8,7 @@ from random import Random
 
 from moesaic.evaluate.science.physics import Quantity
 from moesaic.evaluate.science.problem import Given, Mistake, Problem, Steps
+from moesaic.evaluate.science.problem import unit as named
 from moesaic.evaluate.science.text import number
 
 APART = 1.1
@@ -38,11 +39,13 @@ def wrong_answers(
 
     def solve(**changed: Quantity) -> Steps:
         """Most mistakes start from the right answer: it is computed once."""
-        return right if all(changed[name] is value for name, value in given.items()) else problem.solve(**changed)
+        return (
+            right
+            if all(changed[name] is value for name, value in given.items())
+            else problem.solve(**changed)
+        )
 
-    found = [
-        (float(mistake(solve, given).to_value(unit)), name) for name, mistake in mistakes.items()
-    ]
+    found = [(float(mistake(solve, given).to_value(named(unit))), name) for name, mistake in mistakes.items()]
     if unit:
         found += [(gold * 1e3, "prefix 1000 too large"), (gold / 1e3, "prefix 1000 too small")]
     found = [(value, name) for value, name in found if math.isfinite(value) and value > 0]

@@ -10,7 +10,7 @@ from astropy import units as u
 from moesaic.evaluate.science import choices, text
 from moesaic.evaluate.science.families import FAMILIES
 from moesaic.evaluate.science.physics import Quantity
-from moesaic.evaluate.science.problem import Family, Form, Given, Problem, Variable
+from moesaic.evaluate.science.problem import Family, Form, Given, Problem, Variable, unit
 
 Split = Literal["id", "range", "unit", "inverse", "chain"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -118,7 +118,7 @@ def _attempt(family: Family, split: Split, rng: Random, name: str) -> Item | Non
         else problem.answer.form
     )
     steps = problem.solve(**given)
-    gold = float(f"{steps[-1][1].to_value(form.unit):.{DIGITS_KEPT}g}")
+    gold = float(f"{steps[-1][1].to_value(unit(form.unit)):.{DIGITS_KEPT}g}")
     if not (math.isfinite(gold) and gold > 0):
         return None
     wrong = choices.wrong_answers(problem, mistakes, given, form.unit, gold)
@@ -154,7 +154,7 @@ def _value(variable: Variable, split: Split, rng: Random) -> Quantity:
     if split == "range":
         beyond = [(low / 10, low * 0.99), (high * 1.01, high * 10)]
         low, high = variable.outside or rng.choice(beyond)
-    return math.exp(rng.uniform(math.log(low), math.log(high))) * u.Unit(variable.unit)
+    return math.exp(rng.uniform(math.log(low), math.log(high))) * unit(variable.unit)
 
 
 def _form(variable: Variable, split: Split, rng: Random) -> Form:
@@ -174,7 +174,7 @@ def _turn(family: Family, stated: list[Stated]) -> tuple[Problem, list[Stated], 
     hidden = next(variable for variable in forward.variables if variable.name == inverse.hidden)
     given = [item for item in stated if item[0].name != inverse.hidden] + [answer]
     found = inverse.solve(**{variable.name: form.true(value) for variable, form, value in given})[-1][1]
-    if not abs((found / true[inverse.hidden]).to_value("") - 1) < 0.05:
+    if not abs((found / true[inverse.hidden]).to_value(u.dimensionless_unscaled) - 1) < 0.05:
         return None
     problem = Problem(
         forward.context, tuple(variable for variable, _, _ in given), hidden, inverse.solve, inverse.mistakes
@@ -192,15 +192,15 @@ def question(problem: Problem, stated: list[Stated], asked: Form) -> str:
 
 
 def _step(label: str, value: Quantity) -> str:
-    unit = value.unit.to_string() if value.unit != u.dimensionless_unscaled else ""
-    return f"{label} = {text.quantity(float(value.value), _plain_unit(unit), 4)}"
+    name = value.unit.to_string() if value.unit != u.dimensionless_unscaled else ""
+    return f"{label} = {text.quantity(float(value.value), _plain_unit(name), 4)}"
 
 
-def _plain_unit(unit: str) -> str:
+def _plain_unit(name: str) -> str:
     """astropy's 'g / cm3' as 'g cm-3'."""
-    top, _, bottom = unit.partition(" / ")
+    top, _, bottom = name.partition(" / ")
     parts = [part for part in top.split() if part != "1"]
     for part in bottom.strip("()").split():
-        name = part.rstrip("0123456789")
-        parts.append(f"{name}-{part[len(name) :] or 1}")
+        base = part.rstrip("0123456789")
+        parts.append(f"{base}-{part[len(base) :] or 1}")
     return " ".join(parts).replace("solMass", "Msun")

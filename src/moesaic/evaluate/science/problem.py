@@ -1,5 +1,6 @@
 """What a question family is made of: variables and their ranges, a solution in steps, and the mistakes that people make."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,12 @@ Steps = list[tuple[str, Quantity]]
 Solve = Callable[..., Steps]
 Given = dict[str, Quantity]
 Mistake = Callable[[Solve, Given], Quantity]
+
+
+@functools.cache
+def unit(name: str) -> Any:
+    """astropy's unit of this name; reading a name costs more than a conversion."""
+    return u.Unit(name)
 
 
 @dataclass(frozen=True)
@@ -32,11 +39,11 @@ class Form:
 
     def true(self, stated: float) -> Quantity:
         """The variable, from the stated number."""
-        return stated * self.scale * u.Unit(self.unit)
+        return stated * self.scale * unit(self.unit)
 
     def stated(self, true: Quantity) -> float:
         """The number to state."""
-        return float(true.to_value(self.unit) / self.scale)
+        return float(true.to_value(unit(self.unit)) / self.scale)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,17 @@
 import math
 
 from moesaic.evaluate.science.physics import MU, Q, Quantity, alfven, dcf, density, field_of
-from moesaic.evaluate.science.problem import DEGREES, WIDTH, Family, Inverse, Problem, Steps, Variable, times
+from moesaic.evaluate.science.problem import (
+    DEGREES,
+    WIDTH,
+    Family,
+    Inverse,
+    Problem,
+    Steps,
+    Variable,
+    times,
+    unit,
+)
 from moesaic.evaluate.science.variables import DENSITY_NOTE, FIELD, NUMBER_DENSITY, SIGMA_PHI, SIGMA_V
 
 CONTEXT = (
@@ -19,12 +29,12 @@ def forward(sv: Quantity, B: Quantity, n: Quantity) -> Steps:
     return [
         ("rho = 2.8 m_H n(H2)", density(n)),
         ("v_A = B / sqrt(4 pi rho)", speed),
-        ("M_A = sqrt(3) sigma_v / v_A", (math.sqrt(3) * sv / speed).to("")),
+        ("M_A = sqrt(3) sigma_v / v_A", (math.sqrt(3) * sv / speed).to(unit(""))),
     ]
 
 
 def inverse(sv: Quantity, mach: Quantity, n: Quantity) -> Steps:
-    speed = (math.sqrt(3) * sv / mach).to("km s-1")
+    speed = (math.sqrt(3) * sv / mach).to(unit("km s-1"))
     return [
         ("v_A = sqrt(3) sigma_v / M_A", speed),
         ("rho = 2.8 m_H n(H2)", density(n)),

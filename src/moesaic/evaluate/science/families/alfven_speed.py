@@ -3,10 +3,9 @@
 import math
 
 from astropy import constants as const
-from astropy import units as u
 
 from moesaic.evaluate.science.physics import MU, Quantity, alfven, density, field_of
-from moesaic.evaluate.science.problem import Family, Inverse, Problem, Steps, Variable, instead, times
+from moesaic.evaluate.science.problem import Family, Inverse, Problem, Steps, Variable, instead, times, unit
 from moesaic.evaluate.science.variables import ALFVEN_SPEED, DENSITY_NOTE, FIELD, NUMBER_DENSITY, RADIUS
 
 CONTEXT = f"Alfven waves run through magnetised molecular gas. {DENSITY_NOTE}"
@@ -23,12 +22,12 @@ def inverse(va: Quantity, n: Quantity) -> Steps:
 
 
 def chain(B: Quantity, n: Quantity, R: Quantity) -> Steps:
-    return [*forward(B, n), ("t = R / v_A", (R / alfven(B, density(n))).to("yr"))]
+    return [*forward(B, n), ("t = R / v_A", (R / alfven(B, density(n))).to(unit("yr")))]
 
 
 def si_formula(B: Quantity, n: Quantity) -> Quantity:
     """Gauss and g/cm^3 put into B / sqrt(mu_0 rho)."""
-    return B.to_value("G") / math.sqrt(const.mu0.value * density(n).value) * u.Unit("cm s-1")
+    return B.to_value(unit("G")) / math.sqrt(const.mu0.value * density(n).value) * unit("cm s-1")
 
 
 ROOTS = {

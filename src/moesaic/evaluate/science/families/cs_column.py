@@ -11,7 +11,7 @@ from moesaic.evaluate.science.physics import (
     cs_column,
     cs_partition,
 )
-from moesaic.evaluate.science.problem import Family, Inverse, Mistake, Problem, Steps, Variable, times
+from moesaic.evaluate.science.problem import Family, Inverse, Mistake, Problem, Steps, Variable, times, unit
 from moesaic.evaluate.science.variables import CS_COLUMN, CS_LINE, EXCITATION
 
 CONTEXT = (
@@ -38,13 +38,13 @@ def inverse(N: Quantity, T: Quantity) -> Steps:
         ("Q(T) = sum (2J + 1) exp(-h B_0 J (J + 1) / (k T))", partition(T)),
         (
             "W = h c^3 A g_u N / (8 pi k nu^2 Q(T) exp(E_u/(k T)))",
-            (one * N / cs_column(one, T)).to("K km s-1"),
+            (one * N / cs_column(one, T)).to(unit("K km s-1")),
         ),
     ]
 
 
 def chain(peak: Quantity, width: Quantity, T: Quantity) -> Steps:
-    line = (GAUSSIAN_AREA * peak * width).to("K km s-1")
+    line = (GAUSSIAN_AREA * peak * width).to(unit("K km s-1"))
     return [("W = 1.0645 T_peak dV", line), *forward(line, T)]
 
 
@@ -53,7 +53,9 @@ def partition(T: Quantity) -> Quantity:
 
 
 def without_boltzmann(sign: int) -> Mistake:
-    return lambda solve, given: solve(**given)[-1][1] * math.exp(sign * (CS_E / given["T"]).to_value(""))
+    return lambda solve, given: (
+        solve(**given)[-1][1] * math.exp(sign * (CS_E / given["T"]).to_value(unit("")))
+    )
 
 
 WRONG: dict[str, Mistake] = {

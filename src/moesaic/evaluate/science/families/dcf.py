@@ -5,7 +5,7 @@ import math
 from astropy import constants as const
 
 from moesaic.evaluate.science.physics import M_H, MU, Q, Quantity, dcf, density, sphere
-from moesaic.evaluate.science.problem import DEGREES, WIDTH, Family, Inverse, Problem, Steps, times
+from moesaic.evaluate.science.problem import DEGREES, WIDTH, Family, Inverse, Problem, Steps, times, unit
 from moesaic.evaluate.science.variables import (
     DENSITY_NOTE,
     MASS,
@@ -29,15 +29,15 @@ def forward(n: Quantity, sv: Quantity, phi: Quantity) -> Steps:
 
 
 def inverse(B: Quantity, sv: Quantity, phi: Quantity) -> Steps:
-    rho = ((B * phi.to_value("rad") / (Q * sv)) ** 2 / const.mu0).to("g cm-3")
+    rho = ((B * phi.to_value(unit("rad")) / (Q * sv)) ** 2 / const.mu0).to(unit("g cm-3"))
     return [
         ("rho = (B sigma_phi / (Q sigma_v))^2 / (4 pi), sigma_phi in rad", rho),
-        ("n(H2) = rho / (2.8 m_H)", (rho / (MU * M_H)).to("cm-3")),
+        ("n(H2) = rho / (2.8 m_H)", (rho / (MU * M_H)).to(unit("cm-3"))),
     ]
 
 
 def chain(M: Quantity, R: Quantity, sv: Quantity, phi: Quantity) -> Steps:
-    rho = (M / sphere(R)).to("g cm-3")
+    rho = (M / sphere(R)).to(unit("g cm-3"))
     return [("rho = M / (4/3 pi R^3)", rho), (FORMULA, dcf(rho, sv, phi))]
 
 

@@ -18,6 +18,7 @@ from moesaic.evaluate.science.problem import (
     change,
     instead,
     times,
+    unit,
 )
 from moesaic.evaluate.science.variables import DENSITY_NOTE, NUMBER_DENSITY, SIGMA_PHI, SIGMA_V, SKY_FIELD
 
@@ -45,11 +46,11 @@ def forward(n: Quantity, sv: Quantity, phi: Quantity) -> Steps:
 
 def inverse(n: Quantity, sv: Quantity, B: Quantity) -> Steps:
     rho = density(n)
-    tangent = (field_of(sv, rho) / B).to("")
+    tangent = (field_of(sv, rho) / B).to(unit(""))
     return [
         ("rho = 2.8 m_H n(H2)", rho),
         ("tan(sigma_phi) = sqrt(4 pi rho) sigma_v / B", tangent),
-        ("sigma_phi = arctan(...)", np.arctan(tangent).to("deg")),
+        ("sigma_phi = arctan(...)", np.arctan(tangent).to(unit("deg"))),
     ]
 
 
@@ -84,11 +85,11 @@ FAMILY = Family(
             "4 pi for 8 pi": times(2.0),
             "Q = 0.5 put in": times(0.25),
             "B for B^2": instead(
-                lambda n, sv, phi: field(n, sv, phi).to_value("G") / (8 * math.pi) * u.Unit("erg cm-3")
+                lambda n, sv, phi: field(n, sv, phi).to_value(unit("G")) / (8 * math.pi) * unit("erg cm-3")
             ),
             "SI formula with gauss": instead(
                 lambda n, sv, phi: (
-                    field(n, sv, phi).to_value("G") ** 2 / (2 * const.mu0.value) * u.Unit("erg cm-3")
+                    field(n, sv, phi).to_value(unit("G")) ** 2 / (2 * const.mu0.value) * unit("erg cm-3")
                 )
             ),
         },

@@ -5,7 +5,7 @@ import math
 from astropy import units as u
 
 from moesaic.evaluate.science.physics import GAS_TO_DUST, M_H, MU, Quantity, dust_mass, planck
-from moesaic.evaluate.science.problem import Family, Inverse, Problem, Steps, Variable, change, times
+from moesaic.evaluate.science.problem import Family, Inverse, Problem, Steps, Variable, change, times, unit
 from moesaic.evaluate.science.variables import COLUMN, DISTANCE, RADIUS
 
 CONTEXT = (
@@ -34,7 +34,10 @@ def inverse(M: Quantity, D: Quantity, kappa: Quantity, nu: Quantity, T: Quantity
     intensity = planck(nu, T)
     return [
         ("B_nu(T) = 2 h nu^3 / c^2 / (exp(h nu / k T) - 1)", intensity),
-        ("S = M kappa B_nu(T) / (100 D^2)", (M * kappa * intensity * u.sr / (GAS_TO_DUST * D**2)).to("Jy")),
+        (
+            "S = M kappa B_nu(T) / (100 D^2)",
+            (M * kappa * intensity * u.sr / (GAS_TO_DUST * D**2)).to(unit("Jy")),
+        ),
     ]
 
 
@@ -42,7 +45,7 @@ def chain(S: Quantity, D: Quantity, kappa: Quantity, nu: Quantity, T: Quantity, 
     mass = dust_mass(S, D, kappa, nu, T)
     return [
         *forward(S, D, kappa, nu, T),
-        ("N(H2) = M / (pi R^2) / (2.8 m_H)", (mass / (math.pi * R**2) / (MU * M_H)).to("cm-2")),
+        ("N(H2) = M / (pi R^2) / (2.8 m_H)", (mass / (math.pi * R**2) / (MU * M_H)).to(unit("cm-2"))),
     ]
 
 
@@ -59,7 +62,7 @@ FAMILY = Family(
         {
             "ratio of gas to dust left out": times(1 / GAS_TO_DUST),
             "4 pi D^2 for D^2": times(4 * math.pi),
-            "distance not squared": change("D", lambda D: math.sqrt(D.to_value("kpc")) * u.kpc),
+            "distance not squared": change("D", lambda D: math.sqrt(D.to_value(unit("kpc"))) * u.kpc),
             "factor 2 of the Planck function left out": times(2.0),
             "pi B_nu for B_nu": times(1 / math.pi),
         },

@@ -5,7 +5,7 @@ import math
 from astropy import constants as const
 
 from moesaic.evaluate.science.physics import FWHM, M_H, MU_P, Quantity, energy_density, gravity, sphere
-from moesaic.evaluate.science.problem import Family, Inverse, Problem, Steps, Variable, times
+from moesaic.evaluate.science.problem import Family, Inverse, Problem, Steps, Variable, times, unit
 from moesaic.evaluate.science.variables import FIELD, MASS, RADIUS, SIGMA_V, TEMPERATURE
 
 CONTEXT = (
@@ -22,31 +22,31 @@ SUPPORT = Variable(
 
 
 def forward(B: Quantity, M: Quantity, R: Quantity) -> Steps:
-    magnetic = (energy_density(B) * sphere(R)).to("erg")
+    magnetic = (energy_density(B) * sphere(R)).to(unit("erg"))
     return [
         ("E_B = B^2 / (8 pi) 4/3 pi R^3", magnetic),
         ("|E_g| = 3/5 G M^2 / R", gravity(M, R)),
-        ("E_B / |E_g|", (magnetic / gravity(M, R)).to("")),
+        ("E_B / |E_g|", (magnetic / gravity(M, R)).to(unit(""))),
     ]
 
 
 def inverse(ratio: Quantity, M: Quantity, R: Quantity) -> Steps:
-    density_of_energy = (ratio * gravity(M, R) / sphere(R)).to("erg cm-3")
+    density_of_energy = (ratio * gravity(M, R) / sphere(R)).to(unit("erg cm-3"))
     return [
         ("|E_g| = 3/5 G M^2 / R", gravity(M, R)),
         ("u_B = ratio |E_g| / (4/3 pi R^3)", density_of_energy),
-        ("B = sqrt(8 pi u_B)", ((2 * const.mu0 * density_of_energy) ** 0.5).to("mG")),
+        ("B = sqrt(8 pi u_B)", ((2 * const.mu0 * density_of_energy) ** 0.5).to(unit("mG"))),
     ]
 
 
 def chain(M: Quantity, R: Quantity, sv: Quantity, T: Quantity) -> Steps:
-    kinetic = (1.5 * M * sv**2).to("erg")
-    thermal = (1.5 * M * const.k_B * T / (MU_P * M_H)).to("erg")
+    kinetic = (1.5 * M * sv**2).to(unit("erg"))
+    thermal = (1.5 * M * const.k_B * T / (MU_P * M_H)).to(unit("erg"))
     return [
         ("E_k = 3/2 M sigma_v^2", kinetic),
         ("E_th = 3/2 M k T / (2.33 m_H)", thermal),
         ("|E_g| = 3/5 G M^2 / R", gravity(M, R)),
-        ("(E_k + E_th) / |E_g|", ((kinetic + thermal) / gravity(M, R)).to("")),
+        ("(E_k + E_th) / |E_g|", ((kinetic + thermal) / gravity(M, R)).to(unit(""))),
     ]
 
 
@@ -89,7 +89,7 @@ FAMILY = Family(
             "FWHM for sigma": lambda solve, given: solve(**given | {"sv": FWHM * given["sv"]})[-1][1],
             "diameter for radius": times(2.0),
             "mass to the first power": lambda solve, given: (
-                solve(**given)[-1][1] * given["M"].to_value("Msun")
+                solve(**given)[-1][1] * given["M"].to_value(unit("Msun"))
             ),
         },
     ),

@@ -3,10 +3,9 @@
 import math
 
 from astropy import constants as const
-from astropy import units as u
 
 from moesaic.evaluate.science.physics import FWHM, MU, Quantity, density, energy_density
-from moesaic.evaluate.science.problem import Family, Inverse, Problem, Steps, Variable, instead, times
+from moesaic.evaluate.science.problem import Family, Inverse, Problem, Steps, Variable, instead, times, unit
 from moesaic.evaluate.science.variables import DENSITY_NOTE, FIELD, NUMBER_DENSITY, SIGMA_V
 
 FORMULA = "u_B = B^2 / (8 pi)"
@@ -20,15 +19,15 @@ def forward(B: Quantity) -> Steps:
 
 def inverse(u: Quantity) -> Steps:
     # B^2 / (8 pi) is B^2 / (2 mu_0) in SI.
-    return [("B = sqrt(8 pi u_B)", ((2 * const.mu0 * u) ** 0.5).to("mG"))]
+    return [("B = sqrt(8 pi u_B)", ((2 * const.mu0 * u) ** 0.5).to(unit("mG")))]
 
 
 def chain(B: Quantity, n: Quantity, sv: Quantity) -> Steps:
-    kinetic = (1.5 * density(n) * sv**2).to("erg cm-3")
+    kinetic = (1.5 * density(n) * sv**2).to(unit("erg cm-3"))
     return [
         (FORMULA, energy_density(B)),
         ("u_k = 3/2 rho sigma_v^2, rho = 2.8 m_H n(H2)", kinetic),
-        ("u_k / u_B", (kinetic / energy_density(B)).to("")),
+        ("u_k / u_B", (kinetic / energy_density(B)).to(unit(""))),
     ]
 
 
@@ -45,9 +44,9 @@ FAMILY = Family(
             "4 pi for 8 pi": times(2.0),
             "8 pi left out": times(8 * math.pi),
             "SI formula with gauss": instead(
-                lambda B: B.to_value("G") ** 2 / (2 * const.mu0.value) * u.Unit("erg cm-3")
+                lambda B: B.to_value(unit("G")) ** 2 / (2 * const.mu0.value) * unit("erg cm-3")
             ),
-            "B for B^2": instead(lambda B: B.to_value("G") / (8 * math.pi) * u.Unit("erg cm-3")),
+            "B for B^2": instead(lambda B: B.to_value(unit("G")) / (8 * math.pi) * unit("erg cm-3")),
             "milligauss taken for gauss": times(1e6),
         },
     ),

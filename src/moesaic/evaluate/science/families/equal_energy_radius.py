@@ -5,7 +5,17 @@ import math
 from astropy import constants as const
 
 from moesaic.evaluate.science.physics import Q, Quantity, dcf, density, energy_density, sphere
-from moesaic.evaluate.science.problem import DEGREES, WIDTH, Family, Inverse, Problem, Steps, Variable, times
+from moesaic.evaluate.science.problem import (
+    DEGREES,
+    WIDTH,
+    Family,
+    Inverse,
+    Problem,
+    Steps,
+    Variable,
+    times,
+    unit,
+)
 from moesaic.evaluate.science.variables import DENSITY_NOTE, ENERGY, FIELD, NUMBER_DENSITY, SIGMA_PHI, SIGMA_V
 
 CONTEXT = "The energy of a molecular outflow is compared with the energy of the magnetic field in a sphere of uniform field strength."
@@ -21,19 +31,19 @@ RADIUS = Variable(
 
 
 def forward(E: Quantity, B: Quantity) -> Steps:
-    volume = (E / energy_density(B)).to("cm3")
+    volume = (E / energy_density(B)).to(unit("cm3"))
     return [
         ("u_B = B^2 / (8 pi)", energy_density(B)),
         ("V = E / u_B", volume),
-        ("R = (3 V / (4 pi))^(1/3)", ((3 * volume / (4 * math.pi)) ** (1 / 3)).to("pc")),
+        ("R = (3 V / (4 pi))^(1/3)", ((3 * volume / (4 * math.pi)) ** (1 / 3)).to(unit("pc"))),
     ]
 
 
 def inverse(E: Quantity, R: Quantity) -> Steps:
-    density_of_energy = (E / sphere(R)).to("erg cm-3")
+    density_of_energy = (E / sphere(R)).to(unit("erg cm-3"))
     return [
         ("u_B = E / (4/3 pi R^3)", density_of_energy),
-        ("B = sqrt(8 pi u_B)", ((2 * const.mu0 * density_of_energy) ** 0.5).to("mG")),
+        ("B = sqrt(8 pi u_B)", ((2 * const.mu0 * density_of_energy) ** 0.5).to(unit("mG"))),
     ]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from astropy import constants as const
 
 from moesaic.evaluate.science.physics import M_H, MU, Quantity, mass_to_flux
-from moesaic.evaluate.science.problem import Family, Inverse, Problem, Steps, Variable, change, times
+from moesaic.evaluate.science.problem import Family, Inverse, Problem, Steps, Variable, change, times, unit
 from moesaic.evaluate.science.variables import COLUMN, FIELD, MASS, RADIUS
 
 CONTEXT = (
@@ -19,22 +19,22 @@ LAMBDA = Variable("ratio", "mass-to-flux ratio in units of the critical one", "l
 
 def forward(N: Quantity, B: Quantity) -> Steps:
     return [
-        ("Sigma = 2.8 m_H N(H2)", (MU * M_H * N).to("g cm-2")),
+        ("Sigma = 2.8 m_H N(H2)", (MU * M_H * N).to(unit("g cm-2"))),
         ("lambda = 2 pi sqrt(G) Sigma / B", mass_to_flux(N, B)),
     ]
 
 
 def inverse(ratio: Quantity, B: Quantity) -> Steps:
     # B / sqrt(4 pi) of Gaussian units is B / sqrt(mu_0) in SI.
-    surface = (ratio * B / (2 * math.pi * np.sqrt(const.G * const.mu0 / (4 * math.pi)))).to("g cm-2")
+    surface = (ratio * B / (2 * math.pi * np.sqrt(const.G * const.mu0 / (4 * math.pi)))).to(unit("g cm-2"))
     return [
         ("Sigma = lambda B / (2 pi sqrt(G))", surface),
-        ("N(H2) = Sigma / (2.8 m_H)", (surface / (MU * M_H)).to("cm-2")),
+        ("N(H2) = Sigma / (2.8 m_H)", (surface / (MU * M_H)).to(unit("cm-2"))),
     ]
 
 
 def chain(M: Quantity, R: Quantity, B: Quantity) -> Steps:
-    column = (M / (math.pi * R**2) / (MU * M_H)).to("cm-2")
+    column = (M / (math.pi * R**2) / (MU * M_H)).to(unit("cm-2"))
     return [("N(H2) = M / (pi R^2) / (2.8 m_H)", column), (FORMULA, mass_to_flux(column, B))]
 
 

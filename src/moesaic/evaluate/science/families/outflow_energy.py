@@ -1,9 +1,7 @@
 """Kinetic energy of an outflow, by velocity channel."""
 
-from astropy import units as u
-
 from moesaic.evaluate.science.physics import Quantity
-from moesaic.evaluate.science.problem import Family, Inverse, Problem, Steps, Variable, instead, times
+from moesaic.evaluate.science.problem import Family, Inverse, Problem, Steps, Variable, instead, times, unit
 from moesaic.evaluate.science.variables import MASS, RADIUS
 
 CONTEXT = "The gas of a molecular outflow is added up by line-of-sight velocity channel; no correction is made for inclination."
@@ -33,7 +31,7 @@ def channels(given: dict[str, Quantity]) -> list[tuple[Quantity, Quantity]]:
 
 
 def forward(**given: Quantity) -> Steps:
-    parts = [(0.5 * mass * speed**2).to("erg") for mass, speed in channels(given)]
+    parts = [(0.5 * mass * speed**2).to(unit("erg")) for mass, speed in channels(given)]
     return [(f"E_{i} = 1/2 M_{i} (v_{i} - v_sys)^2", part) for i, part in enumerate(parts, 1)] + [
         ("E = E_1 + E_2 + E_3", sum(parts[1:], parts[0]))
     ]
@@ -43,28 +41,28 @@ def inverse(**given: Quantity) -> Steps:
     known = {name: given[name] for name in given if name != "E"}
     rest = given["E"]
     for i in (2, 3):
-        rest = rest - (0.5 * known[f"m{i}"] * (known[f"v{i}"] - known["sys"]) ** 2).to("erg")
+        rest = rest - (0.5 * known[f"m{i}"] * (known[f"v{i}"] - known["sys"]) ** 2).to(unit("erg"))
     return [
-        ("E_1 = E - E_2 - E_3", rest.to("erg")),
-        ("M_1 = 2 E_1 / (v_1 - v_sys)^2", (2 * rest / (known["v1"] - known["sys"]) ** 2).to("Msun")),
+        ("E_1 = E - E_2 - E_3", rest.to(unit("erg"))),
+        ("M_1 = 2 E_1 / (v_1 - v_sys)^2", (2 * rest / (known["v1"] - known["sys"]) ** 2).to(unit("Msun"))),
     ]
 
 
 def chain(M: Quantity, v: Quantity, R: Quantity) -> Steps:
-    energy, age = (0.5 * M * v**2).to("erg"), (R / v).to("yr")
-    return [("E = 1/2 M v^2", energy), ("t = R / v", age), ("L = E / t", (energy / age).to("Lsun"))]
+    energy, age = (0.5 * M * v**2).to(unit("erg")), (R / v).to(unit("yr"))
+    return [("E = 1/2 M v^2", energy), ("t = R / v", age), ("L = E / t", (energy / age).to(unit("Lsun")))]
 
 
 def absolute(**given: Quantity) -> Quantity:
     """Velocities as they are."""
-    return forward(**given | {"sys": 0 * u.Unit("km s-1")})[-1][1]
+    return forward(**given | {"sys": 0 * unit("km s-1")})[-1][1]
 
 
 def of_the_mean(**given: Quantity) -> Quantity:
     """All mass at the plain mean of the velocities."""
     parts = channels(given)
     speed = sum((speed for _, speed in parts[1:]), parts[0][1]) / len(parts)
-    return (0.5 * sum((mass for mass, _ in parts[1:]), parts[0][0]) * speed**2).to("erg")
+    return (0.5 * sum((mass for mass, _ in parts[1:]), parts[0][0]) * speed**2).to(unit("erg"))
 
 
 FAMILY = Family(
@@ -90,10 +88,10 @@ FAMILY = Family(
         {
             "1/2 left out": instead(lambda **given: inverse(**given | {"E": given["E"] / 2})[-1][1]),
             "systemic velocity not taken off": instead(
-                lambda **given: inverse(**given | {"sys": 0 * u.Unit("km s-1")})[-1][1]
+                lambda **given: inverse(**given | {"sys": 0 * unit("km s-1")})[-1][1]
             ),
             "other channels left out": instead(
-                lambda **given: (2 * given["E"] / (given["v1"] - given["sys"]) ** 2).to("Msun")
+                lambda **given: (2 * given["E"] / (given["v1"] - given["sys"]) ** 2).to(unit("Msun"))
             ),
             "factor 2 left out": times(0.5),
         },

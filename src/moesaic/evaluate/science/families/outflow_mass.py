@@ -5,7 +5,7 @@ import math
 from astropy import units as u
 
 from moesaic.evaluate.science.physics import CS_CONSTANTS, M_H, MU, Quantity, cs_column, outflow_mass
-from moesaic.evaluate.science.problem import Family, Inverse, Problem, Steps, Variable, instead, times
+from moesaic.evaluate.science.problem import Family, Inverse, Problem, Steps, Variable, instead, times, unit
 from moesaic.evaluate.science.variables import (
     ABUNDANCE,
     CS_COLUMN,
@@ -21,7 +21,7 @@ MASS = Variable("M", "mass of the outflow", "M", "Msun", others=("kg", "g"))
 ARCSEC = math.pi / 180 / 3600
 WRONG = {
     "mean molecular weight left out": times(1 / MU),
-    "abundance left out": lambda solve, given: solve(**given)[-1][1] * given["X"].to_value(""),
+    "abundance left out": lambda solve, given: solve(**given)[-1][1] * given["X"].to_value(unit("")),
     "degrees for radians": times((180 / math.pi) ** 2),
     "arcseconds not squared in the conversion": times(1 / ARCSEC),
     "4 pi D^2 for D^2": times(4 * math.pi),
@@ -30,19 +30,19 @@ WRONG = {
 
 def forward(N: Quantity, X: Quantity, area: Quantity, D: Quantity) -> Steps:
     return [
-        ("N(H2) = N(CS) / X", (N / X).to("cm-2")),
-        ("A = Omega D^2", (area.to_value(u.sr) * D**2).to("cm2")),
+        ("N(H2) = N(CS) / X", (N / X).to(unit("cm-2"))),
+        ("A = Omega D^2", (area.to_value(u.sr) * D**2).to(unit("cm2"))),
         ("M = 2.8 m_H N(H2) A", outflow_mass(N, X, area, D)),
     ]
 
 
 def inverse(M: Quantity, X: Quantity, area: Quantity, D: Quantity) -> Steps:
-    surface = (area.to_value(u.sr) * D**2).to("cm2")
-    molecules = (M / (MU * M_H) / surface).to("cm-2")
+    surface = (area.to_value(u.sr) * D**2).to(unit("cm2"))
+    molecules = (M / (MU * M_H) / surface).to(unit("cm-2"))
     return [
         ("A = Omega D^2", surface),
         ("N(H2) = M / (2.8 m_H A)", molecules),
-        ("N(CS) = X N(H2)", (X * molecules).to("cm-2")),
+        ("N(CS) = X N(H2)", (X * molecules).to(unit("cm-2"))),
     ]
 
 

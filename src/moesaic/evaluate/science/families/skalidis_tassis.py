@@ -7,7 +7,17 @@ from astropy import constants as const
 from astropy import units as u
 
 from moesaic.evaluate.science.physics import M_H, MU, Q, Quantity, alfven, dcf, density
-from moesaic.evaluate.science.problem import DEGREES, WIDTH, Family, Inverse, Problem, Steps, instead, times
+from moesaic.evaluate.science.problem import (
+    DEGREES,
+    WIDTH,
+    Family,
+    Inverse,
+    Problem,
+    Steps,
+    instead,
+    times,
+    unit,
+)
 from moesaic.evaluate.science.variables import (
     ALFVEN_SPEED,
     DENSITY_NOTE,
@@ -26,7 +36,7 @@ FORMULA = "B = sqrt(2 pi rho) sigma_v / sqrt(sigma_phi), sigma_phi in rad"
 
 def field(n: Quantity, sv: Quantity, phi: Quantity) -> Quantity:
     # 2 pi rho is half of 4 pi rho, which is mu_0 rho in SI.
-    return (np.sqrt(const.mu0 * density(n) / 2) * sv / math.sqrt(phi.to_value(u.rad))).to("mG")
+    return (np.sqrt(const.mu0 * density(n) / 2) * sv / math.sqrt(phi.to_value(u.rad))).to(unit("mG"))
 
 
 def forward(n: Quantity, sv: Quantity, phi: Quantity) -> Steps:
@@ -34,10 +44,10 @@ def forward(n: Quantity, sv: Quantity, phi: Quantity) -> Steps:
 
 
 def inverse(B: Quantity, sv: Quantity, phi: Quantity) -> Steps:
-    rho = (B**2 * phi.to_value(u.rad) / sv**2 * 2 / const.mu0).to("g cm-3")
+    rho = (B**2 * phi.to_value(u.rad) / sv**2 * 2 / const.mu0).to(unit("g cm-3"))
     return [
         ("rho = B^2 sigma_phi / (2 pi sigma_v^2), sigma_phi in rad", rho),
-        ("n(H2) = rho / (2.8 m_H)", (rho / (MU * M_H)).to("cm-3")),
+        ("n(H2) = rho / (2.8 m_H)", (rho / (MU * M_H)).to(unit("cm-3"))),
     ]
 
 

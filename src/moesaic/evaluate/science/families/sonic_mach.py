@@ -6,7 +6,7 @@ import numpy as np
 from astropy import constants as const
 
 from moesaic.evaluate.science.physics import FWHM, MU, MU_P, Quantity, sound
-from moesaic.evaluate.science.problem import Family, Inverse, Problem, Steps, Variable, change, times
+from moesaic.evaluate.science.problem import Family, Inverse, Problem, Steps, Variable, change, times, unit
 from moesaic.evaluate.science.variables import SIGMA_V, TEMPERATURE
 
 CONTEXT = (
@@ -37,21 +37,21 @@ MACH = Variable("mach", "sonic Mach number of the three-dimensional non-thermal 
 def forward(T: Quantity, sv: Quantity) -> Steps:
     return [
         ("c_s = sqrt(k T / (2.33 m_p))", sound(T)),
-        ("M_s = sqrt(3) sigma_nt / c_s", (math.sqrt(3) * sv / sound(T)).to("")),
+        ("M_s = sqrt(3) sigma_nt / c_s", (math.sqrt(3) * sv / sound(T)).to(unit(""))),
     ]
 
 
 def inverse(sv: Quantity, mach: Quantity) -> Steps:
-    speed = (math.sqrt(3) * sv / mach).to("km s-1")
+    speed = (math.sqrt(3) * sv / mach).to(unit("km s-1"))
     return [
         ("c_s = sqrt(3) sigma_nt / M_s", speed),
-        ("T = 2.33 m_p c_s^2 / k", (MU_P * const.m_p * speed**2 / const.k_B).to("K")),
+        ("T = 2.33 m_p c_s^2 / k", (MU_P * const.m_p * speed**2 / const.k_B).to(unit("K"))),
     ]
 
 
 def chain(T: Quantity, sv: Quantity) -> Steps:
-    thermal = np.sqrt(const.k_B * T / (CS_MASS * const.m_p)).to("km s-1")
-    turbulent = np.sqrt(sv**2 - thermal**2).to("km s-1")
+    thermal = np.sqrt(const.k_B * T / (CS_MASS * const.m_p)).to(unit("km s-1"))
+    turbulent = np.sqrt(sv**2 - thermal**2).to(unit("km s-1"))
     return [
         ("sigma_th(CS) = sqrt(k T / (44 m_p))", thermal),
         ("sigma_nt = sqrt(sigma_obs^2 - sigma_th^2)", turbulent),

@@ -16,6 +16,7 @@ from moesaic.evaluate.science.problem import (
     change,
     instead,
     times,
+    unit,
 )
 from moesaic.evaluate.science.variables import ALFVEN_SPEED, DENSITY_NOTE, NUMBER_DENSITY, SIGMA_V, SKY_FIELD
 
@@ -48,7 +49,7 @@ def forward(n: Quantity, sv: Quantity, b: Quantity) -> Steps:
 
 def inverse(n: Quantity, sv: Quantity, B: Quantity) -> Steps:
     turbulent = field_of(sv, density(n))
-    x = (B / turbulent).to_value("")
+    x = (B / turbulent).to_value(unit(""))
     return [
         ("rho = 2.8 m_H n(H2)", density(n)),
         ("B_t = sqrt(4 pi rho) sigma_v", turbulent),

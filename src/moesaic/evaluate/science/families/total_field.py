@@ -3,7 +3,7 @@
 import numpy as np
 
 from moesaic.evaluate.science.physics import Quantity, energy_density
-from moesaic.evaluate.science.problem import Family, Inverse, Problem, Steps, Variable, instead, times
+from moesaic.evaluate.science.problem import Family, Inverse, Problem, Steps, Variable, instead, times, unit
 from moesaic.evaluate.science.variables import FIELD
 
 CONTEXT = "The plane-of-sky part of a magnetic field is known from dust polarisation, the line-of-sight part from the Zeeman effect of the same gas."
@@ -15,11 +15,11 @@ DENSITY_OF_ENERGY = Variable("u", "total magnetic energy density", "u_B", "erg c
 
 
 def forward(pos: Quantity, los: Quantity) -> Steps:
-    return [(FORMULA, np.sqrt(pos**2 + los**2).to("mG"))]
+    return [(FORMULA, np.sqrt(pos**2 + los**2).to(unit("mG")))]
 
 
 def inverse(pos: Quantity, B: Quantity) -> Steps:
-    return [("B_los = sqrt(B^2 - B_pos^2)", np.sqrt(B**2 - pos**2).to("mG"))]
+    return [("B_los = sqrt(B^2 - B_pos^2)", np.sqrt(B**2 - pos**2).to(unit("mG")))]
 
 
 def chain(pos: Quantity, los: Quantity) -> Steps:
