@@ -184,6 +184,61 @@ def test_what_is_written_is_read(value, unit):
         assert grade.parse(text, unit) == pytest.approx(value, rel=1e-5)
 
 
+PIECES = [
+    "1",
+    "9e9",
+    "10^",
+    "^",
+    "**",
+    "(",
+    ")",
+    "{",
+    "}",
+    "x10^",
+    "×10⁻",
+    "-",
+    "=",
+    "G",
+    " cm^",
+    "Msun",
+    "\\boxed{",
+    "\\frac{",
+    "/",
+    "per ",
+    "±",
+    "answer is",
+    ",",
+    ".",
+    "٣",
+    "e",
+]
+
+
+@given(
+    st.one_of(st.text(max_size=60), st.lists(st.sampled_from(PIECES), max_size=40).map("".join)),
+    st.sampled_from(["mG", "cm-3", ""]),
+)
+def test_no_answer_makes_the_grader_fail(text, unit):
+    """An evaluation of hours may not end on one strange answer."""
+    assert set(grade.grade(text, 1.0, unit).values()) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1e99999 mG",
+        "1 x 10^-99999 mG",
+        "10^999999 mG",
+        "1 Msun^9 Msun^9 mG",
+        "1 pc^99 mG",
+        "1e" + "9" * 5000 + " mG",
+        "9" * 5000 + " mG",
+    ],
+)
+def test_numbers_beyond_a_float(text):
+    assert grade.grade(text, 1.0, "mG")["acc"] == 0.0
+
+
 def test_unknown_units_are_refused():
     with pytest.raises(ValueError, match="furlong"):
         grade.unit_of("furlong")

@@ -80,13 +80,13 @@ UNITS |= {
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 NUMBER = re.compile(
     r"(?<![\w.^])(?<!\^[-+])(?:"
-    r"(?P<mantissa>[+-]?(?:\d+(?:\.\d*)?|\.\d+))(?:[eE](?P<e>[+-]?\d+))?(?:\s*±\s*[\d.]+(?:[eE][+-]?\d+)?)?"
-    r"(?:\s*(?:[x*]|\*\*)\s*10\s*(?:\^|\*\*)\s*\(?\s*(?P<power>[+-]?\d+)\s*\)?)?"
+    r"(?P<mantissa>[+-]?(?:\d+(?:\.\d*)?|\.\d+))(?:[eE](?P<e>[+-]?\d{1,6}))?(?:\s*±\s*[\d.]+(?:[eE][+-]?\d+)?)?"
+    r"(?:\s*(?:[x*]|\*\*)\s*10\s*(?:\^|\*\*)\s*\(?\s*(?P<power>[+-]?\d{1,6})\s*\)?)?"
     r")"
 )
-BARE_POWER = re.compile(r"(?<![\w.*^])(?P<sign>[+-]?)10\s*(?:\^|\*\*)\s*\(?\s*(?P<power>[+-]?\d+)\s*\)?")
+BARE_POWER = re.compile(r"(?<![\w.*^])(?P<sign>[+-]?)10\s*(?:\^|\*\*)\s*\(?\s*(?P<power>[+-]?\d{1,6})\s*\)?")
 TOKEN = re.compile(
-    r"\s*(?:(?P<name>[A-Za-z_%]+)(?:\s?(?:\^|\*\*)\s*\(?\s*(?P<caret>[+-]?\d+)\s*\)?|(?P<digits>[+-]?\d+))?)"
+    r"\s*(?:(?P<name>[A-Za-z_%]+)(?:\s?(?:\^|\*\*)\s*\(?\s*(?P<caret>[+-]?\d)(?!\d)\s*\)?|(?P<digits>[+-]?\d)(?!\d))?)"
 )
 MARKER = re.compile(r"(?:final answer|answer is|answer\s*:|####|\\boxed)", re.IGNORECASE)
 Unit = tuple[float, tuple[int, ...]]
@@ -173,7 +173,8 @@ def quantities(text: str) -> list[tuple[float, Unit, bool]]:
         if match.re is BARE_POWER:
             value = float(f"{match['sign']}1e{match['power']}")
         else:
-            value = float(match["mantissa"]) * 10.0 ** (int(match["e"] or 0) + int(match["power"] or 0))
+            # As text: a power beyond what a float holds gives inf or 0, not an error.
+            value = float(f"{match['mantissa']}e{int(match['e'] or 0) + int(match['power'] or 0)}")
         unit, end = read_unit(text, match.end())
         equals = re.search(r"=\s*(?:\\boxed\s*\{)?\s*$", text[: match.start()]) is not None
         found.append((value, unit or (1.0, NONE), equals))
