@@ -16,15 +16,15 @@ test: .venv/.done  ## all tests that this machine can run
 	pytest -q -n $(CORES) --dist loadfile
 
 lint: .venv/.done  ## ruff, mypy, snakefmt, Snakemake's lint
-	ruff check src tests benchmarks
-	ruff format --check src tests benchmarks
+	ruff check src tests benchmarks studies
+	ruff format --check src tests benchmarks studies
 	mypy
 	snakefmt --check Snakefile rules
 	snakemake --lint
 
 format: .venv/.done
-	ruff check --fix src tests benchmarks
-	ruff format src tests benchmarks
+	ruff check --fix src tests benchmarks studies
+	ruff format src tests benchmarks studies
 	snakefmt Snakefile rules
 
 report: .venv/.done  ## make the report page again

@@ -17,6 +17,8 @@ hooks.prepare(CONFIG)
 wildcard_constraints:
     variant="|".join(CONFIG.variants),
     stage="|".join(CONFIG.stages),
+    round="[0-9]+",
+    shard="[0-9]+",
 
 
 def at(step, **where):
@@ -26,8 +28,11 @@ def at(step, **where):
 
 def plan(step, wildcards, stage=None):
     """Settings, inputs and folder of a step for the wildcards of a job."""
+    part = None
+    if "round" in wildcards.keys():
+        part = paths.Part(int(wildcards.round), int(wildcards.get("shard", 0)))
     return paths.plan_step(
-        CONFIG, step, wildcards.get("variant"), wildcards.get("stage", stage)
+        CONFIG, step, wildcards.get("variant"), wildcards.get("stage", stage), part
     )
 
 

@@ -99,6 +99,25 @@ rule tasks:
         "moesaic tasks --config $MOESAIC_CONFIG" " --threads {threads} --log {log}"
 
 
+rule temporal:
+    input:
+        upstream("temporal"),
+    output:
+        "results/prepare/temporal/manifest.json",
+    log:
+        "logs/prepare/temporal.log",
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    params:
+        settings=settings("temporal"),
+        version=version("temporal"),
+    message:
+        "temporal: questions about time"
+    shell:
+        "moesaic temporal --config $MOESAIC_CONFIG" " --threads {threads} --log {log}"
+
+
 rule science:
     input:
         upstream("science"),

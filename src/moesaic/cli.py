@@ -67,8 +67,12 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--variant", help="which variant of the configuration")
         command.add_argument(
-            "--stage", help="evaluate only: the stage whose model is evaluated (dense, construct, ...)"
+            "--stage",
+            help="evaluate: the stage whose model is evaluated (dense, construct, ...); teacher: the stage that trains on the cache",
         )
+        if step.name in ("sample", "rate", "preference"):
+            command.add_argument("--round", type=int, help="from 1; the last one when left out")
+            command.add_argument("--shard", type=int, default=0, help="from 0 (sample and rate)")
         command.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", help="override a configuration key"
         )
@@ -132,6 +136,11 @@ def _parser() -> argparse.ArgumentParser:
         help="assignment.parquet of the split: neurons return to the parent's order",
     )
     merge.set_defaults(call=_merge)
+    fold = commands.add_parser("fold", help="write a model whose layers skip as a standard one again")
+    fold.add_argument("model", type=Path)
+    fold.add_argument("out", type=Path)
+    fold.add_argument("--approximate", action="store_true", help="round layers that run for some tokens only")
+    fold.set_defaults(call=_fold)
     return parser
 
 
@@ -147,7 +156,8 @@ def _load(arguments: argparse.Namespace) -> Any:
 def _run_step(arguments: argparse.Namespace) -> None:
     from moesaic.flow import paths
 
-    plan = paths.plan_step(_load(arguments), arguments.step.name, arguments.variant, arguments.stage)
+    part = paths.Part(arguments.round, arguments.shard) if hasattr(arguments, "round") else None
+    plan = paths.plan_step(_load(arguments), arguments.step.name, arguments.variant, arguments.stage, part)
     ranks = launch.Ranks(
         getattr(arguments, "nodes", 1), getattr(arguments, "ranks_per_node", 1), arguments.threads
     )
@@ -196,6 +206,24 @@ def _merge(arguments: argparse.Namespace) -> None:
     made = merge.run(arguments.model, arguments.out, arguments.factor, arguments.assignment)
     logging.getLogger("moesaic").info(
         "%s: dense, FFN width %d, %d parameters", arguments.out, made["ffn"], made["parameters"]
+    )
+
+
+def _fold(arguments: argparse.Namespace) -> None:
+    from moesaic.flow import files
+    from moesaic.model import depth, load
+
+    tokenizer = load.load_tokenizer(arguments.model)
+    found = depth.fold.fold(depth.load(arguments.model), arguments.approximate)
+    with files.atomic_path(arguments.out) as folder:
+        depth.save(found.model, folder)
+        tokenizer.save_pretrained(folder)
+    logging.getLogger("moesaic").info(
+        "%s: %s of %d layers; %s",
+        arguments.out,
+        found.model.config.architectures[0],
+        found.model.config.num_hidden_layers,
+        ", ".join(f"{name} {value}" for name, value in found.facts().items()),
     )
 
 

@@ -16,8 +16,10 @@ from pydantic import BaseModel, ValidationError
 from moesaic.errors import InputError
 from moesaic.schema import Config
 
-VARIANT_KEYS = ("experts", "pretrain", "tune", "distill")
-RESERVED_VARIANTS = {"prepare", "dense"}
+VARIANT_KEYS = ("experts", "pretrain", "tune", "preference", "distill")
+RESERVED_VARIANTS = {"prepare", "dense", "cache", "config"}
+PAIR_KEYS = ("kinds", "items", "pairs", "sampling", "rubric", "score_batch")
+"""Keys of `preference` that only the steps before its training read."""
 
 
 def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -95,7 +97,8 @@ def digest(value: Any) -> str:
 def step_settings(config: Config, step: str, variant: str | None = None) -> dict[str, Any]:
     """What a step depends on, and nothing else.
 
-    Steps: dense, documents, tokens, chat, tasks, science (shared), construct, pretrain, tune, distill (per variant), evaluate, report.
+    Steps: dense, documents, tokens, chat, tasks, temporal, science (shared), construct, pretrain, tune, sample, rate, preference, distill (per variant),
+    evaluate, report.
     """
     if variant is not None:
         config = variant_config(config, variant)
@@ -120,6 +123,12 @@ def step_settings(config: Config, step: str, variant: str | None = None) -> dict
             return {"chat": data["chat"], "seed": seed}
         case "tasks":
             return {"tasks": raw["evaluate"]["tasks"], "include_path": raw["evaluate"]["include_path"]}
+        case "temporal":
+            if data["temporal"] is None:
+                raise InputError(
+                    "data.temporal is null: no questions about time are asked for; {} takes the defaults"
+                )
+            return {"temporal": data["temporal"], "seed": seed}
         case "science":
             if data["science"] is None:
                 raise InputError(
@@ -132,6 +141,25 @@ def step_settings(config: Config, step: str, variant: str | None = None) -> dict
             return {"pretrain": _training(raw, "pretrain"), "like": like, "held_out": held_out, "seed": seed}
         case "tune":
             return {"tune": _training(raw, "tune"), "seed": seed}
+        case "sample":
+            own = raw["preference"]
+            sampling = {key: value for key, value in own["sampling"].items() if key != "shards"}
+            return {
+                "preference": {"sampling": sampling, "kinds": own["kinds"], "items": own["items"]},
+                "seed": seed,
+            }
+        case "rate":
+            own = raw["preference"]
+            kept = {key: own[key] for key in ("pairs", "score_batch")}
+            rubric = own["rubric"] | {"text": _rubric(own["rubric"]["template"])}
+            return {
+                "preference": kept | ({"rubric": rubric} if own["pairs"] == "rubric" else {}),
+                "seed": seed,
+            }
+        case "preference":
+            others = (*PAIR_KEYS, "rounds", "reference")
+            own = {key: value for key, value in _training(raw, "preference").items() if key not in others}
+            return {"preference": own, "seed": seed}
         case "distill":
             extra = {"like": like, "held_out": held_out} if raw["distill"]["data"] == "text" else {}
             return {"distill": _training(raw, "distill"), "seed": seed, **extra}
@@ -145,6 +173,51 @@ def step_settings(config: Config, step: str, variant: str | None = None) -> dict
                 "held_out": held_out,
             }
     raise ValueError(f"unknown step {step}")
+
+
+def _rubric(template: str | None) -> str:
+    """The critic's texts themselves, so that an edited file counts as a changed key. Raises InputError when they are not there."""
+    path = Path(template) if template else Path(__file__).parent / "preference" / "rubric.yaml"
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"preference.rubric.template: {path}: cannot be read ({error})") from error
+
+
+def teacher_settings(config: Config, stage: str, variant: str) -> dict[str, Any]:
+    """What the cache of an offline teacher depends on besides the teacher and the data: neither the loss nor the student.
+
+    Args:
+        stage: pretrain or distill, which trains on the cache.
+
+    Raises:
+        InputError: the stage has no offline teacher.
+    """
+    raw = variant_config(config, variant).model_dump(mode="json")
+    own = raw[stage]
+    if own["offline"] is None or own["teacher"] is None:
+        raise InputError(
+            f"{stage}.offline: the stage has no offline teacher; set it, for example to {{top: 64}}"
+        )
+    text = stage == "pretrain" or own["data"] == "text"
+    found = {
+        "top": own["offline"]["top"],
+        "tail": own["offline"]["tail"],
+        "precision": own["offline"]["precision"],
+        "shard_rows": own["offline"]["shard_rows"],
+        "max_rows": own["offline"]["max_rows"],
+        "batch": own["offline"]["batch"],
+        "temperature": own["temperature"],
+        "teacher": own["teacher"],
+        "data": "text" if text else "chat",
+        "seed": raw["seed"],
+    }
+    if own["teacher"] == "moe":
+        found |= {"teacher_experts": own["teacher_experts"], "teacher_scale": own["teacher_scale"]}
+    if text:
+        held_out = sorted(name for name, domain in raw["data"]["domains"].items() if domain["held_out"])
+        found |= {"document_mask": own["document_mask"], "held_out": held_out}
+    return found
 
 
 def _training(raw: Mapping[str, Any], step: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ is run on a few tokens, and what autograd keeps for the backward pass is counted
     moesaic plan config/config.yaml --gpu H100 --gpus 8 --price 2.5
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,8 @@ from moesaic.config import step_settings
 from moesaic.errors import InputError
 from moesaic.experts import sizes
 from moesaic.flow import paths
-from moesaic.model import families, size
+from moesaic.model import depth, families, size
+from moesaic.model.depth import skip
 from moesaic.schema import Config
 from moesaic.train import chunked, hardware
 
@@ -63,6 +65,8 @@ class Stage:
     flops: float
     memory_gb: dict[str, float] = field(default_factory=dict)
     """Of one GPU, by what it is for; `total` is the peak."""
+    layers: int | None = None
+    """Decoder layers, of a stage that changes the model's depth."""
 
     def hours(self, machine: Hardware) -> float:
         """GPU-hours at the assumed utilisation."""
@@ -134,7 +138,11 @@ def make(config: Config, machine: Hardware) -> list[Plan]:
             if name in ("pretrain", "tune"):
                 stage = step_settings(config, name, variant)[name]
                 length = config.data.block if name == "pretrain" else config.data.chat.max_tokens
-                stages.append(_stage(name, stage, moe, dense, length, machine))
+                deep = stage.get("depth")
+                trained = deepened(moe, dense, deep) if deep else moe
+                planned = _stage(name, stage, trained, dense, length, machine)
+                planned.layers = trained.config.num_hidden_layers if deep else None
+                stages.append(planned)
         plans.append(
             Plan(
                 variant, type(moe).__name__, reasons[family.name], size.count(dense), size.count(moe), stages
@@ -143,10 +151,39 @@ def make(config: Config, machine: Hardware) -> list[Plan]:
     return plans
 
 
+def deepened(moe: Any, dense: Any, settings: Mapping[str, Any]) -> Any:
+    """A copy, of no memory, of the model that a stage with depth trains: with its new layers and routers, or without its pruned layers.
+
+    Args:
+        settings: schema.Depth as a dict.
+    """
+    model = copy.deepcopy(dense if settings["of"] == "dense" else moe)
+    with torch.device("meta"):
+        if settings["expand"] is not None:
+            depth.expand.expand(model, settings["expand"])
+        own = settings["skip"]
+        if own is not None:
+            layers = depth.eligible(model, own)
+            if own["method"] == "route":
+                skip.attach(model, layers)
+                for item in skip.layers(model).values():
+                    item.share = own["capacity"]
+            else:  # which ones is known when they are measured; any count as much
+                depth.static.prune(
+                    model,
+                    depth.static.choose([0.0] * len(model.model.layers), layers, own["capacity"]),
+                    own["unit"],
+                )
+        depth.steer.freeze(model, settings["train"])
+    return model
+
+
 def _stage(
     name: str, settings: Mapping[str, Any], moe: Any, dense: Any, length: int, machine: Hardware
 ) -> Stage:
     tokens = settings["steps"] * settings["batch"] * length
+    if settings["tokens"] is not None:
+        tokens = min(tokens, settings["tokens"])
     flops = float(tokens) * flops_per_token(moe, length, training=True)
     if settings.get("teacher") == "dense":
         flops += float(tokens) * flops_per_token(dense, length, training=False)
@@ -158,9 +195,10 @@ def _stage(
 def flops_per_token(model: Any, length: int, training: bool) -> float:
     """Matrix products of the active weights, and of the attention scores over half of the context on average."""
     counted, config = size.count(model), model.config
+    idle = counted.active - counted.running(depth.shares(model))
     heads = config.num_attention_heads * families.base.head_dim(config)
     scores = 2 * 2 * config.num_hidden_layers * heads * length / 2
-    return counted.flops_per_token(training) + (3 if training else 1) * scores
+    return counted.flops_per_token(training) - (6 if training else 2) * idle + (3 if training else 1) * scores
 
 
 def memory(
@@ -179,14 +217,10 @@ def memory(
         base_gb: of the process before anything is loaded (CUDA context, libraries).
     """
     counted = size.count(moe)
-    trained = counted.total
+    frozen = {id(p): p for p in moe.parameters() if not p.requires_grad}
     if settings["optimizer"]["freeze_embeddings"]:
-        trained -= sum(
-            p.numel()
-            for p in {
-                id(m.weight): m.weight for m in (moe.get_input_embeddings(), moe.get_output_embeddings())
-            }.values()
-        )
+        frozen |= {id(m.weight): m.weight for m in (moe.get_input_embeddings(), moe.get_output_embeddings())}
+    trained = counted.total - sum(p.numel() for p in frozen.values())
     stage = shards(settings)
     each = moe.dtype.itemsize
     weights = counted.total * each / (ranks if stage >= 3 else 1)
@@ -194,16 +228,18 @@ def memory(
     moments = trained * 2 * each / (ranks if stage >= 1 else 1)
     tokens = settings["micro_batch"] * length
     per_token, fixed = saved_bytes(moe.config, type(moe), mixed)
-    activations = tokens * per_token * moe.config.num_hidden_layers
+    layer = tokens * per_token
+    activations = layer * moe.config.num_hidden_layers
     if settings["engine"]["gradient_checkpointing"]:
-        activations = tokens * (moe.config.num_hidden_layers * moe.config.hidden_size * each + per_token)
+        activations = tokens * moe.config.num_hidden_layers * moe.config.hidden_size * each + layer
     # of a chunk: logits, their log-softmax, its gradient and that of the logits, in float32; then the head's own gradient
     head = 0 if settings["optimizer"]["freeze_embeddings"] else moe.config.hidden_size
     logits = (4 * min(chunked.CHUNK, tokens) + head) * moe.config.vocab_size * 4 + fixed * tokens
     teacher = size.count(dense).total * dense.dtype.itemsize if settings.get("teacher") == "dense" else 0
     passes = settings["batch"] // (settings["micro_batch"] * max(1, ranks))
-    # with one pass a step, gradients come as activations go; with several the first gradients stay while the next pass runs
-    moving = gradients + activations if passes > 1 else max(gradients, activations)
+    # with one pass a step, gradients come as activations go, the last of them beside the first layer's; with several the gradients stay.
+    # the layer that is gone through backwards has gradients of its activations beside them
+    moving = layer + (gradients + activations if passes > 1 else max(gradients + layer, activations))
     found = {
         "weights": weights, "gradients": gradients, "optimizer": moments, "activations": activations, "logits": logits, "teacher": teacher,
         "base": base_gb * BILLION,
@@ -225,8 +261,6 @@ def saved_bytes(config: Any, kind: Any, mixed: bool) -> tuple[float, float]:
 
     Counted on the real class with one and with two layers and a small vocabulary, on a few tokens.
     """
-    import copy
-
     kept = []
     for layers in (1, 2):
         small = copy.deepcopy(config)
@@ -287,12 +321,20 @@ def text(plans: list[Plan], machine: Hardware) -> str:
             lines += [
                 f"  {stage.name}",
                 f"    tokens      {stage.tokens:,} in {stage.steps:,} steps of {stage.tokens // max(1, stage.steps):,}",
-                f"    FLOPs       {stage.flops:.3g}, of active weights and attention",
+                f"    FLOPs       {stage.flops:.3g}, of active weights and attention{_layers(stage)}",
                 f"    time        {hours:,.1f} GPU-hours on {machine.gpu} at {machine.mfu:.0%} of its peak"
                 f" = {hours / machine.gpus:,.1f} h on {machine.gpus}{money}",
                 f"    memory      {stage.memory_gb['total']:.1f} GB per GPU ({parts}){fits}",
             ]
     return "\n".join(lines) + "\n"
+
+
+def _layers(stage: Stage) -> str:
+    return (
+        ""
+        if stage.layers is None
+        else f", {stage.layers} layers; the FFNs that run for labels only are not in it"
+    )
 
 
 def _count(number: int) -> str:

@@ -118,11 +118,61 @@ class Chat(Strict):
 
 class ChatSource(Strict):
     at: Location
-    format: Literal["alpaca", "messages", "sharegpt"] = "alpaca"
-    """alpaca: instruction, input, output; messages: role and content; sharegpt: conversations with from and value."""
+    format: Literal["alpaca", "messages", "sharegpt", "template"] = "alpaca"
+    """alpaca: instruction, input, output; messages: role and content; sharegpt: conversations with from and value; template: any fields."""
+    prompt: str | None = None
+    """template: the question, with {field} for fields of the record."""
+    answer: str | None = None
+    """template: the answer."""
     name: str = "chat"
     """Name of the dataset in counts, mixtures and metrics."""
     max_conversations: Positive | None = None
+
+    @model_validator(mode="after")
+    def _templates(self) -> "ChatSource":
+        given = [key for key in ("prompt", "answer") if getattr(self, key) is not None]
+        if self.format == "template" and len(given) < 2:
+            raise ValueError("format: template needs prompt and answer, such as '{question}' and '{answer}'")
+        if self.format != "template" and given:
+            raise ValueError(f"{given[0]}: only for format: template, not for {self.format}")
+        return self
+
+
+class Temporal(Strict):
+    """Questions about time (the 38 tasks of Timo), for preference tuning and evaluation."""
+
+    tasks: Literal["all"] | Annotated[list[str], Field(min_length=1)] = "all"
+    """Names of docs/methods/temporal.md. all: every task that can be generated, and those that the folders below have."""
+    forms: Annotated[list[Literal["choice", "short"]], Field(min_length=1)] = ["choice", "short"]
+    """choice: multiple choice; short: free answers, checked by value."""
+    train: Count = 200
+    """Training items per task and form; a task with fewer problems gives what there is."""
+    validation: Count = 20
+    test: Positive = 50
+    tram: str | None = None
+    """Folder with TRAM's unpacked CSV files."""
+    published: Literal["missing", "all"] = "missing"
+    """Which tasks are read from TRAM's files: those that cannot be generated, or all."""
+    timebench: str | None = None
+    """Folder with TimeBench's JSON lines: evaluation only."""
+    mctaco: str | None = None
+    """Folder with MCTACO's tables: evaluation only."""
+
+    @model_validator(mode="after")
+    def _known(self) -> "Temporal":
+        from moesaic.evaluate.temporal.tasks import TASKS
+
+        if self.tasks != "all":
+            unknown = [name for name in self.tasks if name not in TASKS]
+            if unknown:
+                raise ValueError(f"tasks: no temporal task '{unknown[0]}'; known: {', '.join(TASKS)}")
+        if self.published == "all" and self.tram is None:
+            raise ValueError(
+                "published: all tasks are to be read from TRAM's files; give their folder as tram"
+            )
+        if len(set(self.forms)) != len(self.forms):
+            raise ValueError("forms: each form at most once")
+        return self
 
 
 class Science(Strict):
@@ -150,8 +200,10 @@ class Data(Strict):
     max_validation_tokens: Positive | None = None
     """Per domain: stop tokenising validation text after this many tokens."""
     chat: Chat = Chat()
+    temporal: Temporal | None = None
+    """Questions about time; null: none are made."""
     science: Science | None = None
-    """Questions on magnetic fields; null: none are made."""
+    """Numeric questions on magnetic fields; null: none are made."""
 
 
 # ---------------------------------------------------------------- the dense parent
@@ -400,6 +452,8 @@ class RouterTraining(Strict):
     """Most token slots of an expert, as a multiple of the mean; what is beyond is dropped in training. null: nothing is dropped."""
     learn_scale: bool = False
     """Train a factor on each layer's routed output; folded into the down projections at the end."""
+    gate: Literal["linear", "tanh"] = "linear"
+    """tanh: LLaMA-MoE's gate of two layers, for comparisons in scripts: a stage refuses it, because its model could not be saved."""
 
 
 class Engine(Strict):
@@ -418,6 +472,8 @@ class Training(Strict):
 
     steps: Count = 1000
     """Optimizer steps."""
+    tokens: Positive | None = None
+    """End once so many tokens were trained on, over all ranks, and after `steps` at the latest; the learning rate follows the tokens."""
     batch: Positive = 8
     """Sequences per optimizer step, over all ranks."""
     micro_batch: Positive = 4
@@ -449,11 +505,41 @@ class Training(Strict):
         return self
 
 
+class Probe(Strict):
+    """gate-load, gate-load-robust, sentence-embedding: what is measured and how it moves the weights. null: the method's own value."""
+
+    rows: Positive | None = None
+    """Training rows of each dataset in a probe, others each time. null: 80 (gate-load, as published), 256 (the others)."""
+    layers: Literal["last", "all"] | list[Count] | None = None
+    """MoE layers that are read: the last one, all, or decoder layers by number. null: last (gate-load, as published), all (gate-load-robust)."""
+    tokens: Literal["all", "answer"] = "all"
+    """Which tokens count: all of a row, or those of the answers. Padding never does."""
+    step_size: NonNegative | None = None
+    """eta. null: 10 on the distance (gate-load, as published; sentence-embedding), 0.2 on the relative gap (gate-load-robust)."""
+    smoothing: Fraction = 0.05
+    """gate-load, sentence-embedding: c, share of the uniform mixture."""
+    average: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    """gate-load-robust: share of the earlier updates in the moving average."""
+    deviations: NonNegative = 3.0
+    """gate-load-robust: standard errors that a gap must exceed to count."""
+    bootstrap: Annotated[int, Field(ge=20)] = 200
+    """gate-load-robust: resamples for the standard error."""
+
+
 class Mixture(Strict):
     """How often each domain is drawn."""
 
-    method: Literal["static", "temperature", "dynamic", "dynamic-paper"] = "static"
-    """dynamic: more of the domains that are further behind the dense parent; dynamic-paper: the same as LLaMA-MoE's code does it."""
+    method: Literal[
+        "static",
+        "temperature",
+        "dynamic",
+        "dynamic-paper",
+        "ref-loss",
+        "sentence-embedding",
+        "gate-load",
+        "gate-load-robust",
+    ] = "static"
+    """dynamic: more of what is further behind the dense parent (dynamic-paper, ref-loss: as LLaMA-MoE and MoE-SFT do it); gate-load: more of what uses other experts."""
     weights: Literal["uniform", "size", "llama", "sheared-llama"] | dict[str, NonNegative] = "uniform"
     """A preset, or weights by domain (normalised); dynamic methods start from it. llama and sheared-llama use each domain's `like`."""
     temperature: Annotated[float, Field(gt=0.0)] = 2.0
@@ -461,37 +547,319 @@ class Mixture(Strict):
     max_epochs: Annotated[float, Field(gt=0.0)] | None = None
     """A domain that was gone through so often is not drawn any more, as long as another one is left."""
     every: Positive = 100
-    """Dynamic: steps between updates (a validation each)."""
+    """Dynamic, ref-loss and gate-load: steps between updates (a validation or a probe each)."""
     reference: (
         Literal["dense", "llama-2-7b", "sheared-llama-1.3b", "sheared-llama-2.7b"] | dict[str, NonNegative]
     ) = "dense"
-    """Dynamic: losses to compare with. dense: the parent on the same validation blocks; or published ones, or nats by domain."""
+    """Dynamic, ref-loss: losses to compare with. dense: the parent on the same validation blocks; or published ones, or nats by domain."""
     step_size: NonNegative = 1.0
-    """Dynamic: eta, weight of the excess loss (nats) in the log weights."""
+    """Dynamic, ref-loss: eta, weight of the excess loss (nats) in the log weights."""
     clip: NonNegative = 0.5
     """dynamic: largest excess loss that counts, nats."""
     pull: Fraction = 0.1
-    """dynamic: how much of the way back to the first weights each update goes."""
+    """dynamic, gate-load-robust: how much of the way back to the first weights each update goes."""
     floor: Fraction = 0.02
-    """dynamic: smallest weight."""
+    """dynamic, gate-load-robust: smallest weight."""
     ceiling: Fraction = 0.8
-    """dynamic: largest weight."""
+    """dynamic, gate-load-robust: largest weight."""
     smoothing: Fraction = 1e-4
-    """dynamic-paper: share of the uniform mixture."""
+    """dynamic-paper, ref-loss: share of the uniform mixture."""
+    probe: Probe = Probe()
 
 
-class Pretrain(Training):
+Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class Jsd(Strict):
+    beta: Share = 0.5
+    """Weight of the teacher in the mixture: near 0 forward KL, near 1 reverse KL."""
+
+
+class Akl(Strict):
+    mu: Fraction = 0.5
+    """Mass of the teacher's likeliest tokens that are the head."""
+
+
+class Skew(Strict):
+    alpha: Share = 0.1
+    """Share of the one distribution that is mixed into the other."""
+
+
+class Abkd(Strict):
+    alpha: NonNegative = 0.2
+    """Exponent of the teacher's probability."""
+    beta: NonNegative = 0.7
+    """Exponent of the student's."""
+
+    @model_validator(mode="after")
+    def _not_both_zero(self) -> "Abkd":
+        if self.alpha + self.beta == 0:
+            raise ValueError("abkd: alpha and beta may not both be 0")
+        return self
+
+
+class Cald(Strict):
+    alpha: Annotated[float, Field(ge=0.01, lt=1.0)] = 0.1
+    """Largest skew."""
+    anchor: NonNegative = 0.0
+    """Gap between teacher and student on the text's own token from which on the skew is alpha; 0: always alpha."""
+    beta: Fraction = 0.5
+    """Weight of the student's text; the teacher's has the rest."""
+    beta_end: Fraction | None = None
+    """beta at the end of training, reached linearly; null: it stays."""
+
+
+class DpkdToken(Strict):
+    beta: Annotated[float, Field(gt=0.0)] = 0.1
+
+
+class LossOptions(Strict):
+    """Options of the distillation losses; each is read by the loss that bears its name (skew: skl and srkl)."""
+
+    jsd: Jsd = Jsd()
+    akl: Akl = Akl()
+    skew: Skew = Skew()
+    abkd: Abkd = Abkd()
+    cald: Cald = Cald()
+    dpkd_token: DpkdToken = DpkdToken()
+
+
+class Offline(Strict):
+    """The teacher's likeliest tokens, computed once by the step `teacher` and read while training."""
+
+    top: Positive = 64
+    """Tokens kept per position (k)."""
+    tail: Count = 16
+    """Tokens drawn from all the others, so that losses are right on average; 0: the others count as one outcome, which makes losses too small."""
+    precision: Literal["float16", "float32"] = "float16"
+    """Of the log-probabilities on disk."""
+    shard_rows: Positive = 256
+    """Rows of a Parquet shard: what a killed step loses at most."""
+    max_rows: Positive | None = None
+    """Rows per domain that are computed and trained on; null: all."""
+    batch: Positive = 8
+    """Rows per forward pass of the teacher."""
+
+
+TokenLoss = Literal[
+    "sft", "kd", "seqkd", "rkl", "jsd", "akl", "skl", "srkl", "cald", "abkd", "dpkd-token",
+]  # fmt: skip
+
+
+class Teaching(Training):
+    """What stages with a teacher share."""
+
+    loss: TokenLoss = "kd"
+    """Distillation loss: kd is forward KL, rkl reverse KL, jsd between them; see docs/methods/distillation.md."""
+    losses: LossOptions = LossOptions()
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    """Of student and teacher in the distillation loss, which is multiplied by its square."""
+    teacher_experts: Literal["top-k", "all", "sampled"] = "top-k"
+    """Experts of an MoE teacher that run: those its router chooses, all, or as many drawn from the router's distribution."""
+    teacher_scale: Literal["mean", "sum"] = "mean"
+    """teacher_experts: all: each expert keeps its mean weight (experts that are parts of one FFN), or the weights add up to what they did (copies)."""
+    offline: Offline | None = None
+    """Train on a cache of the teacher's likeliest tokens instead of the teacher itself."""
+    student_text: list[str] = []
+    """Domains or chat sources whose text the student wrote (cald)."""
+
+    @model_validator(mode="after")
+    def _teachable(self) -> "Teaching":
+        if self.offline is not None and self.loss == "dpkd-token":
+            raise ValueError(
+                "offline: the loss dpkd-token needs the teacher's probability of any token, which a top-k cache does not have; take another loss"
+            )
+        return self
+
+
+class Pretrain(Teaching):
     mixture: Mixture = Mixture()
     document_mask: bool = True
     """Tokens of a packed block see only their own document; off, they see what happens to stand before it as well."""
     teacher: Literal["dense"] | None = None
-    """dense: add forward KL to the dense parent on the same tokens."""
+    """dense: add a distillation loss from the dense parent on the same tokens."""
     teacher_weight: Fraction = 0.5
-    """Share of the KL term; the rest is next-token cross entropy."""
+    """Share of the distillation loss; the rest is next-token cross entropy."""
+
+
+class Expand(Strict):
+    """More decoder layers, see docs/methods/depth.md."""
+
+    method: Literal["zero", "copy", "slerp", "mean"] = "zero"
+    """How a new layer starts from the one before it. zero: a copy that adds nothing yet, so that the model computes what it did; copy: as it is; slerp, mean:
+    merged with the layer before that (dense models only)."""
+    every: Positive | None = 4
+    """A new layer after every so many; null when `after` is given."""
+    after: list[Count] = []
+    """Instead of `every`: the layers (counted from 0) behind which a new one goes."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "Expand":
+        if self.every is None and not self.after:
+            raise ValueError("give every or after")
+        if self.after and "every" in self.model_fields_set and self.every is not None:
+            raise ValueError("every and after say where new layers go in two ways; give one")
+        return self
+
+
+class Skip(Strict):
+    """Layers whose FFN is left out, see docs/methods/depth.md."""
+
+    method: Literal["route", "static"] = "route"
+    """route: a router decides token by token (DLO); static: the least influential layers are left out for all tokens (ShortGPT)."""
+    capacity: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    """Share of the (token, layer) pairs whose FFN runs, mean of the layers that may skip."""
+    layers: Literal["all", "inserted"] | list[Count] = "all"
+    """Layers that may skip; inserted: those of `expand`, of this stage or of the one before."""
+    spare_first: Count = 0
+    """So many first layers never skip."""
+    spare_last: Count = 0
+    """So many last layers never skip."""
+    labels: Literal["cos-global", "cos-layer", "self"] = "cos-global"
+    """What routers learn: the least similar (token, layer) pairs of all layers together, or in each layer; self: what they chose."""
+    label_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the tokens that are labelled. The FFN of a labelled token runs even where it is skipped, without gradient; less is faster."""
+    loss: NonNegative = 1.0
+    """Weight of the routers' binary cross entropy."""
+    anneal: Count = 1000
+    """Optimizer steps in which the budget falls from 1 to `capacity`, linearly."""
+    selection: Literal["top-k", "threshold"] = "top-k"
+    """In training. top-k: the highest of the micro-batch, as many as the layer's budget; threshold: as at inference."""
+    threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    """Inference: the FFN runs for tokens whose score is not below it."""
+    gate: Annotated[float, Field(ge=0.0, lt=2.0)] = 0.05
+    """G: an FFN that runs is weighted by 1 + G (score - 1/2), the way on which the language-model loss reaches the router."""
+    normed: bool = True
+    """The router's input is divided by its root mean square; false: the residual stream as it is, as published."""
+    bias: bool = True
+    """The router has a bias; published: none."""
+    detach: bool = False
+    """No gradient goes from the routers into the model."""
+    momentum: Fraction = 0.0
+    """Share of the old budget in a layer's new one, against noise."""
+    layer_rates: bool = True
+    """A layer's learning rate is multiplied by 1 + its budget - the mean budget."""
+    router_lr: Annotated[float, Field(gt=0.0)] | None = None
+    """Peak learning rate of the depth routers; null: the stage's."""
+    unit: Literal["ffn", "layer"] = "ffn"
+    """static: what is left out. layer: all of it, and the model stays a standard one."""
+    calibration: Positive = 16
+    """static: training rows on which influence is measured."""
+
+
+class Depth(Strict):
+    """Dynamic layer operations. At least one of expand and skip."""
+
+    of: Literal["stage", "dense"] = "stage"
+    """stage: the model of the stage before; dense: the dense parent, for depth without experts."""
+    expand: Expand | None = None
+    skip: Skip | None = None
+    train: Literal["all", "routers", "inserted"] = "all"
+    """routers: only the depth routers (Router-Tuning); inserted: only new layers and depth routers (LLaMA-Pro)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Depth":
+        static = self.skip is not None and self.skip.method == "static"
+        if self.expand is None and self.skip is None:
+            raise ValueError("give expand, skip or both")
+        if static and self.expand is not None:
+            raise ValueError(
+                "skip.method static would take out what expand puts in, which adds nothing yet; give one of the two"
+            )
+        if self.train == "routers" and (self.skip is None or static):
+            raise ValueError("train routers needs skip.method route")
+        if self.train == "inserted" and self.expand is None:
+            raise ValueError("train inserted needs expand")
+        return self
 
 
 class Tune(Training):
     mixture: Mixture = Mixture(weights="size")
+    depth: Depth | None = None
+    """Dynamic layer operations: more layers, and layers that tokens skip. null: the model's depth stays as it is."""
+
+
+class Sampling(Strict):
+    """Answers of the tuned model to the temporal questions."""
+
+    answers: Annotated[int, Field(ge=2)] = 5
+    """Answers to each question."""
+    temperature: Annotated[float, Field(gt=0.0)] = 0.8
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
+    """Nucleus sampling: only the most likely tokens that together have this probability."""
+    new_tokens: Positive = 300
+    """Most tokens of an answer; one that is cut off never counts as right."""
+    max_prompt: Positive = 512
+    """Longer questions are left out and counted."""
+    batch: Positive = 40
+    """Sequences decoded at once; changes nothing but speed and memory."""
+    part: Positive = 64
+    """Questions between two saved files: what a kill costs at most."""
+    shards: Positive = 1
+    """Jobs that share the questions of a round; changes nothing but speed."""
+
+
+class Rubric(Strict):
+    """The model as critic of its own answers; read where `pairs` is rubric."""
+
+    ratings: Positive = 3
+    """Sampled ratings per answer; their mean counts."""
+    temperature: NonNegative = 0.8
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
+    new_tokens: Positive = 300
+    batch: Positive = 40
+    """As in sampling."""
+    part: Positive = 64
+    """Answers between two saved files."""
+    template: str | None = None
+    """A YAML file with the texts `right` and `wrong`, each with {question} and {answer}; null: the built-in one."""
+
+
+class Preference(Training):
+    """Preference tuning on temporal questions (Timo); runs where `stages` has it."""
+
+    kinds: Annotated[list[Literal["math-time", "pure-time"]], Field(min_length=1)] = [
+        "math-time",
+        "pure-time",
+    ]
+    """Kinds of temporal questions that are sampled; the paper takes pure-time only."""
+    items: Positive | None = None
+    """Questions per task (the first ones); null: all of the training side."""
+    rounds: Positive = 1
+    """Sample, rate, train so often; each round samples from the model of the round before."""
+    pairs: Literal["rubric", "random", "verifier"] = "rubric"
+    """Which right and which wrong answer: rubric = the best-rated by the model's own critic (the paper); random; verifier = no critic, the
+    likeliest of each under the model."""
+    sampling: Sampling = Sampling()
+    rubric: Rubric = Rubric()
+    score_batch: Positive = 16
+    """Answers per forward pass when log-probabilities are taken."""
+    reference: Literal["stage", "round"] = "stage"
+    """Reference of the loss: the model before this stage, or the one that the round began with; the same where rounds is 1."""
+    loss: Literal["dpo", "ipo", "sft"] = "dpo"
+    """dpo, ipo: on pairs; sft: cross entropy on the chosen answers, the baseline."""
+    beta: Annotated[float, Field(gt=0.0)] = 0.1
+    """Strength of the tie to the reference."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    """dpo: probability that a pair is the wrong way round."""
+    length_normalised: bool = False
+    """Log ratios per token instead of per answer."""
+    nll: NonNegative = 0.0
+    """Weight of the chosen answers' mean cross entropy beside the pair loss; keeps them from becoming unlikely."""
+    validation: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
+    """Share of the pairs kept for validation."""
+    epochs: Annotated[float, Field(gt=0.0)] | None = None
+    """Instead of `steps`: how often the pairs are gone through, since their number is known only when they are there."""
+    mixture: Mixture = Mixture(weights="size")
+    """By kind of question."""
+
+    @model_validator(mode="after")
+    def _mixture_observes_nothing(self) -> "Preference":
+        if self.mixture.method.startswith("dynamic"):
+            raise ValueError(
+                "mixture.method: pairs have no dense parent's loss to compare with; take static or temperature"
+            )
+        return self
 
 
 class Student(Strict):
@@ -503,15 +871,16 @@ class Student(Strict):
     """Decoder layers left out, counted from 0 (a shallower model)."""
     of: Literal["moe", "dense"] = "moe"
     """moe: the student starts from the tuned MoE; dense: from the dense parent."""
+    ffn: Positive | None = None
+    """FFN width of a dense student: the neurons that write most to the residual stream on training text are kept, this many in each layer."""
+    pruning_rows: Positive = 16
+    """Training rows on which `ffn` measures the neurons."""
 
 
-class Distill(Training):
+class Distill(Teaching):
     teacher: Literal["dense", "moe"] = "moe"
     """dense: the dense parent; moe: the model of the stage before."""
     student: Student = Student(per_token=1)
-    loss: Literal["kd"] = "kd"
-    """kd: forward KL from teacher to student on the text's tokens."""
-    temperature: Annotated[float, Field(gt=0.0)] = 1.0
     language_model: Fraction = 0.0
     """Share of next-token cross entropy in the loss."""
     data: Literal["text", "chat"] = "chat"
@@ -527,8 +896,10 @@ class Distill(Training):
 class Evaluate(Strict):
     tasks: list[str] = ["openbookqa_local", "piqa_local", "commonsenseqa_local"]
     """Tasks of the built-in suite or any lm-evaluation-harness task."""
-    suites: list[Literal["science"]] = []
-    """Suites of ours beside the tasks. science: the questions of data.science, by split."""
+    suites: list[Literal["temporal", "science"]] = []
+    """Suites of ours beside the tasks. temporal: the questions of data.temporal, by kind and by task; science: those of data.science, by split."""
+    temporal_shots: Annotated[list[Count], Field(min_length=1)] = [0]
+    """Examples in the prompts of the temporal suite; it is run once for each number, e.g. [0, 5]."""
     include_path: str | None = None
     """Folder of your own lm-eval task files."""
     items: Positive | None = None
@@ -548,7 +919,7 @@ class Track(Strict):
     experiment: str = "moesaic"
 
 
-Stage = Literal["construct", "pretrain", "tune", "distill"]
+Stage = Literal["construct", "pretrain", "tune", "preference", "distill"]
 
 
 class Config(Strict):
@@ -565,15 +936,16 @@ class Config(Strict):
     experts: Experts = Experts()
     pretrain: Pretrain = Pretrain()
     tune: Tune = Tune()
+    preference: Preference = Preference()
     distill: Distill = Distill()
     variants: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
-    """Named variants; each overrides keys of experts, pretrain, tune or distill."""
+    """Named variants; each overrides keys of experts, pretrain, tune, preference or distill."""
     evaluate: Evaluate = Evaluate()
     track: Track = Track()
 
     @model_validator(mode="after")
     def _stages_in_order(self) -> "Config":
-        order = ["construct", "pretrain", "tune", "distill"]
+        order = ["construct", "pretrain", "tune", "preference", "distill"]
         if (
             not self.stages
             or self.stages[0] != "construct"
@@ -582,6 +954,12 @@ class Config(Strict):
             raise ValueError(
                 f"stages must start with construct and keep the order {order}, each at most once"
             )
+        if "temporal" in self.evaluate.suites and self.data.temporal is None:
+            raise ValueError("evaluate.suites: temporal needs data.temporal; {} takes its defaults")
         if "science" in self.evaluate.suites and self.data.science is None:
             raise ValueError("evaluate.suites: science needs data.science; {} takes its defaults")
+        if "preference" in self.stages and self.data.temporal is None:
+            raise ValueError(
+                "stages: preference samples answers to questions about time and needs data.temporal; {} takes its defaults"
+            )
         return self

@@ -101,6 +101,53 @@ def test_malformed_messages(record):
     assert conversations.messages(record) is None
 
 
+def test_tool_calls_are_the_models_turns():
+    turns = [("human", "Cook?"), ("function_call", '{"name": "f"}'), ("observation", "[1]"), ("gpt", "Done.")]
+    record = {
+        "conversations": [{"from": role, "value": text} for role, text in turns],
+        "tools": '[{"name": "f"}]',
+    }
+    roles = ["system", "user", "assistant", "user", "assistant"]
+    found = conversations.sharegpt(record)
+    assert [m["role"] for m in found] == roles
+    assert found[0]["content"] == 'Tools:\n[{"name": "f"}]'
+    assert [m["role"] for m in conversations.sharegpt(record | {"tools": "[]"})] == roles[1:]
+    prompted = conversations.sharegpt(record | {"tools": "", "system_prompt": "Be brief."})
+    assert prompted[0] == {"role": "system", "content": "Be brief."}
+    assert conversations.sharegpt(record | {"tools": 3}) is None
+
+
+def test_templates_take_any_fields():
+    record = {"passage": "P", "question": "Q {braces}?", "answer": ["Yes", "Right"], "n": 3, "none": None}
+    found = conversations.template(record, "{passage}\n\n{question} ({n})", "{answer}")
+    assert [m["content"] for m in found] == ["P\n\nQ {braces}? (3)", "Yes"]
+    for prompt, answer in (("{missing}", "{answer}"), ("{question}", "{none}")):
+        assert conversations.template(record, prompt, answer) is None
+    assert conversations.template(record | {"answer": []}, "{question}", "{answer}") is None
+    source = {"at": {"kind": "files", "path": "x"}, "format": "template", "prompt": "{q}"}
+    with pytest.raises(ValueError, match="template needs prompt and answer"):
+        Chat.model_validate({"sources": [source]})
+    with pytest.raises(ValueError, match="prompt: only for format: template, not for alpaca"):
+        Chat.model_validate({"sources": [source | {"format": "alpaca"}]})
+
+
+def test_a_template_that_fits_no_record_is_named(write_jsonl, dense, run_step):
+    path = write_jsonl("qa.jsonl", [{"question": f"Q{i}", "answer": "A"} for i in range(30)])
+    own = settings(path)
+    own["chat"]["sources"][0] |= {
+        "format": "template",
+        "prompt": "{passage} {question}",
+        "answer": "{answer}",
+    }
+    with pytest.raises(
+        InputError, match=r"form of 'template' \(passage, question, answer\); its fields are question, answer"
+    ):
+        run_step("chat", own, {"dense": dense()})
+    own["chat"]["sources"][0]["prompt"] = "{question}"
+    found = run_step("chat", own, {"dense": dense()})
+    assert sum(found.metrics["conversations"].values()) == 30
+
+
 def test_step_counts_every_conversation(write_jsonl, dense, run_step, tokenizer):
     bad = [
         alpaca(0),

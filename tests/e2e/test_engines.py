@@ -61,7 +61,9 @@ def plain(prepared, tmp_path_factory):
     return losses(copy(prepared, tmp_path_factory.mktemp("plain") / "p", "torch"), 2)
 
 
-@pytest.mark.parametrize("engine", ["zero1", "zero2", "zero3", "zero2+", "fsdp"])
+@pytest.mark.parametrize(
+    "engine", ["zero1", "zero2", "zero3", "zero2+", "zero2-offload", "zero3-offload", "fsdp"]
+)
 def test_the_losses_of_plain_torch(prepared, plain, tmp_path, engine):
     folder = copy(prepared, tmp_path / "p", engine)
     found = losses(folder, 2)

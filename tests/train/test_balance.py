@@ -141,6 +141,34 @@ def test_learned_scale_is_trained_and_folds_exactly(tmp_path):
         )
 
 
+def test_tanh_gate_starts_as_the_router_is_trained_and_is_never_saved(tmp_path):
+    model = tiny_moe(tmp_path, shared=32).model
+    with torch.no_grad():
+        for part in families.parts(model):
+            part.router.weight.mul_(1e-3)  # small logits: tanh is the identity
+    linear = trainee(model)(batch())[0]
+    found = trainee(model, gate="tanh").train()
+    assert torch.allclose(linear, found(batch())[0], rtol=1e-5)
+    with torch.no_grad():
+        for part in families.parts(model):
+            part.router.weight.mul_(3e3)
+        found.policy.second_LEE += torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(1))
+    with families.Routing(model) as routing:
+        loss, _ = found(batch())
+    x_TD = torch.randn(7, 48)
+    router = found.policy.parts[1].router
+    logits, weight, index = router(x_TD)
+    by_hand = torch.tanh(x_TD @ router.weight.T) @ found.policy.second_LEE[1].T
+    assert torch.allclose(logits, by_hand, atol=1e-5)
+    assert torch.equal(index, by_hand.topk(2, dim=1).indices)
+    assert torch.allclose(weight, by_hand.topk(2, dim=1).values.softmax(dim=1), atol=1e-5)
+    loss.backward()
+    assert found.policy.second_LEE.grad.abs().amax(dim=(1, 2)).min() > 0
+    assert sorted(routing.logits) == [0, 1, 2]
+    with pytest.raises(InputError, match=r"router\.gate"):
+        found.policy.fold()
+
+
 def test_bias_moves_against_the_load_and_only_where_there_is_one(tmp_path):
     (tmp_path / "a").mkdir()
     model = tiny_moe(tmp_path / "a", shared=32, experts=8, family="glm4_moe").model

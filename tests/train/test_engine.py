@@ -68,3 +68,9 @@ def test_templates_resolve(stage):
     template["zero_optimization"]["sub_group_size"] = "auto"
     with pytest.raises(InputError, match=r"zero_optimization\.sub_group_size: 'auto' is not known"):
         resolve(template, 4, 2, 8, 0.5, 100, True)
+
+
+def test_expert_parallelism_is_refused():
+    template = json.loads((TEMPLATES / "zero2.json").read_text())
+    with pytest.raises(InputError, match="expert_parallel"):
+        resolve(template | {"expert_parallel": {"enabled": True}}, 4, 2, 8, 0.5, 100, True)

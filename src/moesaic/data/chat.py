@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from moesaic.data import sources
-from moesaic.data.conversations import FIELDS, FORMATS, Message
+from moesaic.data.conversations import Message, fields, reader
 from moesaic.errors import InputError
 from moesaic.flow import files
 from moesaic.flow.manifest import Manifest, path_of
@@ -154,14 +154,15 @@ def _source(
 ) -> None:
     """Stream one source; several sources may share a name, and so their counts."""
     local = Counter[str]()
-    fields: list[str] = []
+    found: list[str] = []
+    read = reader(source)
     for record in sources.located(source.at, key):
         if source.max_conversations is not None and local.total() >= source.max_conversations:
             break
-        fields = fields or list(record.fields)
+        found = found or list(record.fields)
         counts.conversations_in += 1
         try:
-            messages = _messages(record.fields, source.format, seen)
+            messages = _messages(read(record.fields), seen)
             ids, mask = encode(messages, tokenizer)
             if len(ids) > settings.max_tokens:
                 raise Dropped("too_long")
@@ -178,7 +179,7 @@ def _source(
         raise InputError(f"{key}: empty, there is no conversation in it")
     if local["malformed"] == local.total():
         raise InputError(
-            f"{key}.format: no record has the form of '{source.format}' ({FIELDS[source.format]}); its fields are {', '.join(fields)}"
+            f"{key}.format: no record has the form of '{source.format}' ({fields(source)}); its fields are {', '.join(found)}"
         )
     if local["template_mismatch"] == local.total():
         raise InputError(
@@ -186,8 +187,7 @@ def _source(
         )
 
 
-def _messages(record: dict[str, Any], form: str, seen: set[bytes]) -> list[Message]:
-    messages = FORMATS[form](record)
+def _messages(messages: list[Message] | None, seen: set[bytes]) -> list[Message]:
     if messages is None:
         raise Dropped("malformed")
     if not all(m["content"] for m in messages if m["role"] == "assistant"):

@@ -1,11 +1,24 @@
-"""Instruction records of the three common formats as lists of messages: {role: system | user | assistant, content}."""
+"""Instruction records as lists of messages: {role: system | user | assistant, content}. Three common formats, and any fields by template."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
+from moesaic.schema import ChatSource
+
 Message = dict[str, str]
 
-SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+SHAREGPT = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    # a call is the model's turn; what the function returns stands where the user's words do
+    "function_call": "assistant",
+    "observation": "user",
+}
+PLACE = re.compile(r"\{(\w+)\}")
 
 
 def alpaca(record: dict[str, Any]) -> list[Message] | None:
@@ -26,17 +39,56 @@ def messages(record: dict[str, Any]) -> list[Message] | None:
 
 
 def sharegpt(record: dict[str, Any]) -> list[Message] | None:
-    """conversations: a list of {from, value} with human and gpt."""
-    return _listed(record.get("conversations"), "from", "value", SHAREGPT)
+    """conversations: a list of {from, value} with human and gpt, function_call and observation; an optional system prompt, and the tools there are."""
+    turns = record.get("conversations")
+    system, tools = record.get("system") or record.get("system_prompt") or "", record.get("tools") or ""
+    if not isinstance(turns, list) or not isinstance(system, str) or not isinstance(tools, str):
+        return None
+    before = [system] * bool(system.strip()) + [f"Tools:\n{tools}"] * (tools.strip() not in ("", "[]"))
+    if before and turns and isinstance(turns[0], dict) and turns[0].get("from") != "system":
+        turns = [{"from": "system", "value": "\n\n".join(before)}, *turns]
+    return _listed(turns, "from", "value", SHAREGPT)
 
 
-# Each returns None for a malformed record. The fields are for error messages.
+def template(record: dict[str, Any], prompt: str, answer: str) -> list[Message] | None:
+    """One question and one answer, in which {field} stands for a field of the record: a text, a number, or the first of a list."""
+    found: list[str] = []
+    for text in (prompt, answer):
+        values = {name: _value(record.get(name)) for name in PLACE.findall(text)}
+        if None in values.values():
+            return None
+        found.append(PLACE.sub(lambda place, values=values: str(values[place[1]]), text))  # type: ignore[misc]
+    return _checked([("user", found[0]), ("assistant", found[1])])
+
+
+def reader(source: ChatSource) -> Callable[[dict[str, Any]], list[Message] | None]:
+    """What makes messages of a source's records; it returns None for a malformed one."""
+    if source.format == "template":
+        prompt, answer = source.prompt or "", source.answer or ""
+        return lambda record: template(record, prompt, answer)
+    return FORMATS[source.format]
+
+
+def fields(source: ChatSource) -> str:
+    """The fields that a source's records must have, for error messages."""
+    if source.format == "template":
+        return ", ".join(dict.fromkeys(PLACE.findall(f"{source.prompt}{source.answer}")))
+    return FIELDS[source.format]
+
+
 FORMATS: dict[str, Callable[[dict[str, Any]], list[Message] | None]] = {
     "alpaca": alpaca,
     "messages": messages,
     "sharegpt": sharegpt,
 }
 FIELDS = {"alpaca": "instruction, input, output", "messages": "messages", "sharegpt": "conversations"}
+
+
+def _value(value: Any) -> str | None:
+    """A field as text; None for what is neither text, number nor a list that begins with one."""
+    if isinstance(value, list) and value:
+        value = value[0]
+    return str(value) if isinstance(value, str | int | float) else None
 
 
 def _listed(turns: Any, role: str, content: str, roles: dict[str, str]) -> list[Message] | None:

@@ -19,6 +19,7 @@ from moesaic.errors import InputError
 from moesaic.evaluate import bootstrap, routing
 from moesaic.flow.progress import Progress
 from moesaic.model import families
+from moesaic.model.depth import skip
 
 CHUNK = 256
 """Rows of logits made at once: 50 MB at a vocabulary of 49152."""
@@ -36,6 +37,8 @@ class DomainLoss:
     """Digest of each block's tokens, so that two models are compared on the same text only."""
     usage: routing.Usage | None
     """Routing on the same tokens; None for a dense model."""
+    ran_NL: np.ndarray | None = None
+    """Share of each block's tokens for which the FFN of each skipping layer ran; None for a model that does not skip."""
 
 
 def target_nats(
@@ -94,7 +97,8 @@ def measure(
 def _domain(
     model: Any, blocks: PackedBlocks, count: int, batch: int, progress: Progress, domain: str
 ) -> DomainLoss:
-    nats, usage, keys = [], [], []
+    nats, usage, keys, ran = [], [], [], []
+    skips = skip.layers(model)
     with families.Routing(model) as recorded:
         for start in range(0, count, batch):
             rows = list(range(start, min(start + batch, count)))
@@ -103,6 +107,8 @@ def _domain(
             nats.append(block_nats(model, torch.from_numpy(ids).to(model.device)).cpu().numpy())
             if recorded.layers:
                 usage.append(routing.collect(recorded, len(rows)))
+            if skips:
+                ran.append(torch.stack([skipping.ran(len(rows)) for skipping in skips.values()], dim=1))
             progress.update(len(rows), domain)
     every = list(range(count))
     nats_N = np.concatenate(nats)
@@ -119,6 +125,7 @@ def _domain(
         predicted,
         keys,
         routing.join(usage) if usage else None,
+        torch.cat(ran).cpu().double().numpy() if ran else None,
     )
 
 

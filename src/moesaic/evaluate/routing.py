@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
 from moesaic.evaluate import bootstrap
 from moesaic.flow import files
@@ -34,9 +35,9 @@ class Usage:
 
     @property
     def load_LE(self) -> np.ndarray:
-        """Share of token slots per expert; sums to 1 in each layer."""
+        """Share of token slots per expert; sums to 1 in each layer (0 where every token skipped the layer)."""
         slots_LE = self.slots_NLE.sum(0)
-        return np.asarray(slots_LE / slots_LE.sum(-1, keepdims=True))
+        return np.asarray(slots_LE / np.maximum(slots_LE.sum(-1, keepdims=True), 1))
 
     @property
     def importance_LE(self) -> np.ndarray:
@@ -56,24 +57,60 @@ class Usage:
 
 
 def collect(routing: Routing, blocks: int) -> Usage:
-    """Sum what the last forward pass recorded over the positions of each of its B blocks."""
-    slots, weights, probabilities, entropies = [], [], [], []
-    for part in routing.layers:
-        logits_TE = routing.logits[part.layer].detach().float()
-        experts = logits_TE.shape[-1]
+    """Sum what the last forward pass recorded over the positions of each of its B blocks.
+
+    Where tokens skip a layer, its experts' slots and weights are those of the tokens that run; probabilities and entropy are the mean of these, times the positions.
+    """
+    slots: list[Tensor] = []
+    weights: list[Tensor] = []
+    probabilities: list[Tensor] = []
+    entropies: list[Tensor] = []
+    positions = 0
+    for index, (part, skip) in enumerate(zip(routing.layers, routing.skips, strict=True)):
+        if skip is not None:
+            positions = len(skip.kept_T) // blocks
+            sums = _some(routing, index, part.router.weight.shape[0], skip.index_K, blocks, positions)
+            for found, value in zip((slots, weights, probabilities, entropies), sums, strict=True):
+                found.append(value)
+            continue
+        logits_TE = routing.logits[index].detach().float()
+        experts, positions = logits_TE.shape[-1], len(logits_TE) // blocks
         log_BTE = logits_TE.log_softmax(-1).view(blocks, -1, experts)
-        chosen_BS = routing.indices[part.layer].reshape(blocks, -1)
-        weight_BS = routing.weights[part.layer].detach().reshape(blocks, -1).float()
+        chosen_BS = routing.indices[index].reshape(blocks, -1)
+        weight_BS = routing.weights[index].detach().reshape(blocks, -1).float()
         empty_BE = torch.zeros(blocks, experts, device=logits_TE.device)
         slots.append(empty_BE.scatter_add(1, chosen_BS, torch.ones_like(weight_BS)))
         weights.append(empty_BE.scatter_add(1, chosen_BS, weight_BS))
         probabilities.append(log_BTE.exp().sum(1))
         entropies.append(-(log_BTE.exp() * log_BTE).sum((1, 2)))
-    positions = routing.logits[routing.layers[0].layer].shape[0] // blocks
     stacked = [
         torch.stack(part, dim=1).cpu().double().numpy() for part in (slots, weights, probabilities, entropies)
     ]
     return Usage(stacked[0], stacked[1], stacked[2], stacked[3], np.full(blocks, positions))
+
+
+def _some(
+    routing: Routing, index: int, experts: int, index_K: Tensor, blocks: int, positions: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Slots, weights, probabilities [B, E] and entropy [B] of a layer that only the tokens `index_K` ran through."""
+    empty_BE = torch.zeros(blocks, experts, device=index_K.device)
+    if not len(index_K):
+        return empty_BE, empty_BE, empty_BE, empty_BE[:, 0]
+    block_K = index_K // positions
+    logits_KE = routing.logits[index].detach().float()
+    log_KE = logits_KE.log_softmax(-1)
+    weight_KC = routing.weights[index].detach().float()
+    weight_KE = torch.zeros_like(logits_KE).scatter(1, routing.indices[index], weight_KC)
+    slot_KE = torch.zeros_like(logits_KE).scatter(1, routing.indices[index], 1.0)
+    scale_B = positions / torch.bincount(block_K, minlength=blocks).clamp_min(1)
+    probability_BE = empty_BE.index_add(0, block_K, log_KE.exp()) * scale_B[:, None]
+    entropy_B = empty_BE[:, 0].index_add(0, block_K, -(log_KE.exp() * log_KE).sum(1)) * scale_B
+    return (
+        empty_BE.index_add(0, block_K, slot_KE),
+        empty_BE.index_add(0, block_K, weight_KE),
+        probability_BE,
+        entropy_B,
+    )
 
 
 def join(parts: list[Usage]) -> Usage:
@@ -84,7 +121,7 @@ def join(parts: list[Usage]) -> Usage:
 
 def load_cv(load_LE: np.ndarray) -> np.ndarray:
     """Coefficient of variation of the load over experts: 0 when balanced, sqrt(E - 1) when one expert gets everything. [..., L]"""
-    return np.asarray(load_LE.std(-1) / load_LE.mean(-1))
+    return np.asarray(load_LE.std(-1) / np.maximum(load_LE.mean(-1), 1e-12))
 
 
 def mean_load_cv(usage: Mapping[str, Usage], resamples: int, seed: int) -> bootstrap.Estimate:
@@ -99,7 +136,7 @@ def mean_load_cv(usage: Mapping[str, Usage], resamples: int, seed: int) -> boots
         n, layers, experts = item.slots_NLE.shape
         sums_RC = bootstrap.resampled_sums(item.slots_NLE.reshape(n, -1).T, resamples, rng)
         sums_RLE = sums_RC.reshape(resamples, layers, experts)
-        samples_RLE = samples_RLE + sums_RLE / sums_RLE.sum(-1, keepdims=True) / len(usage)
+        samples_RLE = samples_RLE + sums_RLE / np.maximum(sums_RLE.sum(-1, keepdims=True), 1) / len(usage)
     value = float(load_cv(np.mean([item.load_LE for item in usage.values()], axis=0)).mean())
     n = sum(len(item.positions_N) for item in usage.values())
     if all(len(item.positions_N) < 2 for item in usage.values()):

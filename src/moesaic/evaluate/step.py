@@ -5,10 +5,11 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -16,9 +17,10 @@ from moesaic.data import packed
 from moesaic.errors import InputError
 from moesaic.evaluate import bootstrap, harness, likelihood, routing, samples
 from moesaic.evaluate.science import suite as science
+from moesaic.evaluate.temporal import suite as temporal
 from moesaic.flow import files, manifest
 from moesaic.flow.step import Context, Result
-from moesaic.model import load, size
+from moesaic.model import depth, load, size
 
 log = logging.getLogger("moesaic.evaluate")
 
@@ -42,6 +44,9 @@ def run(context: Context) -> Result:
         )
     with _timed(clock, "tasks"):
         tasks = harness.run(model, tokenizer, settings, context.inputs["tasks"].folder, context.work, seed)
+    if "temporal" in settings["suites"]:
+        with _timed(clock, "temporal"):
+            tasks += temporal.run(model, tokenizer, settings, context.inputs["temporal"], context.work, seed)
     if "science" in settings["suites"]:
         with _timed(clock, "science"):
             tasks += science.run(model, tokenizer, settings, context.inputs["science"], context.work, seed)
@@ -54,6 +59,10 @@ def run(context: Context) -> Result:
         if usage:
             for metric, estimate in _routing(usage, held_out, settings["bootstrap"], seed):
                 scores.append(score(f"routing/{metric}", metric, estimate))
+        ran = {name: loss.ran_NL for name, loss in losses.items() if loss.ran_NL is not None}
+        if ran:
+            estimate = depth_ran(ran, held_out, settings["bootstrap"], seed)
+            scores.append(score("depth/ran", "share", estimate))
     files.write_json(context.out / "scores.json", scores)
     files.write_json(context.out / "samples.json", continuations)
     with files.atomic_path(context.out / "items.parquet") as temporary:
@@ -63,6 +72,10 @@ def run(context: Context) -> Result:
     if usage:
         routing.write(context.out / "routing.parquet", usage, PLACES)
         outputs.append("routing.parquet")
+    (context.out / "depth.json").unlink(missing_ok=True)
+    if ran:
+        files.write_json(context.out / "depth.json", depth_table(model, ran))
+        outputs.append("depth.json")
     predicted = sum(int(loss.tokens_N.sum()) for loss in losses.values())
     measured = {
         "tokens_per_second": round(predicted / clock["likelihood"], 1),
@@ -79,7 +92,8 @@ def run(context: Context) -> Result:
     log.info("%s: %s", context.name, ", ".join(f"{name} {value:.1f} s" for name, value in clock.items()))
     return Result(
         outputs,
-        headline(scores) | {"parameters": counted.total, "active_parameters": counted.active},
+        headline(scores)
+        | {"parameters": counted.total, "active_parameters": counted.running(depth.shares(model))},
         measured,
     )
 
@@ -178,6 +192,7 @@ def headline(scores: list[dict[str, Any]]) -> dict[str, float]:
     names = {
         ("text/average", "bits_per_byte"): "bits_per_byte", ("text/held-out", "bits_per_byte"): "bits_per_byte_held_out",
         ("mc/average", "acc"): "mc_average", ("routing/load_cv", "load_cv"): "load_cv",
+        ("depth/ran", "share"): "depth_ran",
     }  # fmt: skip
     return {
         names[item["task"], item["metric"]]: item["value"]
@@ -193,6 +208,25 @@ def _routing(
     trained = {name: item for name, item in usage.items() if name not in held_out} or usage
     yield "load_cv", routing.mean_load_cv(trained, resamples, seed)
     yield "entropy", routing.normalised_entropy(trained, resamples, seed)
+
+
+def depth_ran(
+    ran: Mapping[str, np.ndarray], held_out: set[str], resamples: int, seed: int
+) -> bootstrap.Estimate:
+    """Share of the (token, layer) pairs of skipping layers whose FFN ran; domains as in routing."""
+    trained = {name: item for name, item in ran.items() if name not in held_out} or ran
+    strata = [(item.mean(1), np.ones(len(item))) for item in trained.values()]
+    return bootstrap.macro(strata, resamples, bootstrap.generator(seed, "depth/ran"))
+
+
+def depth_table(model: Any, ran: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """depth.json: the skipping layers, and for each domain the share of its tokens that ran, by layer."""
+    found = depth.facts(model) | {"layers": model.config.num_hidden_layers}
+    found["ran"] = {
+        name: [round(float(value), PLACES) for value in item.mean(0)] for name, item in ran.items()
+    }
+    found["skipping"] = list(depth.skip.layers(model))
+    return found
 
 
 def _load(context: Context) -> tuple[Any, Any]:

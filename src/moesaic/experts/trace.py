@@ -7,7 +7,7 @@ Both go on where an interrupted process stopped.
 Shapes: L layers, N blocks, B blocks of a batch, T tokens of a block, D model width, F dense FFN width, V vocabulary.
 """
 
-import shutil
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ class Trace:
         self.shape = (dense.layers + 1, *text.ids_NT.shape, dense.config.hidden_size)
         self.done = int(files.read_json(work / STATE)["layers"]) if (work / STATE).exists() else -1
         if not (work / NAME).exists():
-            _check_room(work, self.shape)
+            advice = "free some space, or lower experts.calibration.tokens"
+            files.check_room(work, 4 * math.prod(self.shape), "the calibration pass", advice)
         self.inputs_LNTD = mapped(work / NAME, self.shape)
 
     @torch.no_grad()
@@ -156,15 +157,3 @@ class Gradients:
     def remove(self) -> None:
         """Delete the files."""
         self.stream.remove()
-
-
-def _check_room(work: Path, shape: tuple[int, ...]) -> None:
-    need = 4
-    for size in shape:
-        need *= size
-    free = shutil.disk_usage(work).free
-    if free < need * 1.05 + 1e6:
-        raise InputError(
-            f"{work}: no room on the disk for the calibration pass ({need / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free); "
-            "free some space, or lower experts.calibration.tokens"
-        )

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from moesaic.errors import InputError
+
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, 64 hex digits."""
@@ -25,6 +27,16 @@ def fsync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def check_room(folder: Path, need: int, what: str, advice: str) -> None:
+    """Look before writing `need` bytes. Raises InputError that names the folder and what is to be written there, with the advice."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < need * 1.05 + 1e6:
+        raise InputError(
+            f"{folder}: no room on the disk for {what} ({need / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free); {advice}"
+        )
 
 
 @contextlib.contextmanager

@@ -1,16 +1,31 @@
 """Where each step's files are, and which manifests it reads: the DAG, once, for the workflow and the command line alike."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moesaic.config import step_settings, variant_config
+from moesaic.config import digest, step_settings, teacher_settings, variant_config
 from moesaic.errors import InputError
 from moesaic.flow.manifest import NAME
 from moesaic.schema import Config
 
-PREPARE = ("documents", "tokens", "chat", "tasks", "science")
-"""Shared steps; `science` is one of a run only where data.science asks for it."""
+SUITES = ("temporal", "science")
+"""Shared steps that are part of a run only where data.{name} asks for them; evaluate.suites evaluates them."""
+PREPARE = ("documents", "tokens", "chat", "tasks", *SUITES)
+"""Shared steps."""
+TRAINING = ("pretrain", "tune", "preference", "distill")
+PER_VARIANT = ("construct", "sample", "rate", *TRAINING)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which part of a stage that goes in rounds (preference): its steps sample, rate and preference run once per round, the first two per shard."""
+
+    round: int | None = None
+    """From 1; None: the last one."""
+    shard: int = 0
+    """From 0."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +37,8 @@ class Plan:
     out: Path
 
 
-def folder(step: str, variant: str | None = None, stage: str | None = None) -> Path:
-    """Folder of a step, relative to the working directory; an evaluation has one per stage."""
+def folder(step: str, variant: str | None = None, stage: str | None = None, part: Part | None = None) -> Path:
+    """Folder of a step, relative to the working directory; an evaluation has one per stage, a stage in rounds one per round but the last."""
     root = Path("results")
     if step in PREPARE:
         return root / "prepare" / step
@@ -32,12 +47,15 @@ def folder(step: str, variant: str | None = None, stage: str | None = None) -> P
     if step == "evaluate":
         assert stage is not None
         return root / "dense" / "evaluate" if stage == "dense" else root / str(variant) / "evaluate" / stage
+    if part is not None and part.round is not None:
+        within = root / str(variant) / "rounds" / str(part.round) / step
+        return within / str(part.shard) if step in ("sample", "rate") else within
     return root / str(variant) / step
 
 
 def prepared(config: Config) -> list[str]:
     """The shared steps of a run, the dense parent's left out."""
-    return [name for name in PREPARE if name != "science" or config.data.science is not None]
+    return [name for name in PREPARE if name not in SUITES or getattr(config.data, name) is not None]
 
 
 def before(config: Config, stage: str) -> str:
@@ -47,7 +65,7 @@ def before(config: Config, stage: str) -> str:
 
 
 def inputs(
-    config: Config, step: str, variant: str | None = None, stage: str | None = None
+    config: Config, step: str, variant: str | None = None, stage: str | None = None, part: Part | None = None
 ) -> dict[str, Path]:
     """Name -> manifest of everything that a step reads."""
 
@@ -55,7 +73,7 @@ def inputs(
         return folder(name, **where) / NAME
 
     match step:
-        case "dense" | "documents" | "tasks" | "science":
+        case "dense" | "documents" | "tasks" | "temporal" | "science":
             return {}
         case "tokens":
             return {"documents": at("documents"), "dense": at("dense")}
@@ -66,7 +84,7 @@ def inputs(
         case "evaluate":
             model = at("dense") if stage == "dense" else at(str(stage), variant=variant)
             found = {"model": model, "tokens": at("tokens"), "tasks": at("tasks")}
-            return found | ({"science": at("science")} if "science" in config.evaluate.suites else {})
+            return found | {name: at(name) for name in SUITES if name in config.evaluate.suites}
         case "report":
             found = {f"prepare/{name}": at(name) for name in prepared(config)} | {"dense": at("dense")}
             found["dense/evaluate"] = at("evaluate", stage="dense")
@@ -77,7 +95,11 @@ def inputs(
             return found
     assert variant is not None
     own = variant_config(config, variant)
+    if step in ("sample", "rate", "preference"):
+        return _round_inputs(own, step, variant, _part(own, step, part))
     found = {"model": at(before(config, step), variant=variant)}
+    if step in ("pretrain", "distill") and offline(own, step):
+        found["teacher"] = teacher_folder(config, variant, step) / NAME
     if step == "pretrain":
         found["tokens"] = at("tokens")
     elif step == "tune":
@@ -90,32 +112,146 @@ def inputs(
     return found
 
 
+def round_steps(config: Config, variant: str) -> Iterator[tuple[str, Part]]:
+    """What the preference stage runs before its last training, in order."""
+    own = variant_config(config, variant).preference
+    for number in range(1, own.rounds + 1):
+        for step in ("sample", "rate"):
+            for shard in range(own.sampling.shards):
+                yield step, Part(number, shard)
+        if number < own.rounds:
+            yield "preference", Part(number)
+
+
+def _part(own: Config, step: str, part: Part | None) -> Part:
+    """The part with its round filled in.
+
+    Raises:
+        InputError: a round or a shard that the configuration does not have.
+    """
+    rounds, shards = own.preference.rounds, own.preference.sampling.shards
+    part = part or Part()
+    number = rounds if part.round is None else part.round
+    if not 1 <= number <= rounds:
+        raise InputError(f"step {step}: round {number} is not between 1 and preference.rounds ({rounds})")
+    if not 0 <= part.shard < shards:
+        raise InputError(
+            f"step {step}: shard {part.shard} is not between 0 and preference.sampling.shards ({shards}) - 1"
+        )
+    return Part(number, part.shard)
+
+
+def _round_inputs(own: Config, step: str, variant: str, part: Part) -> dict[str, Path]:
+    """Inputs of a step of the preference stage: a round begins with the model of the round before, the first with the stage before."""
+    assert part.round is not None
+    first = folder(before(own, "preference"), variant) / NAME
+    last = folder("preference", variant, part=Part(part.round - 1)) / NAME
+    found = {"model": first if part.round == 1 else last}
+    match step:
+        case "sample":
+            found["temporal"] = folder("temporal") / NAME
+        case "rate":
+            found |= {
+                "temporal": folder("temporal") / NAME,
+                "answers": folder("sample", variant, part=part) / NAME,
+            }
+            if own.preference.reference == "stage" and part.round > 1:
+                found["reference"] = first
+        case "preference":
+            for shard in range(own.preference.sampling.shards):
+                found[f"pairs-{shard}"] = folder("rate", variant, part=Part(part.round, shard)) / NAME
+    return found
+
+
 def _reads_dense(own: Config, step: str) -> bool:
     """True when a training stage needs the dense parent: as a teacher, as a student, or for its losses."""
     training: Any = getattr(own, step)
-    if training.mixture.method.startswith("dynamic") and training.mixture.reference == "dense":
+    compares = training.mixture.method in ("dynamic", "dynamic-paper", "ref-loss")
+    if compares and training.mixture.reference == "dense":
+        return True
+    deep = getattr(training, "depth", None)
+    if deep is not None and deep.of == "dense":
         return True
     teacher = getattr(training, "teacher", None)
     student = getattr(training, "student", None)
-    return teacher == "dense" or (student is not None and student.of == "dense")
+    resident = teacher == "dense" and not offline(own, step)
+    return resident or (student is not None and student.of == "dense")
 
 
-def plan_step(config: Config, step: str, variant: str | None = None, stage: str | None = None) -> Plan:
-    """Settings, inputs and folder of one step. Raises InputError when the variant or the stage is missing or unknown."""
-    per_variant = step in ("construct", "pretrain", "tune", "distill") or (
-        step == "evaluate" and stage != "dense"
+# ---------------------------------------------------------------- caches of offline teachers
+
+
+def offline(own: Config, stage: str) -> bool:
+    """True when a stage trains on a cache of its teacher. Args: own: a variant's configuration."""
+    training: Any = getattr(own, stage)
+    return getattr(training, "offline", None) is not None and training.teacher is not None
+
+
+def teacher_folder(config: Config, variant: str, stage: str) -> Path:
+    """Folder of the cache that a variant's stage trains on. Equal settings share one, and the dense parent's is shared by all variants."""
+    settings = teacher_settings(config, stage, variant)
+    source = "tokens" if settings["data"] == "text" else "chat"
+    owner = "dense" if settings["teacher"] == "dense" else variant
+    return Path("results") / owner / "teacher" / f"{source}-top{settings['top']}-{digest(settings)[:8]}"
+
+
+def teachers(config: Config) -> dict[tuple[str, str], tuple[str, str]]:
+    """Every cache of the run, (owner, name) -> a (variant, stage) that trains on it."""
+    found: dict[tuple[str, str], tuple[str, str]] = {}
+    for variant in config.variants:
+        own = variant_config(config, variant)
+        for stage in config.stages:
+            if stage in ("pretrain", "distill") and offline(own, stage):
+                folder = teacher_folder(config, variant, stage)
+                found.setdefault((folder.parts[-3], folder.name), (variant, stage))
+    return found
+
+
+def _plan_teacher(config: Config, variant: str | None, stage: str | None) -> Plan:
+    """A cache by its owner and name, or by a variant and the stage that trains on it."""
+    known = teachers(config)
+    variant, stage = known.get((str(variant), str(stage)), (variant, stage))
+    if variant not in config.variants or stage not in ("pretrain", "distill"):
+        listed = ", ".join(f"--variant {v} --stage {s}" for v, s in known.values()) or "none is configured"
+        raise InputError(f"step teacher needs a variant and a stage with an offline teacher: {listed}")
+    settings = teacher_settings(config, stage, variant)
+    source = "tokens" if settings["data"] == "text" else "chat"
+    model = folder("dense") if settings["teacher"] == "dense" else folder(before(config, stage), variant)
+    return Plan(
+        settings,
+        {"model": model / NAME, source: folder(source) / NAME},
+        teacher_folder(config, variant, stage),
     )
+
+
+def plan_step(
+    config: Config, step: str, variant: str | None = None, stage: str | None = None, part: Part | None = None
+) -> Plan:
+    """Settings, inputs and folder of one step.
+
+    Raises:
+        InputError: the variant, the stage, the round or the shard is missing or unknown.
+    """
+    if step == "teacher":
+        return _plan_teacher(config, variant, stage)
+    per_variant = step in PER_VARIANT or (step == "evaluate" and stage != "dense")
     if per_variant and variant is None:
         raise InputError(f"step {step} needs --variant, one of {', '.join(config.variants)}")
     known = ("dense", *config.stages)
     if step == "evaluate" and stage not in known:
         raise InputError(f"step evaluate needs --stage, one of {', '.join(known)}")
-    if step in ("pretrain", "tune", "distill") and step not in config.stages:
-        raise InputError(f"stages: {step} is not among the configured stages {config.stages}")
+    needed = "preference" if step in ("sample", "rate") else step
+    if needed in TRAINING and needed not in config.stages:
+        raise InputError(f"stages: {needed} is not among the configured stages {config.stages}")
     if not per_variant:
         variant = None
-    return Plan(
-        step_settings(config, step, variant),
-        inputs(config, step, variant, stage),
-        folder(step, variant, stage),
-    )
+    settings = step_settings(config, step, variant)
+    if step in ("sample", "rate", "preference"):
+        assert variant is not None
+        own = variant_config(config, variant)
+        part = _part(own, step, part)
+        if step == "sample":
+            settings |= {"round": part.round, "shard": part.shard, "shards": own.preference.sampling.shards}
+        elif step == "preference" and part.round == own.preference.rounds:
+            part = Part()  # the stage's own folder, where the stages after it look
+    return Plan(settings, inputs(config, step, variant, stage, part), folder(step, variant, stage, part))

@@ -111,8 +111,10 @@ def replay(config: Config, results: Path, status: str | None = None) -> None:
 def places(config: Config, results: Path) -> Iterator[Place]:
     """Every step of a configuration, in the order of the workflow."""
 
-    def place(step: str, variant: str | None = None, stage: str | None = None) -> Place:
-        plan = paths.plan_step(config, step, variant, stage)
+    def place(
+        step: str, variant: str | None = None, stage: str | None = None, part: paths.Part | None = None
+    ) -> Place:
+        plan = paths.plan_step(config, step, variant, stage, part)
         inputs = {name: results.joinpath(*path.parts[1:]) for name, path in plan.inputs.items()}
         parts = plan.out.parts[1:]
         return Place(
@@ -124,6 +126,9 @@ def places(config: Config, results: Path) -> Iterator[Place]:
     yield place("evaluate", None, "dense")
     for variant in config.variants:
         for stage in config.stages:
+            if stage == "preference":
+                for step, part in paths.round_steps(config, variant):
+                    yield place(step, variant, None, part)
             yield place(stage, variant)
             yield place("evaluate", variant, stage)
     yield place("report")

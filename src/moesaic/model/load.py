@@ -54,7 +54,11 @@ def load_model(folder: Path, key: str = "model", dtype: torch.dtype | str = "aut
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    check_folder(folder, key)
+    from moesaic.model.depth import saved
+
+    raw = check_folder(folder, key)
+    skips = raw.get("model_type") == saved.MODEL_TYPE
+    more = {"config": saved.standard_config(raw)} if skips else {}
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             str(folder),
@@ -63,6 +67,7 @@ def load_model(folder: Path, key: str = "model", dtype: torch.dtype | str = "aut
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
+            **more,
         )
     except SafetensorError as error:
         raise damaged(key, folder, error) from error
@@ -71,6 +76,8 @@ def load_model(folder: Path, key: str = "model", dtype: torch.dtype | str = "aut
         raise InputError(
             f"{key}: {folder} lacks weights of its architecture or has them in another shape, first: {wrong[0]} ({len(wrong)} in all)"
         )
+    if skips:
+        saved.restore(model, raw, folder, key)
     return model.eval()
 
 

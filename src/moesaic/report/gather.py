@@ -34,6 +34,8 @@ class Point:
     """Domain -> share of the token slots [layers, experts]; rows sum to 1."""
     samples: list[dict[str, str]] = field(default_factory=list)
     curves: Series = field(default_factory=dict)
+    depth: dict[str, Any] = field(default_factory=dict)
+    """depth.json of the evaluation, of a model whose layers skip."""
 
     @property
     def label(self) -> str:
@@ -147,6 +149,7 @@ def _point(
         _routing(evaluation.folder / "routing.parquet"),
         _json(evaluation.folder / "samples.json", []),
         curves,
+        _json(evaluation.folder / "depth.json", {}),
     )
 
 
@@ -154,12 +157,15 @@ def active_ffn(shape: Mapping[str, Any], dense: Mapping[str, Any]) -> float:
     """Share of the parent's FFN that a token runs through, from the model's config.json.
 
     (layers left / layers) * (shared + experts per token * neurons per expert) / dense FFN width. It counts what distillation
-    changes too: fewer experts per token, dropped layers.
+    changes too: fewer experts per token, dropped layers; and FFNs that tokens skip, by the share that ran on validation text.
     """
     width = shape["intermediate_size"]
     if "num_local_experts" in shape:
         width = shape.get("shared_intermediate_size", 0) + shape["num_experts_per_tok"] * width
-    return float(shape["num_hidden_layers"] * width / (dense["layers"] * dense["ffn"]))
+    layers = float(shape["num_hidden_layers"])
+    skipped = shape.get("depth", {}).get("share", {}).values()
+    layers -= sum(1.0 - share for share in skipped if share is not None)
+    return float(layers * width / (dense["layers"] * dense["ffn"]))
 
 
 def _routing(path: Path) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from moesaic.report import cells, construction, plots, tables
+from moesaic.report import cells, construction, depth, plots, tables
 from moesaic.report.gather import Gathered
 from moesaic.report.tables import Table
 
@@ -22,6 +22,7 @@ def render(run: Gathered, found: Sequence[dict[str, Any]], verdict: str) -> str:
         ("construction", "Construction", _construction(run)),
         ("training", "Training", _training(run)),
         ("routing", "Routing", _routing(run)),
+        ("depth", "Depth", _depth(run)),
         ("data", "Data", _data(run)),
         ("samples", "Samples", _samples(run)),
         ("settings", "Settings", _settings(run)),
@@ -161,6 +162,23 @@ def _routing(run: Gathered) -> str:
     return "".join(out)
 
 
+def _depth(run: Gathered) -> str:
+    content = depth.table(run)
+    if content is None:
+        return ""
+    curves = plots.curves(run, "depth/ran", "FFNs that run", "share of the pairs, training")
+    words = "Dashed: the budget of each layer; solid: what ran. At inference a threshold decides, so the two need not agree."
+    return (
+        table(content, "sticky")
+        + figure(depth.panels(run), words, 420)
+        + figure(curves, "Share of the (token, layer) pairs whose FFN ran, while the budget falls.")
+        + figure(
+            plots.curves(run, "depth/agreement", "Routers and labels", "share that agree"),
+            "Share of the labels that the routers' threshold agrees with.",
+        )
+    )
+
+
 def _data(run: Gathered) -> str:
     parts = (tables.documents_table(run), tables.tokens_table(run), tables.mixture_table(run))
     chat = next((step.manifest.metrics for step in run.steps if step.key == "prepare/chat"), None)
@@ -250,12 +268,29 @@ def _use(run: Gathered, found: Sequence[dict[str, Any]]) -> str:
         'inputs = tokenizer("The capital of France is", return_tensors="pt")\n'
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))"
     )
+    plain = True
+    point = next(point for point in run.points if point.label == row["label"])
+    if "share" in point.model.metrics.get("depth", {}):
+        plain = False
+        load = load.replace(
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n",
+            "from pathlib import Path\n\nfrom transformers import AutoTokenizer\n\nfrom moesaic.model import depth\n",
+        ).replace("AutoModelForCausalLM.from_pretrained(folder)", "depth.load(Path(folder))")
     shell = (
         f"lm_eval --model hf --model_args pretrained={path} --tasks piqa,hellaswag\n"
         f"vllm serve {path}\n"
         "make ui        # MLflow with all runs on http://127.0.0.1:5000\n"
         "moesaic summary # the first table, in the terminal"
     )
+    if not plain:
+        shell = (
+            f"moesaic fold {path} OUT   # a standard model again, where every layer always or never runs\n"
+            + "\n".join(shell.split("\n")[2:])
+        )
+        return (
+            "<p>No class of transformers leaves FFNs out, so this model needs Moesaic to load.</p>\n"
+            f"<pre><code>{escape(load)}</code></pre>\n<pre><code>{escape(shell)}</code></pre>\n"
+        )
     return (
         f"<p>The models are plain transformers checkpoints; no code of Moesaic is needed to load them.</p>\n"
         f"<pre><code>{escape(load)}</code></pre>\n<pre><code>{escape(shell)}</code></pre>\n"

@@ -9,7 +9,7 @@ from moesaic.report.cells import short
 from moesaic.report.gather import Gathered, Point
 from moesaic.report.svg import INK, PAPER, SERIES, SOFT, log_if_wide, smoothed, svg
 
-MARKERS = {"dense": "*", "construct": "o", "pretrain": "s", "tune": "^", "distill": "D"}
+MARKERS = {"dense": "*", "construct": "o", "pretrain": "s", "tune": "^", "preference": "P", "distill": "D"}
 
 
 # ---------------------------------------------------------------- quality

@@ -148,11 +148,10 @@ def set_rng_state(state: dict[str, Tensor]) -> None:
 
 
 def _check_room(folder: Path, tensors: dict[str, dict[str, Tensor]]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    need = sum(value.numel() * value.element_size() for group in tensors.values() for value in group.values())
-    free = shutil.disk_usage(folder).free
-    if free < need * 1.05 + 1e6:
-        raise InputError(
-            f"{folder}: no room on the disk for a checkpoint ({need / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free); "
-            "free some space and run again, training goes on from the last checkpoint"
-        )
+    need = sum(value.nbytes for group in tensors.values() for value in group.values())
+    files.check_room(
+        folder,
+        need,
+        "a checkpoint",
+        "free some space and run again, training goes on from the last checkpoint",
+    )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from moesaic.model import families
+from moesaic.model.depth import skip
 from moesaic.train.clock import Clock
 from moesaic.train.schedule import learning_rate
 
@@ -44,7 +45,9 @@ class Engine:
         self.trainee = trainee.to(self.device)
         self.wrapped = self.accelerator.prepare_model(self.trainee) if wrap else self.trainee
         self.parameters = {name: p for name, p in self._named() if p.requires_grad}
-        self.optimizer = adamw(self.parameters, self.settings, router_parameters(self.trainee), fused=wrap)
+        self.optimizer = adamw(
+            self.parameters, self.settings, router_parameters(self.trainee), wrap, places(self.trainee)
+        )
 
     @property
     def main(self) -> bool:
@@ -81,9 +84,10 @@ class Engine:
         """Give every group its learning rate of a step; returns the schedule's."""
         own = self.settings
         rate = learning_rate(step, self.steps, own["lr"], own["warmup"], own["min_lr"])
+        factors = self.trainee.depth.factors(own["lr"]) if self.trainee.depth is not None else {}
         for group in optimizer.param_groups:
             waits = step < own["routers_first"] and not group["routers"]
-            group["lr"] = 0.0 if waits else rate
+            group["lr"] = 0.0 if waits else rate * factors.get(group["place"], 1.0)
         return rate
 
     def sum(self, values: Tensor) -> Tensor:
@@ -93,6 +97,14 @@ class Engine:
     def any(self, flag: bool) -> bool:
         """True on all ranks when it is true on one."""
         return bool(self.sum(torch.tensor(float(flag))) > 0) if self.world > 1 else flag
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's value on every rank; anything that can be pickled."""
+        if self.world == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value])[0]
 
     def barrier(self) -> None:
         self.accelerator.wait_for_everyone()
@@ -154,7 +166,13 @@ class Engine:
 def router_parameters(trainee: Any) -> set[int]:
     """Ids of the routers' parameters, found by module type, and of their noise and scales in training."""
     found = {id(p) for part in families.parts(trainee.model) for p in part.router.parameters()}
+    found |= {id(p) for router in skip.routers(trainee.model) for p in router.parameters()}
     return found | ({id(p) for p in trainee.policy.parameters()} if trainee.policy is not None else set())
+
+
+def places(trainee: Any) -> dict[int, str]:
+    """Ids of the parameters that have a learning rate of their own -> which, see depth.steer.Steering."""
+    return trainee.depth.places() if trainee.depth is not None else {}
 
 
 def build(trainee: Any, settings: Mapping[str, Any]) -> Engine:
@@ -184,17 +202,24 @@ def adamw(
     settings: Mapping[str, Any],
     routers: Collection[int] = (),
     fused: bool = True,
+    places: Mapping[int, str] | None = None,
 ) -> torch.optim.AdamW:
     """AdamW; weight decay on matrices only, never on norms. Groups with `routers: True` are trained from the first step on.
 
     Args:
-        routers: ids of the parameters that belong to routers.
+        routers: ids of the parameters that belong to routers. places: ids of those with a learning rate of their own -> its name.
     """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, bool, str], list[nn.Parameter]] = {}
     for parameter in parameters.values():
-        groups.setdefault((id(parameter) in routers, parameter.ndim >= 2), []).append(parameter)
+        place = (places or {}).get(id(parameter), "")
+        groups.setdefault((id(parameter) in routers, parameter.ndim >= 2, place), []).append(parameter)
     listed = [
-        {"params": members, "routers": router, "weight_decay": settings["weight_decay"] if matrix else 0.0}
-        for (router, matrix), members in sorted(groups.items(), key=lambda item: item[0])
+        {
+            "params": members,
+            "routers": router,
+            "place": place,
+            "weight_decay": settings["weight_decay"] if matrix else 0.0,
+        }
+        for (router, matrix, place), members in sorted(groups.items(), key=lambda item: item[0])
     ]
     return torch.optim.AdamW(listed, lr=settings["lr"], betas=tuple(settings["betas"]), fused=fused)

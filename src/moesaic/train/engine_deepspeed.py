@@ -31,8 +31,13 @@ def resolve(
     """The template with every "auto" replaced, as transformers does it from its own arguments.
 
     Raises:
-        InputError: an "auto" that has no counterpart here.
+        InputError: an "auto" that has no counterpart here, or expert parallelism (docs/decisions/0005-no-autoep.md).
     """
+    if template.get("expert_parallel", {}).get("enabled"):
+        raise InputError(
+            "engine.deepspeed: expert_parallel: AutoEP puts its own layers in the place of the stock ones, with which balancing, load figures and "
+            "checkpoints of this loop do not work; leave it out and shard with ZeRO"
+        )
     found = copy.deepcopy(dict(template))
     zero = found["zero_optimization"]
     # what the loop decides is never the template's: batch sizes and clipping come from the stage's settings

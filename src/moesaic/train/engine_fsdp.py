@@ -26,13 +26,16 @@ class FsdpEngine(engine.Engine):
         bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
         routers = {name for name, p in self._named() if id(p) in engine.router_parameters(trainee)}
+        rates = engine.places(trainee)
+        named = {name: rates[id(p)] for name, p in self._named() if id(p) in rates}
         for layer in trainee.model.model.layers:
             fully_shard(layer, mesh=mesh, mp_policy=policy)
         fully_shard(trainee, mesh=mesh, mp_policy=policy)
         # what is trained are the pieces now
         self.parameters = {name: p for name, p in self._named() if p.requires_grad}
         own = {id(p) for name, p in self.parameters.items() if name in routers}
-        self.optimizer = engine.adamw(self.parameters, self.settings, own, fused=False)
+        pieces = {id(p): named[name] for name, p in self.parameters.items() if name in named}
+        self.optimizer = engine.adamw(self.parameters, self.settings, own, False, pieces)
 
     def forward_backward(self, batch: Any, last: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """As engine.Engine; ranks exchange gradients on the last pass of a step."""

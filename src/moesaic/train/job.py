@@ -1,5 +1,6 @@
 """What a stage hands to the training loop."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from moesaic.data.mixtures import Mixture
 from moesaic.flow.manifest import Manifest
 from moesaic.flow.step import Context
 from moesaic.train.objectives import Trainee
-from moesaic.train.streams import Stream
+from moesaic.train.streams import Stream, collate, count_targets
 
 
 @dataclass
@@ -26,3 +27,7 @@ class Job:
     """Model folder whose tokenizer goes with the result."""
     reference: Manifest | None = None
     """The dense parent, when the mixture compares with its losses."""
+    collate: Callable[..., Any] = collate
+    """Rows of the streams to a batch of the trainee."""
+    count: Callable[..., int] = count_targets
+    """What the step's loss is a mean over: targets, or pairs."""

@@ -20,12 +20,12 @@ from moesaic.errors import InputError, Interrupted
 from moesaic.flow import files, manifest, signals
 from moesaic.flow.progress import Progress
 from moesaic.flow.step import Result
-from moesaic.model import load, size
-from moesaic.train import checkpoint, hardware
+from moesaic.model import depth, load, size
+from moesaic.train import checkpoint, hardware, policy, probe
 from moesaic.train.engine import Engine, build
 from moesaic.train.job import Job
 from moesaic.train.recorder import Recorder
-from moesaic.train.streams import collate, count_targets
+from moesaic.train.schedule import place
 from moesaic.train.sums import Sums
 from moesaic.train.validation import observation, reference, validate
 
@@ -42,6 +42,8 @@ def train(job: Job) -> Result | None:
         Interrupted: asked to stop; a checkpoint was written. InputError: loss not finite, no room on the disk, batch and ranks do not fit.
     """
     settings, context = job.settings, job.context
+    if settings["router"]["gate"] != "linear":
+        raise InputError(f"{context.name}.{policy.EXPORT}")  # now, and not after a week
     torch.manual_seed(context.settings["seed"])
     counted = size.count(job.trainee.model)  # before an engine cuts the parameters up
     engine = build(job.trainee, settings)
@@ -63,10 +65,12 @@ def train(job: Job) -> Result | None:
     loss = math.nan
     engine.trainee.train()
     began = time.monotonic()
-    first_seen = seen
+    first_seen, done, limit = seen, start, settings["tokens"]
     for step in range(start, settings["steps"]):
         tick = time.monotonic()
-        values, tokens, samples = _step(job, engine, sampler, step)
+        values, tokens, samples = _step(
+            job, engine, sampler, step, place(step, settings["steps"], seen, limit)
+        )
         loss = values["train/loss"]
         if not math.isfinite(loss) or not math.isfinite(values["train/grad_norm"]):
             raise InputError(
@@ -82,17 +86,21 @@ def train(job: Job) -> Result | None:
         }
         if peak:
             values["train/mfu"] = flops * speed / (peak * engine.world)
-        last = step + 1 == settings["steps"]
-        update = job.mixture.OBSERVES and (step + 1) % job.mixture.every == 0 and not last
+        done = step + 1
+        last = done == settings["steps"] or (limit is not None and seen >= limit)
+        due = job.mixture.every > 0 and (step + 1) % job.mixture.every == 0 and not last
+        update = job.mixture.OBSERVES and due
         if update or last or (settings["validate_every"] and (step + 1) % settings["validate_every"] == 0):
             values |= validate(job, engine)
         if update:
             job.mixture.observe(observation(job, values))
+        if due and job.mixture.PROBES:
+            values |= probe.update(job, engine, step + 1)
         if recorder:
             recorder.log(step + 1, values | engine.clock.take(), samples)
         progress.update(detail=f"loss {loss:.3f}, {speed:.0f} tokens/s")
-        stop = engine.any(signals.stop_requested()) and step + 1 < settings["steps"]
-        if stop or ((step + 1) % settings["save_every"] == 0 and step + 1 < settings["steps"]):
+        stop = engine.any(signals.stop_requested()) and not last
+        if stop or ((step + 1) % settings["save_every"] == 0 and not last):
             _save(job, engine, sampler, writer, step + 1, seen)
         if stop:
             writer.wait()
@@ -100,11 +108,13 @@ def train(job: Job) -> Result | None:
             raise Interrupted(
                 f"{context.name}: stopped after step {step + 1} of {settings['steps']}, checkpoint written; run again to go on"
             )
+        if last:
+            break
     speed = (seen - first_seen) / max(1e-9, time.monotonic() - began)
     if job.trainee.policy is not None:
         job.trainee.policy.fold()
     weights = engine.weights()  # all ranks have a part in it
-    result = _finish(job, engine, sampler, weights, counted, loss, seen, speed) if engine.main else None
+    result = _finish(job, engine, sampler, weights, counted, loss, done, seen, speed) if engine.main else None
     # No barrier here: the other ranks have nothing left to wait for, and a rank that waits can hang.
     if engine.main:
         writer.wait()
@@ -115,14 +125,16 @@ def train(job: Job) -> Result | None:
 
 
 def _step(
-    job: Job, engine: Engine, sampler: Sampler, step: int
+    job: Job, engine: Engine, sampler: Sampler, step: int, at: int
 ) -> tuple[dict[str, float], int, list[Sample]]:
-    """One optimizer step; returns the values to log, the number of tokens of all ranks, and the samples."""
+    """One optimizer step; returns the values to log, the number of tokens of all ranks, and the samples. Args: at: step of the schedule."""
     settings = job.settings
+    if job.trainee.depth is not None:
+        job.trainee.depth.begin_step(step)
     with engine.clock.phase("data"):
         samples = sampler.next(settings["batch"])
         rows = job.train.rows(samples)
-    targets = count_targets(rows)
+    targets = job.count(rows)
     each = settings["batch"] // engine.world
     mine = range(engine.rank * each, (engine.rank + 1) * each)
     names = sorted(job.train.sizes)
@@ -131,16 +143,20 @@ def _step(
     for begin in range(mine.start, mine.stop, micro):
         part = rows[begin : begin + micro]
         domains = [sample.domain for sample in samples[begin : begin + micro]]
-        batch = collate(part, domains, targets, len(part) / settings["batch"], engine.device)
+        batch = job.collate(part, domains, targets, len(part) / settings["batch"], engine.device)
         # the same noise for the same rows, on any number of ranks
         noise = (job.context.settings["seed"] << 32) + step * settings["batch"] + begin
-        batch = dataclasses.replace(batch, seed=noise)
+        batch = dataclasses.replace(batch, seed=noise, progress=step / settings["steps"])
         loss, statistics = engine.forward_backward(batch, last=begin + micro >= mine.stop)
         sums.add(loss, statistics, domains, len(part) / settings["batch"])
-    norm, rate = engine.step(step)
-    values, load_LE = sums.reduced(engine, targets)
+    norm, rate = engine.step(at)
+    values, load_LE = sums.reduced(engine)
     if load_LE is not None and job.trainee.policy is not None:
         job.trainee.policy.after_step(load_LE)
+    depth_sums = sums.reduced_depth(engine)
+    if depth_sums is not None and job.trainee.depth is not None:
+        values |= depth_sums[0] | job.trainee.depth.values(depth_sums[1])
+        job.trainee.depth.after_step(depth_sums[1], step)
     values |= {"train/grad_norm": norm, "train/lr": rate}
     values |= {f"mixture/weight/{name}": weight for name, weight in job.mixture.weights.items()}
     values |= {f"mixture/drawn/{name}": float(count) for name, count in sampler.drawn.items()}
@@ -216,6 +232,7 @@ def _finish(
     weights: Mapping[str, Tensor],
     counted: size.Size,
     loss: float,
+    done: int,
     seen: int,
     speed: float,
 ) -> Result:
@@ -224,7 +241,7 @@ def _finish(
     if model.config.tie_word_embeddings:
         state["lm_head.weight"] = state[_input_name(model)]
     with files.atomic_path(job.context.out / "model") as folder:
-        model.save_pretrained(folder, state_dict=state)
+        depth.save(model, folder, state)
         load.load_tokenizer(job.tokenizer_from).save_pretrained(folder)
     epochs = sampler.epochs()
     for name, value in epochs.items():
@@ -233,14 +250,17 @@ def _finish(
     result = {
         "architecture": model.config.architectures[0],
         "vocab_size": model.config.vocab_size,
-        "steps": job.settings["steps"],
+        "steps": done,
         "tokens": seen,
         "final_loss": round(loss, 6) if math.isfinite(loss) else None,
         "drawn": dict(sampler.drawn),
         "epochs": {name: round(value, 4) for name, value in epochs.items()},
         "parameters": counted.total,
-        "active_parameters": counted.active,
+        "active_parameters": counted.running(depth.shares(model)),
     }
+    deep = depth.facts(model)
+    if deep:
+        result["depth"] = deep
     measured = {
         "tokens_per_second": speed,
         "ranks": engine.world,

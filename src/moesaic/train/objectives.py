@@ -1,4 +1,4 @@
-"""What a stage minimises: next-token cross entropy, KL to a teacher, balance terms. One convention for all stages.
+"""What a stage minimises: next-token cross entropy, a distillation loss (distill/losses), balance terms. One convention for all stages.
 
 A batch's `targets_BT` holds the next token at each position, or -100 where no loss falls. Token terms are summed over the positions
 of the micro-batch and divided by the number of targets in the whole step (all micro-batches, all ranks), so that neither gradient
@@ -13,8 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from moesaic.distill.losses import METHODS, OPTIONS, Text, base, kd
+from moesaic.distill.teachers import Taught, Teacher
 from moesaic.model import families
-from moesaic.train.chunked import chunked_loss
+from moesaic.model.depth import skip
+from moesaic.model.depth.steer import Steering
+from moesaic.train.chunked import CHUNK, chunked_loss
 from moesaic.train.policy import DEFAULTS, Policy
 
 IGNORE = -100
@@ -38,6 +42,10 @@ class Batch:
     """Of the routers' noise."""
     positions_BT: Tensor | None = None
     """Place of each token in its document: where it does not follow on, attention does not look back (transformers' packed sequences)."""
+    taught: Taught | None = None
+    """The teacher's probabilities at the target positions, where they come from a cache."""
+    progress: float = 0.0
+    """Share of the stage's steps that are done."""
 
 
 @dataclass(frozen=True)
@@ -47,51 +55,94 @@ class Weights:
     balance: float = 0.0
     z: float = 0.0
     kl: float = 0.0
-    """Share of KL to the teacher; cross entropy has the rest."""
+    """Share of the distillation loss (forward KL to the teacher by default); cross entropy has the rest."""
     temperature: float = 1.0
     router: Mapping[str, Any] = field(default_factory=lambda: DEFAULTS)
     """schema.RouterTraining as a dict."""
+    depth: Mapping[str, Any] | None = None
+    """schema.Skip as a dict, to train depth routers; None: they decide as at inference."""
+    loss: str = "kd"
+    """Distillation loss, a key of distill.losses.METHODS."""
+    options: Mapping[str, Any] = field(default_factory=lambda: OPTIONS)
+    """schema.LossOptions as a dict."""
+    student_text: tuple[str, ...] = ()
+    """Domains whose text the student wrote."""
+
+
+TELEMETRY = ("forward_kl_B", "reverse_kl_B", "entropy_B")
+"""Measured in evaluation mode beside a teacher: KL(p ; q), KL(q ; p) and the student's entropy, summed per row, at temperature 1."""
 
 
 class Trainee(nn.Module):
     """The model with its loss: all of it runs in `forward`, which is what DDP, FSDP and DeepSpeed need.
 
-    Returns the loss and detached statistics: nll_B and kl_B (sums per row), targets_B, balance, z, load_LE, entropy, dropped.
+    Returns the loss and detached statistics: nll_B and distill_B (sums per row), targets_B, balance, z, load_LE, entropy, dropped; in evaluation
+    mode beside a teacher also TELEMETRY, while the distillation loss itself is left out; of depth routers depth_loss, depth_agreement and
+    depth_L4 (counts, see steer.Terms).
     """
 
+    ROWS: tuple[str, ...] = ()
+    """Statistics `row/NAME` with one value per row, whose means are logged in training and validation."""
+
     def __init__(self, model: nn.Module, weights: Weights, teacher: nn.Module | None = None):
+        """Args: teacher: a model, or a Teacher; None without one, or where batches bring what it said."""
         super().__init__()
         self.model, self.weights = model, weights
         self.moe = bool(list(families.parts(model)))
         self.policy = Policy(model, weights.router) if self.moe else None
+        self.depth = (
+            Steering(model, weights.depth) if weights.depth is not None and skip.routed(model) else None
+        )
         # The teacher is no submodule: it is neither trained, wrapped nor saved.
-        object.__setattr__(self, "teacher", teacher)
+        own = teacher if teacher is None or isinstance(teacher, Teacher) else Teacher(teacher)
+        object.__setattr__(self, "teacher", own)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        model: Any = self.model
+        hidden = self.hidden(batch)
+        where = batch.targets_BT != IGNORE
+        taught = self._taught(batch, where)
+        names = ("nll_B", "distill_B", *(TELEMETRY if taught is not None and not self.training else ()))
+        # beside a teacher several matrices of a chunk's size are alive at once
+        chunk = CHUNK if taught is None else CHUNK // 4
+        total, token = chunked_loss(
+            hidden[where],
+            model.get_output_embeddings().weight,
+            self._token_loss(batch, where, taught),
+            chunk,
+        )
+        loss = total / batch.step_targets
+        rows = where.nonzero()[:, 0]
+        statistics = {"targets_B": where.sum(dim=1)}
+        for index, name in enumerate(names):
+            statistics[name] = torch.zeros(len(batch.domains), device=hidden.device).index_add_(
+                0, rows, token[:, index]
+            )
+        return self.with_router_terms(loss, statistics, batch.share)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states [B, T, D]; the routers' decisions are recorded for `with_router_terms`."""
         model: Any = self.model
         if self.policy is not None:
             valid_T = None if batch.mask_BT is None else batch.mask_BT.flatten().bool()
             self.policy.begin(valid_T, batch.seed)
-        hidden = model.base_model(
+        if self.depth is not None:
+            self.depth.begin(batch.mask_BT, batch.ids_BT, batch.seed, self.training)
+        found: Tensor = model.base_model(
             input_ids=batch.ids_BT,
             attention_mask=batch.mask_BT,
             position_ids=batch.positions_BT,
             use_cache=False,
         ).last_hidden_state
-        where = batch.targets_BT != IGNORE
-        total, token = chunked_loss(
-            hidden[where], model.get_output_embeddings().weight, self._token_loss(batch, where)
-        )
-        loss = total / batch.step_targets
-        rows = where.nonzero()[:, 0]
-        statistics = {"targets_B": where.sum(dim=1)}
-        for index, name in enumerate(("nll_B", "kl_B")):
-            statistics[name] = torch.zeros(len(batch.domains), device=hidden.device).index_add_(
-                0, rows, token[:, index]
-            )
+        return found
+
+    def with_router_terms(
+        self, loss: Tensor, statistics: dict[str, Tensor], share: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Add the balance and z losses of the last forward pass, and its routing figures."""
         if self.policy is not None:
             terms = self.policy.terms()
-            loss = loss + batch.share * (self.weights.balance * terms.balance + self.weights.z * terms.z)
+            loss = loss + share * (self.weights.balance * terms.balance + self.weights.z * terms.z)
             statistics |= {
                 "balance": terms.balance.detach(),
                 "z": terms.z.detach(),
@@ -99,39 +150,74 @@ class Trainee(nn.Module):
                 "entropy": terms.entropy,
                 "dropped": self.policy.dropped,
             }
+        if self.depth is not None:
+            depth = self.depth.terms()
+            loss = loss + share * self.depth.settings["loss"] * depth.loss
+            statistics |= {
+                "depth_loss": depth.loss.detach(),
+                "depth_agreement": depth.agreement,
+                "depth_L4": depth.counts_L4,
+            }
         return loss, statistics
 
-    def _token_loss(self, batch: Batch, where_BT: Tensor) -> Any:
-        """Cross entropy and forward KL of a chunk of logits, see chunked.TokenLoss."""
+    def _taught(self, batch: Batch, where_BT: Tensor) -> Taught | None:
+        """What the teacher says; None when nobody asks."""
+        asked = not self.training or (self.weights.kl > 0 and METHODS[self.weights.loss].teacher)
+        if not asked or batch.taught is not None:
+            return batch.taught if asked else None
+        teacher: Teacher | None = self.teacher  # type: ignore[assignment]
+        return teacher.taught(batch, where_BT) if teacher is not None else None
+
+    def _token_loss(self, batch: Batch, where_BT: Tensor, taught: Taught | None) -> Any:
+        """Cross entropy and distillation loss of a chunk of logits, see chunked.TokenLoss."""
         targets_N = batch.targets_BT[where_BT]
-        kl_share, temperature = self.weights.kl, self.weights.temperature
-        teacher: Any = self.teacher
-        if teacher is not None and kl_share > 0:
-            with torch.no_grad():
-                hidden = teacher.base_model(
-                    input_ids=batch.ids_BT,
-                    attention_mask=batch.mask_BT,
-                    position_ids=batch.positions_BT,
-                    use_cache=False,
-                ).last_hidden_state
-                taught_ND = hidden[where_BT]
-            head = teacher.get_output_embeddings().weight
+        weights = self.weights
+        method = METHODS[weights.loss]
+        own = torch.tensor([name in weights.student_text for name in batch.domains], device=targets_N.device)
+        own_N = own[where_BT.nonzero()[:, 0]] if weights.student_text else None
 
         def loss(logits_NV: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
             nll_N = functional.cross_entropy(logits_NV, targets_N[chunk], reduction="none")
-            if teacher is None or kl_share == 0:
-                return nll_N.sum(), torch.stack([nll_N, torch.zeros_like(nll_N)], dim=1)
-            with torch.no_grad():
-                taught_NV = functional.linear(taught_ND[chunk], head).float()
-            kl_N = forward_kl(logits_NV, taught_NV, temperature)
-            total = (1 - kl_share) * nll_N.sum() + kl_share * kl_N.sum()
-            return total, torch.stack([nll_N, kl_N], dim=1)
+            if weights.kl == 0 or not self.training or not method.teacher:
+                # without a teacher the distillation losses are cross entropy themselves
+                nothing = weights.kl == 0 or not self.training
+                columns = [nll_N, torch.zeros_like(nll_N) if nothing else nll_N]
+                if taught is not None and not self.training:
+                    columns += _telemetry(logits_NV, chunk, taught)
+                return nll_N.sum(), torch.stack(columns, dim=1)
+            assert taught is not None, f"the loss {weights.loss} needs a teacher"
+            seen = taught.compare(logits_NV, chunk, weights.temperature)
+            text = Text(
+                nll_N,
+                taught.nll(targets_N[chunk], chunk) if method.text else None,
+                own_N[chunk] if own_N is not None else None,
+                batch.progress,
+                seen.rest,
+                seen.weight_NC,
+            )
+            found_N = (
+                method.loss(seen.log_q_NC, seen.log_p_NC, text, weights.options) * weights.temperature**2
+            )
+            total = (1 - weights.kl) * nll_N.sum() + weights.kl * found_N.sum()
+            return total, torch.stack([nll_N, found_N], dim=1)
 
         return loss
 
 
+def _telemetry(logits_NV: Tensor, chunk: slice, taught: Taught) -> list[Tensor]:
+    """Forward KL, reverse KL and the student's entropy of each position, nats [n]."""
+    seen = taught.compare(logits_NV, chunk, 1.0)
+    log_q_NV = functional.log_softmax(logits_NV, dim=1)
+    return [
+        base.kl(seen.log_p_NC, seen.log_q_NC, seen.weight_NC),
+        base.kl(seen.log_q_NC, seen.log_p_NC, seen.weight_NC),
+        -(log_q_NV.exp() * log_q_NV).sum(dim=1),
+    ]
+
+
 def forward_kl(student_NV: Tensor, teacher_NV: Tensor, temperature: float) -> Tensor:
-    """KL(teacher ; student) per position, times temperature^2 (Hinton et al., arXiv 1503.02531), nats [N]."""
-    student = functional.log_softmax(student_NV / temperature, dim=1)
-    teacher = functional.log_softmax(teacher_NV / temperature, dim=1)
-    return (teacher.exp() * (teacher - student)).sum(dim=1) * temperature**2
+    """KL(teacher ; student) of logits per position, times temperature^2 (Hinton et al., arXiv 1503.02531), nats [N]."""
+    log_q_NV = functional.log_softmax(student_NV / temperature, dim=1)
+    log_p_NV = functional.log_softmax(teacher_NV / temperature, dim=1)
+    nothing = Text(log_q_NV.new_zeros(len(log_q_NV)))
+    return kd.loss(log_q_NV, log_p_NV, nothing, OPTIONS) * temperature**2

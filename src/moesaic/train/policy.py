@@ -1,7 +1,7 @@
-"""What the stock routers do not do by themselves while they are trained: noise, capacity, a learned scale, a bias that is updated.
+"""What the stock routers do not do by themselves while they are trained: noise, capacity, a learned scale, a bias that is updated, a tanh gate.
 
 Forward hooks on the stock routers; nothing of it is in the saved model, whose routers stay what the architecture says. The learned scale is
-folded into the down projections at the end.
+folded into the down projections at the end; LLaMA-MoE's gate of two layers cannot be folded, and a model that has it cannot be saved.
 
 Shapes: T tokens, D model width, L MoE layers, E experts, K experts per token.
 """
@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from moesaic.errors import InputError
 from moesaic.model import families
+from moesaic.model.depth import skip
 from moesaic.train import balance
 from moesaic.train.balance import bias
 from moesaic.train.balance.base import Decision
@@ -23,8 +24,13 @@ from moesaic.train.balance.base import Decision
 NOISE_FLOOR = 1e-2
 """Smallest standard deviation of the learned noise (LLaMA-MoE's gate_noise_epsilon)."""
 
+EXPORT = (
+    "router.gate: a tanh gate of two layers is for comparisons only: no architecture of transformers has a place for its second layer, so the "
+    "model cannot be saved; set router.gate: linear for a model that is kept"
+)
+
 DEFAULTS: dict[str, Any] = {
-    "balance": "switch", "bias_rate": 1e-3, "noise": "none", "capacity": None, "learn_scale": False,
+    "balance": "switch", "bias_rate": 1e-3, "noise": "none", "capacity": None, "learn_scale": False, "gate": "linear",
 }  # fmt: skip
 
 
@@ -46,6 +52,8 @@ class Policy(nn.Module):
         self.settings = settings
         # not registered: they are the model's
         object.__setattr__(self, "parts", list(families.parts(model)))
+        skips = skip.layers(model)
+        self.skips = [skips.get(part.layer) for part in self.parts]
         routers = [part.router for part in self.parts]
         if settings["balance"] == "bias":
             bias.check(routers)
@@ -61,6 +69,12 @@ class Policy(nn.Module):
             else None
         )
         self.scale_L = nn.Parameter(torch.ones(count)) if settings["learn_scale"] else None
+        # LLaMA-MoE's gate is W2 tanh(W1 x) without biases; W1 is the stock router, and with W2 = 1 small logits are what they were
+        self.second_LEE = (
+            nn.Parameter(torch.eye(len(routers[0].weight)).repeat(count, 1, 1))
+            if settings["gate"] == "tanh"
+            else None
+        )
         self.decisions: dict[int, Decision] = {}
         self.dropped = torch.zeros(())
         self.seed = 0
@@ -79,10 +93,18 @@ class Policy(nn.Module):
         self.decisions, self.dropped = {}, torch.zeros(())
 
     def terms(self) -> balance.RouterTerms:
-        """Losses and figures of the last forward pass."""
-        return balance.router_terms(
-            [self.decisions[i] for i in sorted(self.decisions)], self.settings["balance"]
-        )
+        """Losses and figures of the last forward pass; a layer that every token skipped has no part in the means."""
+        made = [i for i in sorted(self.decisions) if len(self.decisions[i].logits_TE)]
+        if len(made) == len(self.parts):
+            return balance.router_terms([self.decisions[i] for i in made], self.settings["balance"])
+        weight = self.parts[0].router.weight
+        load_LE = torch.zeros(len(self.parts), weight.shape[0], device=weight.device)
+        nothing = torch.zeros((), device=weight.device)
+        if not made:
+            return balance.RouterTerms(nothing, nothing, load_LE, nothing)
+        terms = balance.router_terms([self.decisions[i] for i in made], self.settings["balance"])
+        load_LE[made] = terms.load_LE
+        return balance.RouterTerms(terms.balance, terms.z, load_LE, terms.entropy)
 
     def after_step(self, load_LE: Tensor) -> None:
         """Args: load_LE: token slots of the whole optimizer step, over all ranks."""
@@ -91,7 +113,13 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Put the learned scales into the down projections; the model computes the same without them."""
+        """Put the learned scales into the down projections; the model computes the same without them.
+
+        Raises:
+            InputError: a gate of two layers, which no stock architecture has a place for.
+        """
+        if self.second_LEE is not None:
+            raise InputError(EXPORT)
         if self.scale_L is None:
             return
         for part, scale in zip(self.parts, self.scale_L, strict=True):
@@ -103,7 +131,17 @@ class Policy(nn.Module):
             router: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor, Tensor]
         ) -> tuple[Tensor, Tensor, Tensor]:
             logits_TE, weight_TK, index_TK = output
+            skipping = self.skips[layer]
+            if skipping is not None and skipping.probing:  # for a label: no part of what the model computes
+                if self.scale_L is not None:
+                    weight_TK = weight_TK * self.scale_L[layer].to(weight_TK)
+                return logits_TE, weight_TK, index_TK
             noisy_TE = sigma_TE = None
+            if self.second_LEE is not None:
+                logits_TE = logits_TE.float().tanh() @ self.second_LEE[layer].T
+                index_TK, weight_TK = _choose(
+                    router, logits_TE, self.parts[layer].family.scores, weight_TK.dtype
+                )
             if self.training and self.noise_LED is not None:
                 x_TD = inputs[0].reshape(-1, inputs[0].shape[-1])
                 sigma_TE = (
@@ -114,6 +152,8 @@ class Policy(nn.Module):
                     router, noisy_TE, self.parts[layer].family.scores, weight_TK.dtype
                 )
             valid_T = self.valid_T
+            if skipping is not None and valid_T is not None:
+                valid_T = skipping.narrow(valid_T)
             kept = slice(None) if valid_T is None else valid_T
 
             def where(values: Tensor | None) -> Tensor | None:
@@ -128,7 +168,7 @@ class Policy(nn.Module):
                 where(sigma_TE),
             )
             if self.training and self.settings["capacity"] is not None:
-                weight_TK = self._drop(weight_TK, index_TK, logits_TE.shape[1])
+                weight_TK = self._drop(weight_TK, index_TK, logits_TE.shape[1], valid_T)
             if self.scale_L is not None:
                 weight_TK = weight_TK * self.scale_L[layer].to(weight_TK)
             return logits_TE, weight_TK, index_TK
@@ -139,13 +179,13 @@ class Policy(nn.Module):
         generator = torch.Generator(device=like.device).manual_seed(self.seed * 4099 + layer)
         return torch.randn(like.shape, generator=generator, device=like.device)
 
-    def _drop(self, weight_TK: Tensor, index_TK: Tensor, experts: int) -> Tensor:
+    def _drop(self, weight_TK: Tensor, index_TK: Tensor, experts: int, valid_T: Tensor | None) -> Tensor:
         """Weight 0 for the slots beyond an expert's capacity, those of lowest weight first."""
-        tokens = len(weight_TK) if self.valid_T is None else int(self.valid_T.sum())
+        tokens = len(weight_TK) if valid_T is None else int(valid_T.sum())
         capacity = math.ceil(self.settings["capacity"] * tokens * weight_TK.shape[1] / experts)
         weight_S, index_S = weight_TK.detach().flatten().clone(), index_TK.flatten()
-        if self.valid_T is not None:
-            weight_S[~self.valid_T.repeat_interleave(weight_TK.shape[1])] = -1.0  # padding takes no room
+        if valid_T is not None:
+            weight_S[~valid_T.repeat_interleave(weight_TK.shape[1])] = -1.0  # padding takes no room
         order = weight_S.argsort(descending=True, stable=True)
         order = order[index_S[order].argsort(stable=True)]
         count_E = torch.bincount(index_S, minlength=experts)

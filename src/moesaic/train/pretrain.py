@@ -3,25 +3,25 @@
 from moesaic.flow.step import Context, Result
 from moesaic.train import loop, stage
 from moesaic.train.job import Job
-from moesaic.train.objectives import Trainee, Weights
+from moesaic.train.objectives import Trainee
 
 
 def run(context: Context) -> Result | None:
-    """Next-token loss + balance loss (+ teacher_weight * KL(dense ; model))."""
+    """Next-token loss + balance loss; with a teacher, teacher_weight of it is the distillation loss (KL(dense ; model) by default)."""
     settings = context.settings["pretrain"]
     model = stage.load_stage_model(context.inputs["model"])
-    teacher = stage.load_stage_model(context.inputs["dense"]) if settings["teacher"] == "dense" else None
     train, validation = stage.text_streams(context, model, settings)
-    weights = Weights(
-        settings["balance"],
-        settings["z_loss"],
-        settings["teacher_weight"] if teacher is not None else 0.0,
-        router=settings["router"],
-    )
+    teacher, share = None, 0.0
+    if settings["teacher"] is not None:
+        share = settings["teacher_weight"]
+        streams = (train, validation)
+        teacher, train, validation = stage.teacher(
+            context, settings, context.inputs.get("dense"), model, streams
+        )
     job = Job(
         context=context,
         settings=settings,
-        trainee=Trainee(model, weights, teacher),
+        trainee=Trainee(model, stage.weights(settings, share), teacher),
         mixture=stage.mixture(context, settings, train),
         train=train,
         validation=validation,

@@ -13,3 +13,12 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int, floor: float)
         return peak * (step + 1) / (warmup + 1)
     progress = (step - warmup) / max(1, steps - warmup)
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def place(step: int, steps: int, seen: int, limit: int | None) -> int:
+    """The step of the schedule that a step is at: with a limit on tokens, the same share of `steps` as of the tokens.
+
+    Args:
+        step: optimizer step, from 0. steps: of the schedule. seen: tokens before this step. limit: tokens of the whole stage; None: steps count.
+    """
+    return step if limit is None else min(steps - 1, seen * steps // limit)

@@ -3,11 +3,14 @@
 from typing import Any
 
 from moesaic.data import mixtures
+from moesaic.distill import cache, students, teachers
+from moesaic.errors import InputError
 from moesaic.flow import manifest
 from moesaic.flow.manifest import Manifest
 from moesaic.flow.step import Context
 from moesaic.model import load
-from moesaic.train.streams import ChatStream, Stream, TextStream, check_vocabulary
+from moesaic.train.objectives import Weights
+from moesaic.train.streams import ChatStream, Stream, TaughtStream, TextStream, check_vocabulary
 
 
 def load_stage_model(step: Manifest) -> Any:
@@ -29,6 +32,53 @@ def chat_streams(context: Context, model: Any, settings: dict[str, Any]) -> tupl
     chats = context.inputs["chat"]
     check_vocabulary(chats, model, context.name)
     return ChatStream(chats, "train"), ChatStream(chats, "validation")
+
+
+def weights(settings: dict[str, Any], share: float) -> Weights:
+    """Loss weights of a stage with a teacher. Args: settings: schema.Teaching as a dict. share: of the distillation loss."""
+    return Weights(
+        settings["balance"],
+        settings["z_loss"],
+        share,
+        settings["temperature"],
+        settings["router"],
+        loss=settings["loss"],
+        options=settings["losses"],
+        student_text=tuple(settings["student_text"]),
+    )
+
+
+def teacher(
+    context: Context,
+    settings: dict[str, Any],
+    step: Manifest | None,
+    student: Any,
+    streams: tuple[Stream, Stream],
+) -> tuple[teachers.Teacher | None, Stream, Stream]:
+    """A resident teacher and the streams as they are, or no teacher and streams that read what it said from its cache.
+
+    Args:
+        step: whose model is the teacher; looked at only when it is resident.
+
+    Raises:
+        InputError: a teacher of another vocabulary, a damaged cache, `student_text` that is not in the data.
+    """
+    unknown = sorted(set(settings["student_text"]) - set(streams[0].sizes))
+    if unknown:
+        raise InputError(
+            f"student_text: no domain or chat source named {unknown[0]}; there are {', '.join(sorted(streams[0].sizes))}"
+        )
+    if settings["offline"] is not None:
+        cached = cache.Cache(context.inputs["teacher"])
+        students.check_vocabularies(cached.vocabulary, student.config.vocab_size)
+        train, validation = (
+            TaughtStream(stream, cached, split) for stream, split in zip(streams, cache.SPLITS, strict=True)
+        )
+        return None, train, validation
+    assert step is not None
+    model = load_stage_model(step)
+    students.check_teacher(model, student)
+    return teachers.Teacher(model, settings["teacher_experts"], settings["teacher_scale"]), *streams
 
 
 def mixture(context: Context, settings: dict[str, Any], stream: Stream) -> Any:

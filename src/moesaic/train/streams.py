@@ -1,6 +1,6 @@
 """Training data as rows of token ids and targets, by domain: packed text, or conversations with a loss mask."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from moesaic.data import chat, packed
 from moesaic.data.sampler import Sample
+from moesaic.distill import cache
 from moesaic.errors import InputError
 from moesaic.flow import manifest
 from moesaic.flow.manifest import Manifest
@@ -24,6 +25,8 @@ class Row(NamedTuple):
     """The next token at each position, or IGNORE [T]."""
     positions: np.ndarray | None = None
     """Place of each token in its document [T]; None: the row is one document."""
+    taught: Callable[[], cache.CachedRow] | None = None
+    """Reads what an offline teacher says at the row's targets."""
 
 
 class Stream(Protocol):
@@ -76,6 +79,20 @@ class ChatStream:
         return found
 
 
+class TaughtStream:
+    """A stream whose rows know what an offline teacher says of them; only the rows that the cache has."""
+
+    def __init__(self, stream: Stream, cached: cache.Cache, split: str):
+        self.stream, self.cached, self.split = stream, cached, split
+        self.sizes = cached.sizes(split, stream.sizes)
+
+    def rows(self, samples: Sequence[Sample]) -> list[Row]:
+        return [
+            row._replace(taught=self.cached.reader(self.split, sample, row.ids, row.targets))
+            for sample, row in zip(samples, self.stream.rows(samples), strict=True)
+        ]
+
+
 def places(starts: np.ndarray, length: int) -> np.ndarray:
     """Place of each token in its document [T], from the positions at which documents start; a cut document counts from the block's start."""
     begins = np.zeros(length, dtype=np.int64)
@@ -96,6 +113,8 @@ def collate(
         ids_BT[i, :length], targets_BT[i, :length], mask_BT[i, :length] = row.ids, row.targets, 1
     positions = [row.positions for row in rows if row.positions is not None]
     assert len(positions) in (0, len(rows)), "rows with and without documents in one batch"
+    taught = [row.taught() for row in rows if row.taught is not None]
+    assert len(taught) in (0, len(rows)), "rows with and without a cached teacher in one batch"
     mask: Tensor | None = None if mask_BT.all() else torch.from_numpy(mask_BT).to(device)
     return Batch(
         torch.from_numpy(ids_BT).to(device),
@@ -105,6 +124,7 @@ def collate(
         step_targets,
         share,
         positions_BT=torch.from_numpy(np.stack(positions)).to(device) if positions else None,
+        taught=cache.join(taught, device) if taught else None,
     )
 
 

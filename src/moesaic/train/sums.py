@@ -8,6 +8,9 @@ from torch import Tensor
 from moesaic.train import balance
 from moesaic.train.engine import Engine
 
+ROW = "row/"
+"""Statistics of that name hold one value per row (or pair); their means are logged."""
+
 
 class Sums:
     """Sums of one step."""
@@ -17,15 +20,22 @@ class Sums:
         self.domain = torch.zeros(len(names), 3, dtype=torch.float64)
         self.scalars = torch.zeros(5, dtype=torch.float64)
         self.load: Tensor | None = None
+        self.depth: Tensor | None = None
+        self.depth_scalars = torch.zeros(2, dtype=torch.float64)
+        self.rows: dict[str, Tensor] = {}
 
     def add(self, loss: Tensor, statistics: Mapping[str, Tensor], domains: list[str], share: float) -> None:
         for i, name in enumerate(domains):
             row = (
-                torch.stack([statistics["nll_B"][i], statistics["kl_B"][i], statistics["targets_B"][i]])
+                torch.stack([statistics["nll_B"][i], statistics["distill_B"][i], statistics["targets_B"][i]])
                 .double()
                 .cpu()
             )
             self.domain[self.names.index(name)] += row
+        for key, values_B in statistics.items():
+            if key.startswith(ROW):
+                one = torch.stack([values_B.sum(), values_B.new_tensor(len(values_B))]).double().cpu()
+                self.rows[key] = self.rows.get(key, 0.0) + one
         self.scalars[0] += float(loss)
         if "load_LE" in statistics:
             for i, key in enumerate(("balance", "z", "entropy"), 1):
@@ -33,16 +43,25 @@ class Sums:
             self.scalars[4] += float(statistics["dropped"])
             load = statistics["load_LE"].double().cpu()
             self.load = load if self.load is None else self.load + load
+        if "depth_L4" in statistics:
+            counts = statistics["depth_L4"].double().cpu()
+            self.depth = counts if self.depth is None else self.depth + counts
+            for i, key in enumerate(("depth_loss", "depth_agreement")):
+                self.depth_scalars[i] += share * float(statistics[key])
 
-    def reduced(self, engine: Engine, targets: int) -> tuple[dict[str, float], Tensor | None]:
+    def reduced(self, engine: Engine) -> tuple[dict[str, float], Tensor | None]:
         """The values to log, and the load of the step [L, E]; None without experts."""
         domain, scalars = engine.sum(self.domain).cpu(), engine.sum(self.scalars).cpu()
+        targets = float(domain[:, 2].sum())
         out = {"train/loss": float(scalars[0]), "train/loss/lm": float(domain[:, 0].sum()) / targets}
         if domain[:, 1].any():
-            out["train/loss/kl"] = float(domain[:, 1].sum()) / targets
+            out["train/loss/distill"] = float(domain[:, 1].sum()) / targets
         for name, (nll, _, count) in zip(self.names, domain.tolist(), strict=True):
             if count:
                 out[f"train/loss/domain/{name}"] = nll / count
+        out |= {
+            f"train/{key.removeprefix(ROW)}": value for key, value in row_means(engine, self.rows).items()
+        }
         load_LE = None
         if self.load is not None:
             load_LE = engine.sum(self.load).cpu()
@@ -56,3 +75,19 @@ class Sums:
             out["routing/dropped"] = float(scalars[4]) / float(load_LE.sum())
             out |= {f"routing/load_cv/layer_{i}": float(value) for i, value in enumerate(cv_L)}
         return out, load_LE
+
+    def reduced_depth(self, engine: Engine) -> tuple[dict[str, float], Tensor] | None:
+        """The depth routers' loss and agreement to log, and the counts of the step over all ranks [L, 4]; None without depth routers."""
+        if self.depth is None:
+            return None
+        loss, agreement = engine.sum(self.depth_scalars).cpu().tolist()
+        return {"train/loss/depth": loss, "depth/agreement": agreement}, engine.sum(self.depth).cpu()
+
+
+def row_means(engine: Engine, rows: Mapping[str, Tensor]) -> dict[str, float]:
+    """Means over all ranks of what `Sums.rows` adds up: key -> [sum, count]."""
+    if not rows:
+        return {}
+    keys = sorted(rows)
+    found = engine.sum(torch.stack([rows[key] for key in keys])).cpu()
+    return {key: float(total / count) for key, (total, count) in zip(keys, found, strict=True)}

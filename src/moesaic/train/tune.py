@@ -1,24 +1,50 @@
-"""Step `tune`: supervised fine-tuning on conversations, loss on the answers only."""
+"""Step `tune`: supervised fine-tuning on conversations, loss on the answers only; with more or fewer layers where `depth` says so."""
 
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from moesaic.data.sampler import Sample
 from moesaic.flow.step import Context, Result
+from moesaic.model import depth
 from moesaic.train import loop, stage
 from moesaic.train.job import Job
 from moesaic.train.objectives import Trainee, Weights
+from moesaic.train.streams import Stream, collate
 
 
 def run(context: Context) -> Result | None:
     """Next-token loss on answer tokens (end of turn included) + balance loss."""
     settings = context.settings["tune"]
-    model = stage.load_stage_model(context.inputs["model"])
+    deep = settings["depth"]
+    start = context.inputs["dense" if deep and deep["of"] == "dense" else "model"]
+    model = stage.load_stage_model(start)
     train, validation = stage.chat_streams(context, model, settings)
+    steered = None
+    if deep:
+        depth.prepare(model, deep, lambda rows: text(train, rows))
+        steered = deep["skip"]
     job = Job(
         context=context,
         settings=settings,
-        trainee=Trainee(model, Weights(settings["balance"], settings["z_loss"], router=settings["router"])),
+        trainee=Trainee(
+            model, Weights(settings["balance"], settings["z_loss"], router=settings["router"], depth=steered)
+        ),
         mixture=stage.mixture(context, settings, train),
         train=train,
         validation=validation,
-        tokenizer_from=context.inputs["model"].folder / "model",
+        tokenizer_from=start.folder / "model",
         reference=context.inputs.get("dense"),
     )
     return loop.train(job)
+
+
+def text(stream: Stream, rows: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Ids and mask of the first rows of every set, in turn, row by row: what influence is measured on."""
+    names = sorted(stream.sizes)
+    most = max(stream.sizes.values())
+    chosen = [Sample(name, row) for row in range(most) for name in names if row < stream.sizes[name]][:rows]
+    for sample in chosen:
+        batch = collate(stream.rows([sample]), [sample.domain], 1, 1.0, torch.device("cpu"))
+        yield batch.ids_BT, batch.mask_BT

@@ -5,15 +5,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from moesaic.data.mixtures import Observation
 from moesaic.data.sampler import Sample
+from moesaic.errors import InputError
 from moesaic.flow import manifest
-from moesaic.model import load
+from moesaic.model import families, load
+from moesaic.model.depth.steer import Steering
 from moesaic.train.engine import Engine
 from moesaic.train.job import Job
-from moesaic.train.objectives import Trainee, Weights
-from moesaic.train.streams import collate, count_targets
+from moesaic.train.objectives import TELEMETRY, Trainee, Weights
+from moesaic.train.sums import ROW, row_means
 
 log = logging.getLogger("moesaic.train")
 
@@ -21,40 +24,80 @@ log = logging.getLogger("moesaic.train")
 def validate(job: Job, engine: Engine, other: Trainee | None = None) -> dict[str, float]:
     """Next-token loss per domain on the first validation rows, `valid/loss/{domain}`, nats per target, and `valid/balance/{domain}`.
 
+    Beside a teacher also `valid/forward_kl/{domain}`, `valid/reverse_kl/{domain}` and the student's `valid/entropy/{domain}`, nats per target.
+
     Args:
         other: measured instead of the model that is trained.
     """
     settings, out = job.settings, {}
+    ran_L2: Tensor | None = None
     with engine.evaluating() as own:
         trainee = other or own
-        for name, count in sorted(job.validation.sizes.items()):
-            total = min(count, settings["validation_batches"] * settings["micro_batch"])
+        for name, size in sorted(job.validation.sizes.items()):
+            total = min(size, settings["validation_batches"] * settings["micro_batch"])
             chosen = list(range(engine.rank, total, engine.world))
-            sums = torch.zeros(3, dtype=torch.float64)
+            sums = torch.zeros(3 + len(TELEMETRY), dtype=torch.float64)
+            beside_teacher = False
+            found = dict.fromkeys(trainee.ROWS, torch.zeros(2, dtype=torch.float64))
             # every rank makes as many passes as the others: where weights are cut up, a pass needs all of them
             for begin in range(0, -(-total // engine.world), settings["micro_batch"]):
                 part = chosen[begin : begin + settings["micro_batch"]]
                 rows = job.validation.rows([Sample(name, row) for row in part or [0]])
-                batch = collate(rows, [name] * len(rows), max(1, count_targets(rows)), 0.0, engine.device)
+                batch = job.collate(rows, [name] * len(rows), max(1, job.count(rows)), 0.0, engine.device)
                 _, statistics = trainee(batch)
                 if not part:
                     continue
                 targets = statistics["targets_B"].sum()
+                if "depth_L4" in statistics:
+                    counts = statistics["depth_L4"][:, 2:].double().cpu()
+                    ran_L2 = counts if ran_L2 is None else ran_L2 + counts
                 uneven = statistics.get("balance", torch.zeros(())) * targets
-                sums += torch.stack([statistics["nll_B"].sum(), targets, uneven]).double().cpu()
-            nll, targets, uneven = (float(value) for value in engine.sum(sums).tolist())
-            out[f"valid/loss/{name}"] = nll / max(1.0, targets)
+                beside_teacher = TELEMETRY[0] in statistics
+                beside = [statistics[key].sum() if beside_teacher else torch.zeros(()) for key in TELEMETRY]
+                parts = [statistics["nll_B"].sum(), targets, uneven, *beside]
+                sums += torch.stack([value.double().cpu() for value in parts])
+                for key in found:
+                    values_B = statistics[ROW + key]
+                    one = torch.stack([values_B.sum(), values_B.new_tensor(len(values_B))])
+                    found[key] = found[key] + one.double().cpu()
+            for key, value in row_means(engine, found).items():
+                out[f"valid/{key}/{name}"] = value
+            nll, count, imbalance, *more = (float(value) for value in engine.sum(sums).tolist())
+            out[f"valid/loss/{name}"] = nll / max(1.0, count)
+            if beside_teacher:
+                for key, value in zip(TELEMETRY, more, strict=True):
+                    out[f"valid/{key.removesuffix('_B')}/{name}"] = value / max(1.0, count)
             if trainee.moe:
-                out[f"valid/balance/{name}"] = uneven / max(1.0, targets)
+                out[f"valid/balance/{name}"] = imbalance / max(1.0, count)
+    if other is None and job.trainee.depth is not None:
+        out |= _ran(job.trainee.depth, engine, ran_L2)
     return out
+
+
+def _ran(depth: Steering, engine: Engine, ran_L2: Tensor | None) -> dict[str, float]:
+    """Share of the validation tokens that ran, by skipping layer; the layers remember it."""
+    counts = engine.sum(
+        torch.zeros(len(depth.skips), 2, dtype=torch.float64) if ran_L2 is None else ran_L2
+    ).cpu()
+    shares = (counts[:, 0] / counts[:, 1].clamp_min(1.0)).tolist()
+    for item, share in zip(depth.skips, shares, strict=True):
+        item.share = share
+    out = {f"valid/ran/layer_{index}": share for index, share in zip(depth.index, shares, strict=True)}
+    return out | {"valid/ran": sum(shares) / len(shares)}
 
 
 def reference(job: Job, engine: Engine) -> dict[str, float]:
     """The dense parent's losses on the validation rows that the mixture will observe."""
     assert job.reference is not None, "the mixture needs the dense parent's losses"
-    teacher = job.trainee.teacher
+    _check_rows(job)
+    teacher: Any = job.trainee.teacher
     manifest.verify(job.reference, only=["model"])
-    model: Any = teacher or load.load_model(job.reference.folder / "model", "mixture.reference: dense parent")
+    resident = teacher is not None and not families.is_moe(teacher.model)
+    model: Any = (
+        teacher.model
+        if resident
+        else load.load_model(job.reference.folder / "model", "mixture.reference: dense parent")
+    )
     found = validate(job, engine, Trainee(model.to(engine.device).eval(), Weights()))
     losses = {name: found[f"valid/loss/{name}"] for name in job.validation.sizes}
     log.info(
@@ -66,8 +109,18 @@ def reference(job: Job, engine: Engine) -> dict[str, float]:
 
 
 def observation(job: Job, values: Mapping[str, float]) -> Observation:
+    _check_rows(job)
     weight = job.settings["balance"]
     return Observation(
         {name: values[f"valid/loss/{name}"] for name in job.mixture.weights},
         {name: weight * values.get(f"valid/balance/{name}", 0.0) for name in job.mixture.weights},
     )
+
+
+def _check_rows(job: Job) -> None:
+    lacking = sorted(set(job.mixture.weights) - set(job.validation.sizes))
+    if lacking:
+        raise InputError(
+            f"mixture.method: {job.settings['mixture']['method']} compares losses on validation rows, and {lacking[0]} has none; "
+            "add data, raise the share that is kept for validation, or take another method"
+        )

@@ -3,18 +3,26 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from moesaic.data.mixtures.base import Mixture, Observation
+from moesaic.data.mixtures.base import Mixture, Observation, Probe
 from moesaic.data.mixtures.dynamic import Dynamic, DynamicPaper
+from moesaic.data.mixtures.gate_load import GateLoad
+from moesaic.data.mixtures.gate_load_robust import GateLoadRobust
+from moesaic.data.mixtures.ref_loss import RefLoss
+from moesaic.data.mixtures.sentence_embedding import SentenceEmbedding
 from moesaic.data.mixtures.static import Static
 from moesaic.data.mixtures.temperature import Temperature
 
-__all__ = ["METHODS", "Mixture", "Observation", "build"]
+__all__ = ["METHODS", "Mixture", "Observation", "Probe", "build"]
 
 METHODS: dict[str, Callable[..., Mixture]] = {
     "static": Static,
     "temperature": Temperature,
     "dynamic": Dynamic,
     "dynamic-paper": DynamicPaper,
+    "ref-loss": RefLoss,
+    "sentence-embedding": SentenceEmbedding,
+    "gate-load": GateLoad,
+    "gate-load-robust": GateLoadRobust,
 }
 
 

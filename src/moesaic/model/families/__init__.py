@@ -117,7 +117,14 @@ class Routing:
     """
 
     def __init__(self, model: nn.Module):
-        self.layers = list(parts(model))
+        found: list[tuple[Parts, Any]] = []
+        for part in parts(model):
+            base: Any = model.model
+            # depth.skip.LayerSkip: the router sees only the tokens that run, and none in a pruned layer
+            skip = getattr(base.layers[part.layer], "depth_skip", None)
+            if skip is None or skip.router is not None:
+                found.append((part, skip))
+        self.layers, self.skips = [part for part, _ in found], [skip for _, skip in found]
         self.logits: dict[int, Tensor] = {}
         self.weights: dict[int, Tensor] = {}
         self.indices: dict[int, Tensor] = {}

@@ -1,0 +1,34 @@
+rule teacher:
+    input:
+        lambda wildcards: [
+            str(path)
+            for path in plan(
+                "teacher", {"variant": wildcards.owner}, wildcards.cache
+            ).inputs.values()
+        ],
+    output:
+        "results/{owner}/teacher/{cache}/manifest.json",
+    log:
+        "logs/{owner}/teacher/{cache}.log",
+    benchmark:
+        "logs/benchmarks/{owner}/teacher/{cache}.jsonl"
+    wildcard_constraints:
+        owner="|".join(["dense", *CONFIG.variants]),
+        cache="(tokens|chat)-top[0-9]+-[0-9a-f]+",
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    resources:
+        nodes=1,
+        ranks_per_node=1,
+    params:
+        settings=lambda wildcards: json.dumps(
+            plan("teacher", {"variant": wildcards.owner}, wildcards.cache).settings,
+            sort_keys=True,
+        ),
+        version=version("teacher"),
+    message:
+        "{wildcards.owner}: what the teacher says of {wildcards.cache}"
+    shell:
+        "moesaic teacher --config $MOESAIC_CONFIG --variant {wildcards.owner} --stage {wildcards.cache}"
+        " --nodes {resources.nodes} --ranks-per-node {resources.ranks_per_node} --threads {threads} --log {log}"

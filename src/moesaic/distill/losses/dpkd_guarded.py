@@ -1,0 +1,112 @@
+"""`dpkd-guarded`: DPKD that does not run away.
+
+On pairs that are not drawn anew, the paper's loss has no floor: the student's text becomes ever less likely, with all text like it (published
+replications ended at a sixth of the claimed ROUGE-L, DistiLLM-2, arXiv 2503.07067, appendix D.1). Four guards:
+
+- an anchor: cross entropy per token on the teacher's text;
+- a floor (DPO-Positive, Pal et al., arXiv 2402.13228, eq. 3, per token): what the student gives the teacher's text less than the teacher does;
+- a margin clip: a pair whose margin has reached `clip` is done and pulls no more;
+- `refresh_due`, when pairs are to be sampled anew, and `Alarm`, which notices a collapse from the likelihood of the student's own text.
+
+Shapes: B pairs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from moesaic.distill.losses import dpkd
+
+DEFAULTS: dict[str, Any] = {
+    "beta": 0.1, "length_normalised": True, "anchor": 0.2, "floor": 0.0, "clip": 2.0, "refresh_every": 100, "refresh_drop": 1.0,
+    "alarm_drop": 3.0, "alarm_patience": 5,
+}  # fmt: skip
+"""anchor, floor: weights. clip: of the margin (rewards, so beta is in it). refresh_every: steps; refresh_drop, alarm_drop: nats per token that the
+student's own text has lost since it was sampled; alarm_patience: steps in a row."""
+
+
+def loss(
+    policy_chosen_B: Tensor,
+    policy_rejected_B: Tensor,
+    ref_chosen_B: Tensor,
+    ref_rejected_B: Tensor,
+    length_chosen_B: Tensor,
+    length_rejected_B: Tensor,
+    settings: Mapping[str, Any],
+) -> tuple[Tensor, dpkd.Statistics]:
+    """-log s(min(margin, clip)) + anchor * (-log q(y_t) / |y_t|) + floor * max(0, log p(y_t) - log q(y_t)) / |y_t|; arguments as in dpkd.loss."""
+    own = DEFAULTS | dict(settings)
+    scale = (own["beta"], own["length_normalised"])
+    chosen_B = dpkd.rewards(policy_chosen_B, ref_chosen_B, length_chosen_B, *scale)
+    rejected_B = dpkd.rewards(policy_rejected_B, ref_rejected_B, length_rejected_B, *scale)
+    found = dpkd.statistics(
+        policy_chosen_B, policy_rejected_B, ref_chosen_B, ref_rejected_B, length_chosen_B, length_rejected_B, chosen_B, rejected_B
+    )  # fmt: skip
+    margin_B = chosen_B - rejected_B
+    preference_B = -functional.logsigmoid(margin_B.clamp(max=own["clip"]))
+    behind_B = dpkd.rewards(policy_chosen_B, ref_chosen_B, length_chosen_B, 1.0, True)
+    nll_B = -dpkd.rewards(policy_chosen_B, torch.zeros_like(ref_chosen_B), length_chosen_B, 1.0, True)
+    shortfall_B = (-behind_B).clamp_min(0.0)
+    found |= {
+        "preference": preference_B.detach(),
+        "anchor": nll_B.detach(),
+        "clipped": (margin_B.detach() >= own["clip"]).float(),
+    }
+    return preference_B + own["anchor"] * nll_B + own["floor"] * shortfall_B, found
+
+
+def refresh_due(
+    since: int, sampled_nats: float, statistics: Mapping[str, Tensor], settings: Mapping[str, Any]
+) -> bool:
+    """True when the student's texts are to be sampled anew: after `refresh_every` steps, or earlier when they are no longer the student's.
+
+    Args:
+        since: steps since they were sampled. sampled_nats: mean `student_of_student_text` of the first step on them (log-probability per token).
+        statistics: of this step, as the loss returned them.
+    """
+    own = DEFAULTS | dict(settings)
+    now = float(statistics["student_of_student_text"].mean())
+    return since >= own["refresh_every"] or sampled_nats - now > own["refresh_drop"]
+
+
+@dataclass
+class Alarm:
+    """Notices that the student's own text has become implausible to it (log q(y_s) per token), and that its teacher text went the same way."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    start: float | None = None
+    """log q per token of the student's text in the first step after sampling."""
+    bad: int = 0
+    """Steps in a row beyond the limit."""
+
+    def sampled(self) -> None:
+        """The pairs were drawn anew: measure from here."""
+        self.start, self.bad = None, 0
+
+    def check(self, statistics: Mapping[str, Tensor]) -> str | None:
+        """After a step; says what is wrong once it has been wrong for `alarm_patience` steps, None otherwise. Not-a-number counts at once."""
+        own = DEFAULTS | dict(self.settings)
+        now = float(statistics["student_of_student_text"].mean())
+        theirs = float(statistics["student_of_teacher_text"].mean())
+        if now != now or theirs != theirs:
+            return "log-probabilities are not numbers: the student has diverged"
+        if self.start is None:
+            self.start = now
+        self.bad = self.bad + 1 if self.start - now > own["alarm_drop"] else 0
+        if self.bad < own["alarm_patience"]:
+            return None
+        return (
+            f"collapse: the student's own text fell from {self.start:.2f} to {now:.2f} nats per token (teacher text: {theirs:.2f}) for {self.bad} steps; "
+            "sample pairs more often, raise anchor or beta, or lower the learning rate"
+        )
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint; JSON-able."""
+        return {"start": self.start, "bad": self.bad}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.start, self.bad = state["start"], int(state["bad"])

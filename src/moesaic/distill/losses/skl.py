@@ -1,0 +1,26 @@
+"""`skl`: skew KL (DistiLLM, Ko et al., arXiv 2402.03898, section 3.1).
+
+Forward KL towards a mixture that holds a little of the teacher: the ratio p / m never exceeds 1 / alpha, which bounds the gradient.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from moesaic.distill.losses.base import Method, Text, accurate, kl, mixture
+
+
+def divergence(
+    log_q_NC: Tensor, log_p_NC: Tensor, alpha: float | Tensor, weight_NC: Tensor | None = None
+) -> Tensor:
+    """KL(p ; alpha p + (1 - alpha) q), nats [N]."""
+    return kl(log_p_NC, mixture(log_p_NC, log_q_NC, alpha), weight_NC)
+
+
+def loss(log_q_NC: Tensor, log_p_NC: Tensor, text: Text, options: Mapping[str, Any]) -> Tensor:
+    """The divergence with a fixed alpha. Options: skew.alpha."""
+    return divergence(*accurate(log_q_NC, log_p_NC), options["skew"]["alpha"], text.weight_NC)
+
+
+METHOD = Method(loss)

@@ -1,0 +1,174 @@
+"""Step `temporal`: questions about time for tuning and evaluation, split by content, and the lm-eval task folder made of the test side.
+
+Writes {train,validation,test}.jsonl (Item.record per line), tasks/ (see lm_tasks.py) and stats.json.
+"""
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from moesaic.errors import InputError
+from moesaic.evaluate.temporal import lm_tasks, loaders
+from moesaic.evaluate.temporal.item import Item
+from moesaic.evaluate.temporal.make import SPLITS, Form, Split, contamination, generate, normal, split_of
+from moesaic.evaluate.temporal.tasks import TASKS
+from moesaic.flow import files
+from moesaic.flow.manifest import Manifest, path_of
+from moesaic.flow.step import Context, Result
+from moesaic.schema import Temporal
+
+log = logging.getLogger("moesaic.temporal")
+
+
+def run(context: Context) -> Result:
+    """Make or read every task's items, check that no question stands on two sides, write. Metrics: items by task, form and split.
+
+    Raises:
+        InputError: a folder, file or column that is missing, or published questions that are among the training items.
+    """
+    settings = Temporal.model_validate(context.settings["temporal"])
+    seed = context.settings["seed"]
+    items, sources = collect(settings, seed)
+    check(items)
+    by_split: dict[str, list[Item]] = {
+        split: [item for item in items if item.split == split] for split in SPLITS
+    }
+    for split, rows in by_split.items():
+        lines = (json.dumps(item.record(), ensure_ascii=False, sort_keys=True) + "\n" for item in rows)
+        files.write_text(context.out / f"{split}.jsonl", "".join(lines))
+    with files.atomic_path(context.out / "tasks") as folder:
+        folder.mkdir()
+        found = lm_tasks.write(folder, context.out / "tasks", by_split)
+    counted = Counter((item.task, lm_tasks.form_of(item), item.split) for item in items)
+    counts: dict[str, Any] = {}
+    for (task, form, split), number in sorted(counted.items()):
+        counts.setdefault(task, {"source": sources[task]}).setdefault(form, {})[split] = number
+    missing = sorted(name for name in TASKS if name not in sources)
+    stats = {"tasks": counts, "missing": missing, "lm_eval": found}
+    files.write_json(context.out / "stats.json", stats)
+    for task, rows in counts.items():
+        few = [form for form in settings.forms if rows.get(form, {}).get("test", 0) < settings.test]
+        if few and sources[task] == "generated":
+            log.warning(
+                "%s %s: only %s test items; there are no more problems",
+                context.name,
+                task,
+                {f: rows.get(f, {}).get("test", 0) for f in few},
+            )
+    if missing:
+        log.warning("%s: no items of %s; they need data.temporal.tram", context.name, ", ".join(missing))
+    metrics = {
+        "counts": counts,
+        "missing": missing,
+        "items": {split: len(rows) for split, rows in by_split.items()},
+    }
+    return Result([*(f"{split}.jsonl" for split in SPLITS), "tasks", "stats.json"], metrics)
+
+
+def collect(settings: Temporal, seed: int) -> tuple[list[Item], dict[str, str]]:
+    """All items, and where each task's come from: generated, tram, timebench or mctaco."""
+    wanted = list(TASKS) if settings.tasks == "all" else settings.tasks
+    counts: dict[str, int] = {split: getattr(settings, split) for split in SPLITS}
+    items: list[Item] = []
+    sources: dict[str, str] = {}
+    for name in wanted:
+        published = settings.tram is not None and (settings.published == "all" or not TASKS[name].generated)
+        if published:
+            assert settings.tram is not None
+            items += _tram(Path(settings.tram), name, counts, settings.forms)
+            sources[name] = "tram"
+        elif TASKS[name].generated:
+            items += generate(name, counts, settings.forms, seed)
+            sources[name] = "generated"
+        elif settings.tasks != "all":
+            raise InputError(
+                f"data.temporal.tasks: {name} cannot be generated with an exact answer; give TRAM's folder as data.temporal.tram"
+            )
+    for kind, path, load in (
+        ("timebench", settings.timebench, loaders.timebench),
+        ("mctaco", settings.mctaco, loaders.mctaco),
+    ):
+        if path is not None:
+            # Sets of other papers are for evaluation: what they offer for development is used for few-shot prompts only.
+            found = load(Path(path))
+            for task in dict.fromkeys(item.task for item in found):
+                mine = [item for item in found if item.task == task]
+                items += _first((i for i in mine if i.split == "validation"), counts["validation"])
+                items += _first((i for i in mine if i.split == "test"), counts["test"])
+                sources[task] = kind
+    return items, sources
+
+
+def _tram(folder: Path, task: str, counts: dict[str, int], forms: Sequence[Form]) -> list[Item]:
+    """A task's items from TRAM's files: split by content as the generated ones are; the published shots come first in validation."""
+    found: list[Item] = []
+    there = [form for form in loaders.tram_forms(folder, task) if form in forms]
+    for form in there or ["choice"]:
+        rows = [_moved(item, split_of(normal(item.question))) for item in loaders.tram(folder, task, form)]
+        if not rows:
+            raise InputError(
+                f"data.temporal.tram: no row of {TASKS[task].category} in {TASKS[task].file} below {folder}"
+            )
+        known = {normal(item.question) for item in rows if item.split == "train"}
+        shots = (
+            [
+                item
+                for item in loaders.tram(folder, task, form, shots=True)
+                if normal(item.question) not in known
+            ]
+            if counts["validation"]
+            else []
+        )
+        for split in SPLITS:
+            mine = [item for item in rows if item.split == split]
+            found += [*(shots if split == "validation" else []), *_first(mine, len(mine))][: counts[split]]
+    return found
+
+
+def _moved(item: Item, split: Split) -> Item:
+    return Item(**(item.record() | {"choices": item.choices, "split": split}))
+
+
+def _first(items: Iterable[Item], count: int) -> list[Item]:
+    """A fixed choice of so many items, spread over the file: by the digest of their ids. Repeated questions are taken once."""
+    order = sorted(items, key=lambda item: hashlib.blake2b(item.id.encode(), digest_size=8).digest())
+    once = {(normal(item.question), item.choices == ()): item for item in reversed(order)}
+    return [item for item in order if once[normal(item.question), item.choices == ()] is item][:count]
+
+
+def check(items: Sequence[Item]) -> None:
+    """Refuse a data set in which a question, or an id, stands on two sides. Raises InputError naming the items."""
+    sides = {split: [item for item in items if item.split == split] for split in SPLITS}
+    for one, other in (("train", "test"), ("train", "validation"), ("validation", "test")):
+        shared = contamination(sides[one], sides[other])
+        if shared:
+            names = ", ".join(f"{a} and {b}" for a, b in shared[:3])
+            raise InputError(
+                f"data.temporal: {len(shared)} questions are both in {one} and in {other}, such as {names}; remove the copies from the folder"
+            )
+    twice = [name for name, number in Counter(item.id for item in items).items() if number > 1]
+    if twice:
+        raise InputError(
+            f"data.temporal: the same id twice, such as {twice[0]}; give each published set's folder once"
+        )
+
+
+def read(manifest: Manifest, split: str) -> list[Item]:
+    """The items of a split of this step's folder.
+
+    Raises:
+        InputError: a missing or damaged file (named, with what to do).
+    """
+    path = manifest.folder / f"{split}.jsonl"
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [Item(**(row | {"choices": tuple(row["choices"])})) for row in rows]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(
+            f"{path}: missing or damaged ({reason}); delete {path_of(manifest.folder)} and run the temporal step again"
+        ) from error

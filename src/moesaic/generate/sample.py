@@ -1,0 +1,112 @@
+"""Several answers to each of many prompts, as records that survive a kill (parts.py)."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moesaic import config
+from moesaic.errors import InputError
+from moesaic.generate import parts
+from moesaic.generate.decode import Decoding, decode, end_tokens
+
+VERSION = 1
+"""Raised when the same settings give other answers."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model is asked."""
+
+    id: str
+    """Unique in a list."""
+    ids: list[int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a list of prompts is answered."""
+
+    decoding: Decoding
+    draws: int
+    """Answers to each prompt."""
+    seed: int
+    batch: int
+    """Sequences decoded at once; it changes nothing but rounding."""
+    part: int = 64
+    """Prompts between two saved files."""
+    shard: int = 0
+    shards: int = 1
+
+
+def chat_prompt(tokenizer: Any, question: str) -> list[int]:
+    """Token ids of a user's turn and the beginning of the answer, as the chat step renders them for training.
+
+    Raises:
+        InputError: the tokenizer has no chat template.
+    """
+    if not tokenizer.chat_template:
+        raise InputError(
+            "model.chat_template: the model's tokenizer has no chat template; give a Jinja file (ChatML, for example)"
+        )
+    turns = [{"role": "user", "content": question}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return found
+
+
+def answer(
+    model: Any, tokenizer: Any, model_digest: str, prompts: Sequence[Prompt], plan: Plan, name: str,
+    cache: Path = parts.CACHE,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Records {id, answers: [{ids, finished, text}]} of this shard's prompts, in order.
+
+    Args:
+        model_digest: of the model's manifest; with the prompts and the decoding it names the answers.
+
+    Raises:
+        Interrupted: asked to stop; what was made is kept. InputError: see decode.decode.
+    """
+    ends = end_tokens(model, tokenizer)
+    identity = {
+        "what": "answers", "version": VERSION, "model": model_digest, "decoding": asdict(plan.decoding), "draws": plan.draws,
+        "seed": plan.seed, "prompts": digest(prompts),
+    }  # fmt: skip
+    keys = [prompt.id for prompt in prompts]
+    work = parts.Work(name, "prompts", identity, keys, plan.part, plan.shard, plan.shards, cache)
+
+    def one(rows: range) -> list[dict[str, Any]]:
+        # Prompts of like length together, so that little is padded; a piece is always decoded as a whole, in the same batches.
+        order = sorted(rows, key=lambda i: (-len(prompts[i].ids), i))
+        each = max(1, plan.batch // plan.draws)
+        found: dict[int, dict[str, Any]] = {}
+        for begin in range(0, len(order), each):
+            group = order[begin : begin + each]
+            seeds = [[seed_of(plan.seed, prompts[i].id, draw) for draw in range(plan.draws)] for i in group]
+            made = decode(model, [prompts[i].ids for i in group], seeds, plan.decoding, ends)
+            for i, answers in zip(group, made, strict=True):
+                listed = [
+                    {"ids": item.ids, "finished": item.finished, "text": tokenizer.decode(item.ids, skip_special_tokens=True)}
+                    for item in answers
+                ]  # fmt: skip
+                found[i] = {"id": prompts[i].id, "answers": listed}
+        return [found[i] for i in rows]
+
+    return parts.make(work, one)
+
+
+def seed_of(seed: int, prompt: str, draw: int) -> int:
+    """The seed of one answer: of the run, the prompt's id and the draw, and of nothing else."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}:{draw}:{prompt}".encode(), digest_size=16).digest(), "big")
+
+
+def digest(prompts: Sequence[Prompt]) -> str:
+    """Digest of the prompts' tokens."""
+    joined = hashlib.sha256()
+    for prompt in prompts:
+        joined.update(config.digest(prompt.id).encode())
+        joined.update(np.asarray([len(prompt.ids), *prompt.ids], dtype="<i8").tobytes())
+    return joined.hexdigest()

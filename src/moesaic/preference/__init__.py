@@ -1,0 +1,1 @@
+"""Preference tuning: sample answers, split them by a verifier, rate them with the model itself, train on the hardest pairs."""

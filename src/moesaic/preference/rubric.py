@@ -1,0 +1,57 @@
+"""The model as its own critic: the texts it is asked with, and the score that is read out of what it writes (Timo, arXiv 2406.14192, section 3.3)."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from moesaic.errors import InputError
+
+BUILT_IN = Path(__file__).with_name("rubric.yaml")
+HIGHEST = 5.0
+NUMBER = r"(\d+(?:\.\d+)?)(?!\d|\.\d|\s*[-\u2013]\s*\d)"
+MARKS = r"[\s:=*_`\"'(\[]*"
+NAMED = re.compile(
+    rf"score(?:\s*\([^)]*\))?(?:\s+(?:out\s+of\s+5|is|of|would\s+be))*{MARKS}{NUMBER}", re.IGNORECASE
+)
+OUT_OF = re.compile(rf"(?<![\d.-]){NUMBER}\s*(?:/|out\s+of)\s*5(?!\d|\.\d)", re.IGNORECASE)
+ALONE = re.compile(rf"{MARKS}{NUMBER}[\s*_`\"')\].]*")
+
+
+def load(text: str, where: str) -> dict[str, str]:
+    """The two texts of a rubric file.
+
+    Raises:
+        InputError: not YAML, a missing text, or a text without its places for question and answer.
+    """
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(
+            f"preference.rubric.template: {where}: not valid YAML ({' '.join(str(error).split())})"
+        ) from error
+    if not isinstance(found, dict) or set(found) != {"right", "wrong"}:
+        raise InputError(f"preference.rubric.template: {where}: needs exactly the keys right and wrong")
+    for name, body in found.items():
+        for place in ("{question}", "{answer}"):
+            if place not in str(body):
+                raise InputError(f"preference.rubric.template: {where}: {name} has no {place}")
+    return {name: str(body) for name, body in found.items()}
+
+
+def fill(template: str, question: str, answer: str) -> str:
+    """The critic's prompt; braces in question or answer stay what they are."""
+    before, _, rest = template.partition("{question}")
+    middle, _, after = rest.partition("{answer}")
+    return f"{before}{question}{middle}{answer}{after}".rstrip("\n")
+
+
+def parse(text: str) -> float | None:
+    """The score in a critic's text, 0 to 5; None when there is none that can be told: no number, or one out of range.
+
+    Looked for, in this order: the last "score ... N", the last "N/5" or "N out of 5", a text that is nothing but a number.
+    """
+    named, out_of = NAMED.findall(text), OUT_OF.findall(text)
+    alone = ALONE.fullmatch(text)
+    found = named[-1] if named else out_of[-1] if out_of else alone.group(1) if alone else None
+    return float(found) if found is not None and float(found) <= HIGHEST else None

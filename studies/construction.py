@@ -1,0 +1,77 @@
+"""Study: which construction is how good, before and after the same little training, over seeds.
+
+    snakemake --profile profiles/local results/dense/manifest.json results/prepare/tokens/manifest.json
+    python studies/construction.py            # about an hour on two cores; goes on where it stopped
+    python studies/construction.py --show     # table and plot of what is there
+
+A selection of the rows of benchmarks/construct.py (which makes them): half of the FFN active, 10,240 calibration tokens, 8,192 training tokens.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import common
+
+ROOT = Path(__file__).parents[1]
+OUT = ROOT / "benchmarks" / "results" / "construct.jsonl"
+METHODS = [
+    "random, random router, N/k (LLaMA-MoE)",
+    "static pruning, refitted (control)",
+    "random",
+    "activation by rate, 2 of 6, representative router (CMoE)",
+    "activation by rate, 2 of 6 beside shared",
+    "activation (default)",
+]
+TOKENS = 10240
+
+
+def main() -> None:
+    """Make the missing rows, print the table, draw the plot."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--show", action="store_true", help="make nothing")
+    arguments = parser.parse_args()
+    wanted = [
+        {"method": name, "seed": seed, "active": 0.5, "tokens": TOKENS}
+        for seed in range(arguments.seeds)
+        for name in METHODS
+    ]
+    if not arguments.show and common.missing(OUT, wanted):
+        call = [
+            sys.executable,
+            str(ROOT / "benchmarks" / "construct.py"),
+            "--seeds",
+            str(arguments.seeds),
+            "--active",
+            "0.5",
+        ]
+        subprocess.run(
+            [*call, "--tokens", str(TOKENS), "--methods", "dense parent", *METHODS], check=True, cwd=ROOT
+        )
+    found = [item for item in common.rows(OUT) if item["tokens"] == TOKENS and item["active"] in (0.5, 1.0)]
+    names = list(dict.fromkeys(item["method"] for item in found))
+    names = [
+        "dense parent (control)",
+        *METHODS,
+        *(name for name in names if name not in METHODS and not name.startswith("dense")),
+    ]
+    columns = {
+        "calibrated": "before training",
+        "absent": "before, held-out domain",
+        "calibrated_after": "after 8k tokens",
+        "absent_after": "after, held-out domain",
+    }
+    print(common.table(found, names, columns, 2))
+    drawn = {"calibrated": "before training", "calibrated_after": "after 8k tokens"}
+    common.dots(
+        found, names, drawn, "perplexity / dense parent's, calibrated domains", ROOT / "docs" / "studies" / "construction.svg",
+        log=True, lines={"dense parent": 1.0},
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

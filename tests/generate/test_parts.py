@@ -1,0 +1,161 @@
+"""Pieces: nothing is lost or doubled when a run is killed, shards do not change the records, damage is named."""
+
+import json
+
+import pytest
+import torch
+from tiny import VOCABULARY, tiny_llama
+
+from moesaic.errors import InputError, Interrupted
+from moesaic.flow import signals
+from moesaic.generate import parts, sample, score
+from moesaic.generate.decode import Decoding
+from moesaic.generate.sample import Plan, Prompt
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+class Words:
+    """As much of a tokenizer as sampling needs."""
+
+    eos_token_id = 2
+
+    def decode(self, ids, skip_special_tokens):
+        return " ".join(str(i) for i in ids if not (skip_special_tokens and i == 2))
+
+
+def work(tmp_path, shard=0, shards=1, count=10, **identity):
+    keys = [f"k{i}" for i in range(count)]
+    return parts.Work("w", "records", identity, keys, 3, shard, shards, tmp_path)
+
+
+def record(i):
+    return {"id": f"k{i}", "value": i * i}
+
+
+def test_a_killed_run_goes_on_without_losing_or_doubling(tmp_path):
+    made = []
+
+    def one(rows, die_at=None):
+        for i in rows:
+            if i == die_at:
+                raise Killed
+            made.append(i)
+        return [record(i) for i in rows]
+
+    for moment in (4, 7):
+        with pytest.raises(Killed):
+            parts.make(work(tmp_path), lambda rows, moment=moment: one(rows, moment))
+    assert parts.make(work(tmp_path), one) == [record(i) for i in range(10)]
+    assert sorted(made) == [0, 1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9], (
+        "finished pieces were made again, or a piece is missing"
+    )
+    before = list(made)
+    assert parts.make(work(tmp_path), one) == [record(i) for i in range(10)]
+    assert made == before, "a second run makes nothing"
+
+
+def test_shards_share_the_pieces_and_join_to_the_whole(tmp_path):
+    whole = parts.make(work(tmp_path / "a"), lambda rows: [record(i) for i in rows])
+    found = []
+    for shard in range(3):
+        found += parts.make(work(tmp_path / "b", shard, 3), lambda rows: [record(i) for i in rows])
+    assert sorted(found, key=lambda item: item["value"]) == whole
+    # with another number of shards nothing is left to make
+    assert parts.make(work(tmp_path / "b"), lambda rows: pytest.fail("made again")) == whole
+
+
+def test_another_identity_reads_nothing_of_the_first(tmp_path):
+    parts.make(work(tmp_path, model="a"), lambda rows: [record(i) for i in rows])
+    other = parts.make(work(tmp_path, model="b"), lambda rows: [{"id": f"k{i}", "value": -1} for i in rows])
+    assert {item["value"] for item in other} == {-1}
+
+
+def test_a_request_to_stop_keeps_what_is_done(tmp_path):
+    def one(rows):
+        signals.request_stop()
+        return [record(i) for i in rows]
+
+    try:
+        with pytest.raises(Interrupted, match="3 of 10 records are kept"):
+            parts.make(work(tmp_path), one)
+    finally:
+        signals.clear()
+        signals.restore()
+    assert len(list(work(tmp_path).folder.glob("part-*.jsonl"))) == 1
+
+
+@pytest.mark.parametrize("text", ['{"id": "k0"', json.dumps({"id": "k1"}) + "\n", ""])
+def test_a_damaged_piece_is_named(tmp_path, text):
+    parts.make(work(tmp_path), lambda rows: [record(i) for i in rows])
+    path = work(tmp_path).folder / "part-000000.jsonl"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"part-000000\.jsonl: damaged.*delete it"):
+        parts.make(work(tmp_path), lambda rows: [record(i) for i in rows])
+
+
+# ---------------------------------------------------------------- sampling and scoring
+
+
+def prompts(count=7):
+    generator = torch.Generator().manual_seed(3)
+    lengths = torch.randint(3, 12, (count,), generator=generator).tolist()
+    return [
+        Prompt(f"p{i}", torch.randint(3, VOCABULARY, (n,), generator=generator).tolist())
+        for i, n in enumerate(lengths)
+    ]
+
+
+def plan(**changes):
+    return Plan(
+        **({"decoding": Decoding(8, 0.8, 0.95), "draws": 3, "seed": 5, "batch": 6, "part": 2} | changes)
+    )
+
+
+def test_sampling_is_the_same_killed_sharded_or_in_other_batches(tmp_path, llama, monkeypatch):
+    asked = prompts()
+    whole = sample.answer(llama, Words(), "m", asked, plan(), "s", tmp_path / "a")
+    assert [item["id"] for item in whole] == [prompt.id for prompt in asked]
+    assert all(len(item["answers"]) == 3 for item in whole)
+    calls = []
+    real = sample.decode
+
+    def dying(*args, **kwargs):
+        calls.append(1)
+        if len(calls) in (2, 4):
+            raise Killed
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(sample, "decode", dying)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            sample.answer(llama, Words(), "m", asked, plan(), "s", tmp_path / "b")
+    assert sample.answer(llama, Words(), "m", asked, plan(), "s", tmp_path / "b") == whole
+    pieces = sorted((tmp_path / "a").rglob("*.jsonl")), sorted((tmp_path / "b").rglob("*.jsonl"))
+    assert [p.read_bytes() for p in pieces[0]] == [p.read_bytes() for p in pieces[1]]
+    halves = [
+        sample.answer(llama, Words(), "m", asked, plan(shard=i, shards=2), "s", tmp_path / "c")
+        for i in (0, 1)
+    ]
+    assert sorted(halves[0] + halves[1], key=lambda item: item["id"]) == whole
+    assert sample.answer(llama, Words(), "m", asked, plan(batch=40, part=7), "s", tmp_path / "d") == whole
+
+
+def test_scores_equal_a_plain_forward_pass_and_ignore_the_batch(tmp_path, llama):
+    items = [
+        score.Scored(f"a{i}", prompt.ids, [(7 * i + j) % 500 + 3 for j in range(1 + 3 * i)])
+        for i, prompt in enumerate(prompts())
+    ]
+    found = score.score(llama, "m", items, 3, "s", part=4, cache=tmp_path)
+    for item, record in zip(items, found, strict=True):
+        with torch.no_grad():
+            log_TV = llama(torch.tensor([item.prompt + item.answer])).logits[0].log_softmax(-1)
+        start = len(item.prompt) - 1
+        expected = sum(float(log_TV[start + j, token]) for j, token in enumerate(item.answer))
+        assert record["id"] == item.id
+        assert record["tokens"] == len(item.answer)
+        assert record["logp"] == pytest.approx(expected, rel=1e-5)
+    other = score.score(tiny_llama(seed=1), "other", items, 3, "s", part=4, cache=tmp_path)
+    assert other != found, "another model's scores must not come from the first one's cache"
