@@ -116,3 +116,22 @@ rule temporal:
         "temporal: questions about time"
     shell:
         "moesaic temporal --config $MOESAIC_CONFIG" " --threads {threads} --log {log}"
+
+
+rule science:
+    input:
+        upstream("science"),
+    output:
+        "results/prepare/science/manifest.json",
+    log:
+        "logs/prepare/science.log",
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    params:
+        settings=settings("science"),
+        version=version("science"),
+    message:
+        "science: numeric questions on magnetic fields"
+    shell:
+        "moesaic science --config $MOESAIC_CONFIG" " --threads {threads} --log {log}"

@@ -97,7 +97,7 @@ def digest(value: Any) -> str:
 def step_settings(config: Config, step: str, variant: str | None = None) -> dict[str, Any]:
     """What a step depends on, and nothing else.
 
-    Steps: dense, documents, tokens, chat, tasks, temporal (shared), construct, pretrain, tune, sample, rate, preference, distill (per variant),
+    Steps: dense, documents, tokens, chat, tasks, temporal, science (shared), construct, pretrain, tune, sample, rate, preference, distill (per variant),
     evaluate, report.
     """
     if variant is not None:
@@ -129,6 +129,12 @@ def step_settings(config: Config, step: str, variant: str | None = None) -> dict
                     "data.temporal is null: no questions about time are asked for; {} takes the defaults"
                 )
             return {"temporal": data["temporal"], "seed": seed}
+        case "science":
+            if data["science"] is None:
+                raise InputError(
+                    "data.science is null: no science questions are asked for; {} takes the defaults"
+                )
+            return {"science": data["science"]}
         case "construct":
             return {"experts": raw["experts"], "held_out": held_out, "seed": seed}
         case "pretrain":

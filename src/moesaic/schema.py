@@ -187,6 +187,19 @@ class Temporal(Strict):
         return self
 
 
+class Science(Strict):
+    """Generated numeric questions on dust polarisation and magnetic fields (docs/methods/science.md)."""
+
+    items: Positive = 20
+    """Test items per question family (16) and split (5)."""
+    train: Positive = 20
+    """In-distribution items per family beside them, for few-shot prompts and tuning."""
+    max_tokens: Positive = 128
+    """Longest answer to an open question, in tokens."""
+    seed: Count = 0
+    """Of the items; apart from the run's seed, so that runs are compared on the same items."""
+
+
 class Data(Strict):
     domains: Annotated[dict[str, Domain], Field(min_length=1)]
     clean: Clean = Clean()
@@ -201,6 +214,8 @@ class Data(Strict):
     chat: Chat = Chat()
     temporal: Temporal | None = None
     """Questions about time; null: none are made."""
+    science: Science | None = None
+    """Numeric questions on magnetic fields; null: none are made."""
 
 
 # ---------------------------------------------------------------- the dense parent
@@ -895,8 +910,8 @@ class Distill(Teaching):
 class Evaluate(Strict):
     tasks: list[str] = ["openbookqa_local", "piqa_local", "commonsenseqa_local"]
     """Tasks of the built-in suite or any lm-evaluation-harness task."""
-    suites: list[Literal["temporal"]] = []
-    """Suites of ours beside the tasks. temporal: the questions of data.temporal, by kind and by task."""
+    suites: list[Literal["temporal", "science"]] = []
+    """Suites of ours beside the tasks. temporal: the questions of data.temporal, by kind and by task; science: those of data.science, by split."""
     temporal_shots: Annotated[list[Count], Field(min_length=1)] = [0]
     """Examples in the prompts of the temporal suite; it is run once for each number, e.g. [0, 5]."""
     include_path: str | None = None
@@ -955,6 +970,8 @@ class Config(Strict):
             )
         if "temporal" in self.evaluate.suites and self.data.temporal is None:
             raise ValueError("evaluate.suites: temporal needs data.temporal; {} takes its defaults")
+        if "science" in self.evaluate.suites and self.data.science is None:
+            raise ValueError("evaluate.suites: science needs data.science; {} takes its defaults")
         if "preference" in self.stages and self.data.temporal is None:
             raise ValueError(
                 "stages: preference samples answers to questions about time and needs data.temporal; {} takes its defaults"

@@ -16,6 +16,7 @@ import torch
 from moesaic.data import packed
 from moesaic.errors import InputError
 from moesaic.evaluate import bootstrap, harness, likelihood, routing, samples
+from moesaic.evaluate.science import suite as science
 from moesaic.evaluate.temporal import suite as temporal
 from moesaic.flow import files, manifest
 from moesaic.flow.step import Context, Result
@@ -46,6 +47,9 @@ def run(context: Context) -> Result:
     if "temporal" in settings["suites"]:
         with _timed(clock, "temporal"):
             tasks += temporal.run(model, tokenizer, settings, context.inputs["temporal"], context.work, seed)
+    if "science" in settings["suites"]:
+        with _timed(clock, "science"):
+            tasks += science.run(model, tokenizer, settings, context.inputs["science"], context.work, seed)
     with _timed(clock, "samples"):
         continuations, made, generating = samples.generate(model, tokenizer)
     with _timed(clock, "intervals"):

@@ -10,8 +10,10 @@ from moesaic.errors import InputError
 from moesaic.flow.manifest import NAME
 from moesaic.schema import Config
 
-PREPARE = ("documents", "tokens", "chat", "tasks", "temporal")
-"""Shared steps; `temporal` is one of a run only where data.temporal asks for it."""
+SUITES = ("temporal", "science")
+"""Shared steps that are part of a run only where data.{name} asks for them; evaluate.suites evaluates them."""
+PREPARE = ("documents", "tokens", "chat", "tasks", *SUITES)
+"""Shared steps."""
 TRAINING = ("pretrain", "tune", "preference", "distill")
 PER_VARIANT = ("construct", "sample", "rate", *TRAINING)
 
@@ -53,7 +55,7 @@ def folder(step: str, variant: str | None = None, stage: str | None = None, part
 
 def prepared(config: Config) -> list[str]:
     """The shared steps of a run, the dense parent's left out."""
-    return [name for name in PREPARE if name != "temporal" or config.data.temporal is not None]
+    return [name for name in PREPARE if name not in SUITES or getattr(config.data, name) is not None]
 
 
 def before(config: Config, stage: str) -> str:
@@ -71,7 +73,7 @@ def inputs(
         return folder(name, **where) / NAME
 
     match step:
-        case "dense" | "documents" | "tasks" | "temporal":
+        case "dense" | "documents" | "tasks" | "temporal" | "science":
             return {}
         case "tokens":
             return {"documents": at("documents"), "dense": at("dense")}
@@ -82,7 +84,7 @@ def inputs(
         case "evaluate":
             model = at("dense") if stage == "dense" else at(str(stage), variant=variant)
             found = {"model": model, "tokens": at("tokens"), "tasks": at("tasks")}
-            return found | ({"temporal": at("temporal")} if "temporal" in config.evaluate.suites else {})
+            return found | {name: at(name) for name in SUITES if name in config.evaluate.suites}
         case "report":
             found = {f"prepare/{name}": at(name) for name in prepared(config)} | {"dense": at("dense")}
             found["dense/evaluate"] = at("evaluate", stage="dense")

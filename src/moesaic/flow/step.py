@@ -70,6 +70,7 @@ STEPS: dict[str, Step] = {
         Step("chat", "moesaic.data.chat"),
         Step("tasks", "moesaic.evaluate.tasks"),
         Step("temporal", "moesaic.evaluate.temporal.step"),
+        Step("science", "moesaic.evaluate.science.step"),
         Step("construct", "moesaic.experts.construct", version=2),
         Step("pretrain", "moesaic.train.pretrain", distributed=True),
         Step("tune", "moesaic.train.tune", distributed=True),

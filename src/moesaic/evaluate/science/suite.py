@@ -1,0 +1,63 @@
+"""The science suite of an evaluation: every task of the step's lm-eval folder, means over the splits, and what is lost out of distribution."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moesaic.evaluate import bootstrap, harness
+from moesaic.evaluate.harness import Metric, TaskScores
+from moesaic.flow import files, manifest
+from moesaic.flow.manifest import Manifest
+
+
+def run(
+    model: Any, tokenizer: Any, settings: dict[str, Any], source: Manifest, work: Path, seed: int
+) -> list[TaskScores]:
+    """Evaluate all tasks with evaluate.shots, items, batch and bootstrap.
+
+    Of the open questions, chance is what the best constant answer gets. `{group}` is the mean accuracy over the splits, `{group}_drop` that of
+    the in-distribution split minus the mean of the others.
+    """
+    manifest.verify(source, ["tasks/", "stats.json"])
+    known = files.read_json(source.folder / "stats.json")["lm_eval"]
+    mine = settings | {"tasks": sorted(known), "include_path": None}
+    found = harness.run(model, tokenizer, mine, source.folder / "tasks", work, seed)
+    # Not multiple_choice: these have means of their own, and are not part of mc/average.
+    found = [replace(_with_chance(item, known[item.task]["chance"]), multiple_choice=False) for item in found]
+    return found + means(found, known, settings["bootstrap"], seed)
+
+
+def _with_chance(item: TaskScores, chance: float) -> TaskScores:
+    metrics = [replace(metric, chance=chance) if metric.name == "acc" else metric for metric in item.metrics]
+    return replace(item, metrics=metrics)
+
+
+def means(found: Sequence[TaskScores], known: dict[str, Any], resamples: int, seed: int) -> list[TaskScores]:
+    """Mean over the splits, and in-distribution minus the others, of each group; items are resampled within their split."""
+    out = []
+    for group in dict.fromkeys(known[item.task]["group"] for item in found):
+        members = {known[item.task]["split"]: item for item in found if known[item.task]["group"] == group}
+        strata = {split: (item.items["acc"], item.items["acc"] * 0 + 1) for split, item in members.items()}
+        chance = float(np.mean([known[item.task]["chance"] for item in members.values()]))
+        mean = bootstrap.macro(list(strata.values()), resamples, bootstrap.generator(seed, group))
+        out.append(TaskScores(group, [Metric("acc", mean, chance)], {}, [], False))
+        drop = _drop(strata, resamples, bootstrap.generator(seed, f"{group}_drop"))
+        out.append(TaskScores(f"{group}_drop", [Metric("acc_drop", drop, None)], {}, [], False))
+    return out
+
+
+def _drop(
+    strata: dict[str, bootstrap.Stratum], resamples: int, rng: np.random.Generator
+) -> bootstrap.Estimate:
+    weights = {split: 1.0 if split == "id" else -1 / (len(strata) - 1) for split in strata}
+    value = sum(weights[split] * float(np.mean(top)) for split, (top, _) in strata.items())
+    samples_R = np.zeros(resamples)
+    for split, (top, bottom) in strata.items():
+        sums_RC = bootstrap.resampled_sums(np.stack([top, bottom]), resamples, rng)
+        samples_R += weights[split] * sums_RC[:, 0] / sums_RC[:, 1]
+    return bootstrap.Estimate(
+        value, *bootstrap.interval(samples_R), sum(len(top) for top, _ in strata.values())
+    )
