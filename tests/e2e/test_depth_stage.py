@@ -183,17 +183,22 @@ def test_killed_twice_equals_uninterrupted(prepared, tmp_path):
         assert one[key] == two[key], key
 
 
+@pytest.fixture(scope="module")
+def plain(prepared, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain") / "p"
+    shutil.copytree(prepared, folder)
+    finish(folder)
+    return metrics.series(folder / OUT / "work/metrics.jsonl")
+
+
 @pytest.mark.deepspeed
 @pytest.mark.parametrize("engine", ["torch", "torch+", "fsdp", "zero2", "zero3"])
-def test_engines_agree_with_one_rank(folder, engine):
+def test_engines_on_two_ranks_agree_with_one_rank(folder, plain, engine):
     if engine.startswith("zero") and (
         importlib.util.find_spec("deepspeed") is None or not (shutil.which("g++") or shutil.which("c++"))
     ):
         pytest.skip("needs DeepSpeed and a C++ compiler")
-    finish(folder)
     key = ("train/loss", "depth/ran", "train/loss/depth", "depth/budget/layer_1")
-    plain = metrics.series(folder / OUT / "work/metrics.jsonl")
-    shutil.rmtree(folder / OUT)
     own = {"kind": engine.rstrip("+"), "gradient_checkpointing": engine.endswith("+")}
     if engine.startswith("zero"):
         own = {"kind": "deepspeed", "deepspeed": str(ROOT / f"config/deepspeed/{engine}.json")}
