@@ -29,6 +29,7 @@ from moesaic.train.engine import build
 from moesaic.train.objectives import Trainee, Weights
 from moesaic.train.streams import TextStream, collate, count_targets
 
+UNTRAINED, BASE = "parent, untrained", "expanded, dense"
 MARGIN = 1.02
 """Ratios up to here count as not faster."""
 
@@ -36,7 +37,7 @@ MARGIN = 1.02
 def candidates(every: int, anneal: int, share: float) -> dict[str, dict[str, Any] | None]:
     """Name -> schema.Depth, or None for the parent as it is, trained alike."""
     new = {"method": "zero", "every": every}
-    found: dict[str, dict[str, Any] | None] = {"parent": None, "expanded, dense": {"expand": new}}
+    found: dict[str, dict[str, Any] | None] = {UNTRAINED: None, "parent": None, BASE: {"expand": new}}
     for capacity in (0.9, 0.7):
         own = {"capacity": capacity, "anneal": anneal, "router_lr": 1e-3, "label_share": share}
         found[f"DLO {capacity}"] = {"expand": new, "skip": own}
@@ -144,6 +145,9 @@ def main() -> None:
     parser.add_argument("--parent", type=Path, default=Path("results/dense/model"))
     parser.add_argument("--tokens", type=Path, default=Path("results/prepare/tokens"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/depth.jsonl"))
+    parser.add_argument(
+        "--only", nargs="+", help="candidates to measure; the dense-expanded model is always one"
+    )
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--rows", type=int, default=2)
     parser.add_argument("--length", type=int, default=256)
@@ -160,16 +164,21 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models: dict[str, Any] = {}
     rows: dict[str, dict[str, Any]] = {}
-    for name, own in candidates(arguments.every, arguments.steps // 2, arguments.label_share).items():
+    wanted = candidates(arguments.every, arguments.steps // 2, arguments.label_share)
+    for name, own in wanted.items():
+        if arguments.only and name not in (*arguments.only, BASE):
+            continue
         settings = Depth(**own).model_dump(mode="json") if own else None
-        model, speed = train(load.load_model(arguments.parent), settings, stream, arguments)
+        model, speed = load.load_model(arguments.parent), 0.0
+        if name != UNTRAINED:
+            model, speed = train(model, settings, stream, arguments)
         model.to(device)
         loss, error, ran = held_out(model, blocks, arguments.blocks, arguments.length)
         count = model.config.num_hidden_layers
         runs = 1.0 - sum(1.0 - share for share in ran.values()) / count
         counted = size.count(model)
         rows[name] = {
-            "candidate": name, "layers": count, "steps": arguments.steps, "loss": round(loss, 4), "loss_se": round(error, 4),
+            "candidate": name, "layers": count, "steps": 0 if name == UNTRAINED else arguments.steps, "loss": round(loss, 4), "loss_se": round(error, 4),
             "capacity": settings["skip"]["capacity"] if settings and settings["skip"] else 1.0, "ran": round(runs, 4),
             "sparsity_by_layer": {str(index): round(1.0 - share, 3) for index, share in ran.items()},
             "active_parameters": counted.running(ran), "training_tokens_per_second": round(speed, 1),
@@ -194,7 +203,7 @@ def main() -> None:
                     found[name].append(value)
         for name, values in found.items():
             # of the same turn, so that what slows the machine for a while slows both
-            ratio = statistics.median(a / b for a, b in zip(values, found["expanded, dense"], strict=True))
+            ratio = statistics.median(a / b for a, b in zip(values, found[BASE], strict=True))
             rows[name] |= {
                 f"{key}_tokens_per_second": round(statistics.median(values), 1),
                 f"{key}_of_expanded": round(ratio, 3),
