@@ -34,19 +34,25 @@ MARGIN = 1.02
 """Ratios up to here count as not faster."""
 
 
-def candidates(every: int, anneal: int, share: float) -> dict[str, dict[str, Any] | None]:
+def candidates(every: int, anneal: int, share: float, spare: int) -> dict[str, dict[str, Any] | None]:
     """Name -> schema.Depth, or None for the parent as it is, trained alike."""
     new = {"method": "zero", "every": every}
     found: dict[str, dict[str, Any] | None] = {UNTRAINED: None, "parent": None, BASE: {"expand": new}}
     for capacity in (0.9, 0.7):
-        own = {"capacity": capacity, "anneal": anneal, "router_lr": 1e-3, "label_share": share}
+        own = {
+            "capacity": capacity,
+            "anneal": anneal,
+            "router_lr": 1e-3,
+            "label_share": share,
+            "spare_first": spare,
+        }
         found[f"DLO {capacity}"] = {"expand": new, "skip": own}
         found[f"routers only {capacity}"] = {"skip": own, "train": "routers"}
         found[f"static FFN {capacity}"] = {
-            "skip": {"method": "static", "capacity": capacity, "calibration": 12}
+            "skip": {"method": "static", "capacity": capacity, "calibration": 8}
         }
     found["static layer 0.9"] = {
-        "skip": {"method": "static", "capacity": 0.9, "calibration": 12, "unit": "layer"}
+        "skip": {"method": "static", "capacity": 0.9, "calibration": 8, "unit": "layer"}
     }
     return found
 
@@ -154,6 +160,12 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=5, help="a new layer after every so many")
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--label-share", type=float, default=0.25)
+    parser.add_argument(
+        "--spare-first",
+        type=int,
+        default=4,
+        help="first layers that never skip: they build the attention sink",
+    )
     parser.add_argument("--blocks", type=int, default=3, help="validation blocks of each domain")
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--new", type=int, default=24, help="tokens generated for the decode speed")
@@ -164,7 +176,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models: dict[str, Any] = {}
     rows: dict[str, dict[str, Any]] = {}
-    wanted = candidates(arguments.every, arguments.steps // 2, arguments.label_share)
+    wanted = candidates(arguments.every, arguments.steps // 2, arguments.label_share, arguments.spare_first)
     for name, own in wanted.items():
         if arguments.only and name not in (*arguments.only, BASE):
             continue
