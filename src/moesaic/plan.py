@@ -7,6 +7,7 @@ is run on a few tokens, and what autograd keeps for the backward pass is counted
 """
 
 import copy
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,9 @@ GPU_MEMORY_GB = {
 """Of the largest common variant, GB (10^9 bytes)."""
 PROBE_TOKENS = 32
 BILLION = 1e9
+DEPTH_KEYS = ("num_hidden_layers", "layer_types", "inserted_layers")
+"""What may differ between two configurations whose layers keep as much."""
+_SAVED: dict[tuple[str, str, bool], tuple[float, float]] = {}
 
 
 @dataclass(frozen=True)
@@ -261,6 +265,10 @@ def saved_bytes(config: Any, kind: Any, mixed: bool) -> tuple[float, float]:
 
     Counted on the real class with one and with two layers and a small vocabulary, on a few tokens.
     """
+    shape = {key: value for key, value in config.to_dict().items() if key not in DEPTH_KEYS}
+    key = (kind.__name__, json.dumps(shape, sort_keys=True, default=str), mixed)
+    if key in _SAVED:
+        return _SAVED[key]
     kept = []
     for layers in (1, 2):
         small = copy.deepcopy(config)
@@ -269,7 +277,8 @@ def saved_bytes(config: Any, kind: Any, mixed: bool) -> tuple[float, float]:
             small.first_k_dense_replace = 0
         small.dtype = torch.float32
         kept.append(_kept(kind(small).float(), mixed))
-    return kept[1] - kept[0], 2 * kept[0] - kept[1]
+    _SAVED[key] = (kept[1] - kept[0], 2 * kept[0] - kept[1])
+    return _SAVED[key]
 
 
 def _kept(model: Any, mixed: bool) -> float:

@@ -388,3 +388,57 @@ def test_eligible_layers():
     assert depth.eligible(model, own) == [1, 3]
     assert depth.eligible(model, Skip(layers=[4, 0, 2], spare_first=1).model_dump(mode="json")) == [2, 4]
     assert isinstance(model.model.layers, nn.ModuleList)
+
+
+def test_experts_load_in_evaluation_is_that_of_the_tokens_that_run(tmp_path):
+    from moesaic.evaluate import routing
+
+    model = tiny_moe(tmp_path, shared=32).model
+    names = ("slots_NLE", "weights_NLE", "probability_NLE", "entropy_NL", "positions_N")
+
+    def collected():
+        with families.Routing(model) as recorded:
+            logits(model)
+            return recorded, routing.collect(recorded, len(IDS))
+
+    _, before = collected()
+    routed(model)
+    _, fresh = collected()
+    for name in names:
+        assert getattr(fresh, name) == pytest.approx(getattr(before, name), rel=1e-5), name
+    randomise(model)
+    recorded, found = collected()
+    for index, item in enumerate(skip.layers(model).values()):
+        kept_BT = item.kept_T.view(2, -1)
+        assert found.slots_NLE[:, index].sum(-1).tolist() == (2 * kept_BT.sum(1)).tolist()
+        chosen = recorded.indices[index][: int(kept_BT[0].sum())]
+        assert found.slots_NLE[0, index].tolist() == torch.bincount(chosen.flatten(), minlength=4).tolist()
+    assert found.probability_NLE.sum(-1) == pytest.approx(17.0, rel=1e-5)
+    with torch.no_grad():
+        skip.layers(model)[1].router.bias.fill_(-100.0)
+    _, some = collected()
+    assert some.slots_NLE[:, 1].sum() == 0
+    assert routing.load_cv(some.load_LE)[1] == 0
+
+
+def test_the_planner_counts_what_runs():
+    from transformers import LlamaForCausalLM
+
+    from moesaic import plan
+    from moesaic.schema import Depth
+
+    with torch.device("meta"):
+        dense = LlamaForCausalLM(tiny_llama().config)
+
+    def flops(**changes):
+        return plan.flops_per_token(
+            plan.deepened(dense, dense, Depth(**changes).model_dump(mode="json")), 64, True
+        )
+
+    new, ffn, router = {"every": 1}, 6 * 3 * 48 * 96, 6 * 49
+    assert flops(expand=new) - flops(expand=new, skip={"capacity": 0.5}) == pytest.approx(
+        6 * (0.5 * ffn - router)
+    )
+    pruned = flops(skip={"method": "static", "capacity": 0.6, "unit": "ffn"})
+    assert plan.flops_per_token(dense, 64, True) - pruned == pytest.approx(6 * 3 * 48 * 96)
+    assert dense.config.num_hidden_layers == 3, "the model that the plan is about is left alone"

@@ -348,3 +348,26 @@ def test_budgets_are_the_same_on_two_ranks(tmp_path):
     assert one["local"] != two["local"], "the ranks saw the same text, so nothing was compared"
     assert sum(one["budgets"][-1]) / 3 == pytest.approx(0.6, abs=1e-6)
     assert one["budgets"][-1] != one["budgets"][-2]
+
+
+def test_trained_as_it_infers():
+    """selection: threshold; with nobody above it the best token still runs, so that the FFN gets a gradient."""
+    trainee = made(selection="threshold")
+    with torch.no_grad():
+        for i, router in enumerate(skip.routers(trainee.model)):
+            router.weight.normal_(generator=torch.Generator().manual_seed(i))
+    item = batch(padded=True)
+    seen = {}
+    for name in ("train", "eval"):
+        getattr(trainee, name)()
+        trainee(item)
+        own = trainee.depth.skips[0]
+        seen[name] = own.kept_T & item.mask_BT.flatten().bool()
+        assert torch.equal(own.logits_T >= 0, own.kept_T) or name == "train"
+    assert torch.equal(seen["train"], seen["eval"])
+    assert 0 < int(seen["train"].sum()) < 70
+    with torch.no_grad():
+        for router in skip.routers(trainee.model):
+            router.bias.fill_(-1000.0)
+    _, statistics = trainee.train()(item)
+    assert statistics["depth_L4"][:, 2].tolist() == [1.0] * 3
