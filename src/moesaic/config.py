@@ -153,7 +153,9 @@ def teacher_settings(config: Config, stage: str, variant: str) -> dict[str, Any]
     raw = variant_config(config, variant).model_dump(mode="json")
     own = raw[stage]
     if own["offline"] is None or own["teacher"] is None:
-        raise InputError(f"{stage}.offline: the stage has no offline teacher; set it, for example to {{top: 64}}")
+        raise InputError(
+            f"{stage}.offline: the stage has no offline teacher; set it, for example to {{top: 64}}"
+        )
     text = stage == "pretrain" or own["data"] == "text"
     found = {
         "top": own["offline"]["top"],

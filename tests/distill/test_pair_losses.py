@@ -17,11 +17,25 @@ def pairs(count=6, seed=0, dtype=torch.float64):
     return [*tensors, *(torch.tensor(length, dtype=dtype) for length in lengths)]
 
 
-def dpo(policy_chosen, policy_rejected, reference_chosen, reference_rejected, lengths_chosen, lengths_rejected, beta):
+def dpo(
+    policy_chosen,
+    policy_rejected,
+    reference_chosen,
+    reference_rejected,
+    lengths_chosen,
+    lengths_rejected,
+    beta,
+):
     """DPO with rewards per token, written from its own paper (eq. 7): softplus of the negated difference of log-ratios."""
     found = []
     for a, b, c, d, m, n in zip(
-        policy_chosen, policy_rejected, reference_chosen, reference_rejected, lengths_chosen, lengths_rejected, strict=True
+        policy_chosen,
+        policy_rejected,
+        reference_chosen,
+        reference_rejected,
+        lengths_chosen,
+        lengths_rejected,
+        strict=True,
     ):
         chosen, rejected = beta * math.log(math.exp((a - c) / m)), beta * math.log(math.exp((b - d) / n))
         found.append(-math.log(1 / (1 + math.exp(-(chosen - rejected)))))
@@ -41,7 +55,8 @@ def test_gradient_agrees_with_finite_differences(name):
     chosen, rejected, *rest = pairs()
     settings = {"beta": 0.5, "anchor": 0.3, "floor": 0.4, "clip": 0.2}
     assert torch.autograd.gradcheck(
-        lambda a, b: PAIRS[name](a, b, *rest, settings)[0], (chosen.requires_grad_(), rejected.requires_grad_())
+        lambda a, b: PAIRS[name](a, b, *rest, settings)[0],
+        (chosen.requires_grad_(), rejected.requires_grad_()),
     )
 
 
@@ -63,7 +78,9 @@ def test_the_sign_that_the_paper_prints_wrong():
 @pytest.mark.parametrize("name", sorted(PAIRS))
 def test_signs_and_half_precision(name):
     chosen, rejected, *rest = pairs()
-    loss, _ = PAIRS[name](chosen.requires_grad_(), rejected.requires_grad_(), *rest, {"beta": 0.5, "clip": 100.0})
+    loss, _ = PAIRS[name](
+        chosen.requires_grad_(), rejected.requires_grad_(), *rest, {"beta": 0.5, "clip": 100.0}
+    )
     to_chosen, to_rejected = torch.autograd.grad(loss.sum(), (chosen, rejected))
     assert (to_chosen < 0).all(), "more of the teacher's text"
     assert (to_rejected > 0).all(), "less of the student's"
@@ -101,7 +118,9 @@ def test_the_floor_counts_only_what_is_missing():
     without, _ = PAIRS["dpkd-guarded"](*below, own | {"floor": 0.0})
     assert float(found - without) == pytest.approx(1.0)
     above = [torch.tensor([-10.0]), *below[1:]]
-    assert torch.equal(PAIRS["dpkd-guarded"](*above, own)[0], PAIRS["dpkd-guarded"](*above, own | {"floor": 0.0})[0])
+    assert torch.equal(
+        PAIRS["dpkd-guarded"](*above, own)[0], PAIRS["dpkd-guarded"](*above, own | {"floor": 0.0})[0]
+    )
 
 
 def collapse(name, refresh, steps=400, settings=None):
@@ -151,7 +170,9 @@ def test_the_alarm_waits_resumes_and_starts_anew():
     alarm = dpkd_guarded.Alarm(own)
 
     def step(nats):
-        return alarm.check({"student_of_student_text": torch.tensor([nats]), "student_of_teacher_text": torch.tensor([-2.0])})
+        return alarm.check(
+            {"student_of_student_text": torch.tensor([nats]), "student_of_teacher_text": torch.tensor([-2.0])}
+        )
 
     assert step(-2.0) is None
     assert step(-3.5) is None

@@ -93,7 +93,9 @@ def test_options_are_the_schemas_defaults():
 
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"akl", "dpkd-token"}))
 def test_gradients_are_those_of_finite_differences(name):
-    logits = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    logits = torch.randn(
+        3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    ).requires_grad_()
     log_p = given()[1]
 
     def total(values):
@@ -104,12 +106,16 @@ def test_gradients_are_those_of_finite_differences(name):
 
 def test_gradients_of_the_losses_that_hold_something_fixed():
     """akl's weight has no gradient, nor has the choice of tokens in dpkd-token: what is left is checked with both held."""
-    logits = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    logits = torch.randn(
+        3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    ).requires_grad_()
     log_p = given()[1]
     log_q = logits.log_softmax(dim=1)
     share = akl.head_share(log_q, log_p, 0.5, text(log_q, log_p))
     (found,) = torch.autograd.grad(evaluate("akl", log_q, log_p).sum(), logits)
-    held = share * evaluate("kd", logits.log_softmax(1), log_p) + (1 - share) * evaluate("rkl", logits.log_softmax(1), log_p)
+    held = share * evaluate("kd", logits.log_softmax(1), log_p) + (1 - share) * evaluate(
+        "rkl", logits.log_softmax(1), log_p
+    )
     (expected,) = torch.autograd.grad(held.sum(), logits)
     torch.testing.assert_close(found, expected)
     assert torch.autograd.gradcheck(lambda x: evaluate("dpkd-token", x.log_softmax(1), log_p), logits)
@@ -136,14 +142,18 @@ def test_half_precision_is_added_up_in_float32(name):
     draw = torch.Generator().manual_seed(0)
     log_q, log_p = (torch.randn(3, 5000, generator=draw).log_softmax(1).bfloat16() for _ in range(2))
     found = METHODS[name].loss(log_q, log_p, text(log_q.float(), log_p.float()), options())
-    exact = METHODS[name].loss(log_q.double(), log_p.double(), text(log_q.double(), log_p.double()), options())
+    exact = METHODS[name].loss(
+        log_q.double(), log_p.double(), text(log_q.double(), log_p.double()), options()
+    )
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_equal_distributions_have_no_distance_and_no_gradient(name):
-    logits = torch.randn(3, 500, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    logits = torch.randn(
+        3, 500, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    ).requires_grad_()
     log_q = logits.log_softmax(1)
     found = evaluate(name, log_q, log_q.detach())
     (grad,) = torch.autograd.grad(found.sum(), logits)
@@ -165,7 +175,9 @@ def test_a_student_that_is_its_teacher_stays_it(name, kind):
     batch = Batch(ids, targets, None, ["a", "b"], int((targets != IGNORE).sum()), 1.0)
     if kind != "full":
         batch = cached(teacher, batch, top=16, tail=8 if kind == "sampled" else 0)
-    trainee = Trainee(student, Weights(kl=1.0, loss=name, student_text=("b",)), teacher if kind == "full" else None)
+    trainee = Trainee(
+        student, Weights(kl=1.0, loss=name, student_text=("b",)), teacher if kind == "full" else None
+    )
     optimizer = torch.optim.SGD(trainee.parameters(), 0.01)
     for _ in range(20):
         loss, _ = trainee(batch)

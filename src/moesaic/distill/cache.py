@@ -63,7 +63,11 @@ def schema(vocabulary: int, precision: str) -> pa.Schema:
     value = pa.float16() if precision == "float16" else pa.float32()
     lists = {"ids": token, "log_p": value, "rest": value, "target": value}
     return pa.schema(
-        [("row", pa.int32()), ("digest", pa.int64()), *((name, pa.list_(kind)) for name, kind in lists.items())]
+        [
+            ("row", pa.int32()),
+            ("digest", pa.int64()),
+            *((name, pa.list_(kind)) for name, kind in lists.items()),
+        ]
     )
 
 
@@ -75,7 +79,10 @@ def bytes_per_token(vocabulary: int, top: int, tail: int, precision: str) -> int
 
 def write(path: Path, columns: pa.Schema, rows: Sequence[tuple[int, int, CachedRow]]) -> None:
     """Write a shard; it appears whole. Args: rows: (row, digest, what the teacher says)."""
-    with files.atomic_path(path) as temporary, pq.ParquetWriter(temporary, columns, compression="zstd") as out:
+    with (
+        files.atomic_path(path) as temporary,
+        pq.ParquetWriter(temporary, columns, compression="zstd") as out,
+    ):
         for row, digest, said in rows:
             values: dict[str, np.ndarray] = {
                 "ids": said.ids, "log_p": said.log_p, "rest": said.rest, "target": said.target
@@ -103,10 +110,14 @@ class Cache:
         """Rows by domain that the cache has, of those that a stream has."""
         missing = sorted(set(wanted) - set(self.counts[split]))
         if missing:
-            raise InputError(f"{self.step.folder}: the teacher's cache has no {split} rows of {missing[0]}; {self._remedy}")
+            raise InputError(
+                f"{self.step.folder}: the teacher's cache has no {split} rows of {missing[0]}; {self._remedy}"
+            )
         return {name: min(count, self.counts[split][name]) for name, count in wanted.items()}
 
-    def reader(self, split: str, sample: Sample, ids: np.ndarray, targets: np.ndarray) -> Callable[[], CachedRow]:
+    def reader(
+        self, split: str, sample: Sample, ids: np.ndarray, targets: np.ndarray
+    ) -> Callable[[], CachedRow]:
         """Reads a row when it is called. Args: ids, targets: of the row, which must be what the teacher saw."""
         return lambda: self.read(split, sample, row_digest(ids, targets))
 
@@ -121,7 +132,8 @@ class Cache:
             )
         width = self.settings["top"] + self.settings["tail"]
         ids, log_p, rest, target = (
-            table[name].combine_chunks().values.to_numpy(zero_copy_only=False) for name in ("ids", "log_p", "rest", "target")
+            table[name].combine_chunks().values.to_numpy(zero_copy_only=False)
+            for name in ("ids", "log_p", "rest", "target")
         )
         # validation is always measured at temperature 1
         temperature = self.settings["temperature"] if split == "train" else 1.0
@@ -138,7 +150,9 @@ class Cache:
         try:
             return pq.ParquetFile(path, memory_map=True)
         except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{path}: missing or damaged ({' '.join(str(error).split())[:120]}); {self._remedy}") from error
+            raise InputError(
+                f"{path}: missing or damaged ({' '.join(str(error).split())[:120]}); {self._remedy}"
+            ) from error
 
 
 def join(rows: Sequence[CachedRow], device: torch.device | str) -> Cached:

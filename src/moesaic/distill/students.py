@@ -69,7 +69,12 @@ def _ids(stream: "Stream", count: int) -> list[Tensor]:
     from moesaic.data.sampler import Sample
 
     names = sorted(stream.sizes)
-    turns = [Sample(name, row) for row in range(max(stream.sizes.values())) for name in names if row < stream.sizes[name]]
+    turns = [
+        Sample(name, row)
+        for row in range(max(stream.sizes.values()))
+        for name in names
+        if row < stream.sizes[name]
+    ]
     return [torch.from_numpy(row.ids.astype("int64"))[None] for row in stream.rows(turns[:count])]
 
 

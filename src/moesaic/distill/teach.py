@@ -35,7 +35,7 @@ from moesaic.train.streams import Row, Stream, collate
 log = logging.getLogger("moesaic.teacher")
 
 CHUNK = 256
-MEASURED = 4
+MEASURED = 8
 """Validation rows per domain on which the truncation is measured."""
 WAIT = 0.5
 
@@ -48,7 +48,11 @@ def run(context: Context) -> Result | None:
     """
     settings = context.settings
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    device = (
+        torch.device("cuda", torch.cuda.current_device())
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
     model = stage.load_stage_model(context.inputs["model"])
     vocabulary = model.config.vocab_size
     if settings["top"] + settings["tail"] >= vocabulary:
@@ -111,7 +115,9 @@ def say(
         chunk = slice(start, start + CHUNK)
         logits_NV = functional.linear(full.hidden_ND[chunk], full.head_VD).float()
         target_N = -functional.cross_entropy(logits_NV, targets_N[chunk], reduction="none")
-        kept = truncate(functional.log_softmax(logits_NV / temperature, dim=1), settings["top"], settings["tail"], stream)
+        kept = truncate(
+            functional.log_softmax(logits_NV / temperature, dim=1), settings["top"], settings["tail"], stream
+        )
         parts.append([*kept, target_N])
     joined = [torch.cat(tensors).cpu().numpy() for tensors in zip(*parts, strict=True)]
     ends = np.cumsum(where_BT.sum(dim=1).cpu().numpy())[:-1]
@@ -122,7 +128,9 @@ def say(
     ]
 
 
-def truncate(log_p_NV: Tensor, top: int, tail: int, stream: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+def truncate(
+    log_p_NV: Tensor, top: int, tail: int, stream: torch.Generator | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Ids and log-probabilities [N, K + S] of the likeliest tokens and of draws from the others, and the log mass of the others [N]."""
     log_p_NK, ids_NK = log_p_NV.topk(top, dim=1)
     others_NV = log_p_NV.scatter(1, ids_NK, -torch.inf)
@@ -150,7 +158,9 @@ def _seed(settings: Mapping[str, Any], split: str, domain: str, row: int) -> int
     return int(config.digest([settings["seed"], split, domain, row])[:12], 16)
 
 
-def _plan(settings: Mapping[str, Any], streams: Mapping[str, Stream]) -> list[tuple[str, str, str, list[int]]]:
+def _plan(
+    settings: Mapping[str, Any], streams: Mapping[str, Stream]
+) -> list[tuple[str, str, str, list[int]]]:
     """(file, split, domain, rows) of every shard."""
     found = []
     for split, stream in streams.items():
@@ -173,7 +183,9 @@ def _claim(context: Context, folder: Path, rank: int) -> None:
 
     if rank == 0 and not current():
         if folder.exists():
-            log.warning("%s: settings or inputs changed since these shards were made; starting anew", context.name)
+            log.warning(
+                "%s: settings or inputs changed since these shards were made; starting anew", context.name
+            )
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
         files.write_json(path, {"identity": identity})
@@ -203,11 +215,13 @@ def _result(
     for _, split, domain, numbers in plan:
         rows[split][domain] = rows[split].get(domain, 0) + len(numbers)
     tokens, size = _count(folder, [item[0] for item in plan])
-    found = {
+    found: dict[str, Any] = {
         "vocab_size": vocabulary,
         "rows": rows,
         "tokens": tokens,
-        "bytes_per_token": cache.bytes_per_token(vocabulary, settings["top"], settings["tail"], settings["precision"]),
+        "bytes_per_token": cache.bytes_per_token(
+            vocabulary, settings["top"], settings["tail"], settings["precision"]
+        ),
         "stored_bytes_per_token": round(size / max(1, tokens), 2),
         "truncation": measure(teacher, validation, settings, device),
     }
@@ -251,7 +265,10 @@ def measure(
         for row in range(min(MEASURED, size)):
             rows = validation.rows([Sample(domain, row)])
             said = say(teacher, rows, settings, 1.0, _seed(settings, "validation", domain, row), device)
-            stored = said[0]._replace(log_p=said[0].log_p.astype(settings["precision"]), rest=said[0].rest.astype(settings["precision"]))
+            stored = said[0]._replace(
+                log_p=said[0].log_p.astype(settings["precision"]),
+                rest=said[0].rest.astype(settings["precision"]),
+            )
             kept = cache.join([stored], device)
             batch = collate(rows, [domain], 1, 0.0, device)
             where_BT = batch.targets_BT != IGNORE
@@ -264,7 +281,7 @@ def measure(
                 chunk = slice(start, start + CHUNK)
                 logits_NV = functional.linear(student.hidden_ND[chunk], student.head_VD).float()
                 kls = [
-                    base.kl(seen.log_p_NC, seen.log_q_NC, seen.weight_NC).sum()
+                    base.kl(seen.log_p_NC, seen.log_q_NC, seen.weight_NS).sum()
                     for seen in (taught.compare(logits_NV, chunk, 1.0) for taught in (full, kept))
                 ]
                 nll = functional.cross_entropy(logits_NV, targets_N[chunk], reduction="sum")

@@ -28,7 +28,7 @@ class Compared:
     log_q_NC: Tensor
     log_p_NC: Tensor
     rest: bool = False
-    weight_NC: Tensor | None = None
+    weight_NS: Tensor | None = None
 
 
 class Taught(Protocol):
@@ -82,19 +82,21 @@ class Cached:
     """At which the probabilities were taken."""
 
     def compare(self, logits_NV: Tensor, chunk: slice, temperature: float) -> Compared:
-        assert temperature == self.temperature, f"cached at temperature {self.temperature}, asked at {temperature}"
+        assert temperature == self.temperature, (
+            f"cached at temperature {self.temperature}, asked at {temperature}"
+        )
         ids_NK, log_p_NK, log_rest_N = self.ids_NK[chunk], self.log_p_NK[chunk], self.log_rest_N[chunk]
         scaled_NV = logits_NV / temperature
         log_q_NK = scaled_NV.gather(1, ids_NK) - scaled_NV.logsumexp(dim=1, keepdim=True)
-        if self.sampled:
-            weight_NK = torch.ones_like(log_p_NK)
-            tail_NS = log_rest_N[:, None] - log_p_NK[:, -self.sampled :] - math.log(self.sampled)
-            weight_NK[:, -self.sampled :] = tail_NS.exp()
-            return Compared(log_q_NK, log_p_NK, weight_NC=weight_NK)
-        log_q_N1 = _rest(scaled_NV, ids_NK)
-        log_p_NC = torch.cat([log_p_NK, log_rest_N[:, None]], dim=1)
+        likeliest = ids_NK.shape[1] - self.sampled
+        log_q_NC = torch.cat([log_q_NK, _rest(scaled_NV, ids_NK[:, :likeliest])], dim=1)
         # rounding to half precision left a sum that is not quite 1
-        return Compared(torch.cat([log_q_NK, log_q_N1], dim=1), functional.log_softmax(log_p_NC, dim=1), rest=True)
+        whole_NC = torch.cat([log_p_NK[:, :likeliest], log_rest_N[:, None]], dim=1)
+        log_p_NC = torch.cat([log_p_NK, log_rest_N[:, None]], dim=1) - whole_NC.logsumexp(dim=1, keepdim=True)
+        if not self.sampled:
+            return Compared(log_q_NC, log_p_NC, rest=True)
+        weight_NS = (log_rest_N[:, None] - log_p_NK[:, likeliest:] - math.log(self.sampled)).exp()
+        return Compared(log_q_NC, log_p_NC, rest=True, weight_NS=weight_NS)
 
     def nll(self, targets_N: Tensor, chunk: slice) -> Tensor:
         return -self.target_N[chunk]
@@ -159,7 +161,9 @@ class Teacher(nn.Module):
             chosen_TK = own_TE.gather(1, drawn_TK)
             if scores == "sigmoid":
                 score_TK = chosen_TK.sigmoid()
-                made_TK = score_TK / (score_TK.sum(dim=1, keepdim=True) + 1e-20) * router.routed_scaling_factor
+                made_TK = (
+                    score_TK / (score_TK.sum(dim=1, keepdim=True) + 1e-20) * router.routed_scaling_factor
+                )
             else:
                 made_TK = chosen_TK.softmax(dim=1)
             return logits_TE, made_TK.to(weight_TK.dtype), drawn_TK

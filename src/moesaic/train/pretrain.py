@@ -15,7 +15,9 @@ def run(context: Context) -> Result | None:
     if settings["teacher"] is not None:
         share = settings["teacher_weight"]
         streams = (train, validation)
-        teacher, train, validation = stage.teacher(context, settings, context.inputs.get("dense"), model, streams)
+        teacher, train, validation = stage.teacher(
+            context, settings, context.inputs.get("dense"), model, streams
+        )
     job = Job(
         context=context,
         settings=settings,

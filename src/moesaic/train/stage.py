@@ -49,7 +49,11 @@ def weights(settings: dict[str, Any], share: float) -> Weights:
 
 
 def teacher(
-    context: Context, settings: dict[str, Any], step: Manifest | None, student: Any, streams: tuple[Stream, Stream]
+    context: Context,
+    settings: dict[str, Any],
+    step: Manifest | None,
+    student: Any,
+    streams: tuple[Stream, Stream],
 ) -> tuple[teachers.Teacher | None, Stream, Stream]:
     """A resident teacher and the streams as they are, or no teacher and streams that read what it said from its cache.
 
@@ -68,8 +72,7 @@ def teacher(
         cached = cache.Cache(context.inputs["teacher"])
         students.check_vocabularies(cached.vocabulary, student.config.vocab_size)
         train, validation = (
-            TaughtStream(stream, cached, split)
-            for stream, split in zip(streams, cache.SPLITS, strict=True)
+            TaughtStream(stream, cached, split) for stream, split in zip(streams, cache.SPLITS, strict=True)
         )
         return None, train, validation
     assert step is not None

@@ -31,7 +31,9 @@ def rewards(
     policy_B: Tensor, reference_B: Tensor, length_B: Tensor, beta: float, length_normalised: bool
 ) -> Tensor:
     """beta (log q - log p), per token where `length_normalised` [B]."""
-    gap_B = policy_B.float() - reference_B.float() if policy_B.dtype != torch.float64 else policy_B - reference_B
+    gap_B = (
+        policy_B.float() - reference_B.float() if policy_B.dtype != torch.float64 else policy_B - reference_B
+    )
     return beta * gap_B / length_B if length_normalised else beta * gap_B
 
 

@@ -59,7 +59,9 @@ def loss(
     return preference_B + own["anchor"] * nll_B + own["floor"] * shortfall_B, found
 
 
-def refresh_due(since: int, sampled_nats: float, statistics: Mapping[str, Tensor], settings: Mapping[str, Any]) -> bool:
+def refresh_due(
+    since: int, sampled_nats: float, statistics: Mapping[str, Tensor], settings: Mapping[str, Any]
+) -> bool:
     """True when the student's texts are to be sampled anew: after `refresh_every` steps, or earlier when they are no longer the student's.
 
     Args:
