@@ -9,13 +9,16 @@ All runs of a seed see the same rows in the same order. They are runs of the wor
 """
 
 import argparse
+import contextlib
 import json
 import math
 import shutil
 import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -27,7 +30,7 @@ from moesaic.flow import manifest, metrics
 from moesaic.flow.manifest import Manifest
 from moesaic.flow.step import STEPS, execute
 from moesaic.model import load
-from moesaic.schema import Distill, Experts, Offline
+from moesaic.schema import Distill, Experts, Offline, Student
 from moesaic.train.objectives import TELEMETRY, Trainee, Weights
 from moesaic.train.streams import TextStream, collate, count_targets
 
@@ -216,9 +219,11 @@ def table(arguments: Any) -> None:
 
 
 def offline(arguments: Any) -> None:
-    """The same steps beside the resident teacher, from the cache with drawn tail, and from the cache with one bucket."""
-    constructed(arguments)
-    tokens = arguments.results / "prepare/tokens" / manifest.NAME
+    """The same steps on the same rows beside the resident teacher, from its cache with drawn tokens, and from the cache with one bucket.
+
+    The student is the parent without one layer. Both terms of the loss are logged, so that any share of cross entropy follows from one run.
+    """
+    dense, tokens = (arguments.results / name / manifest.NAME for name in ("dense", "prepare/tokens"))
     shared = {
         "temperature": 1.0,
         "teacher": "dense",
@@ -227,58 +232,48 @@ def offline(arguments: Any) -> None:
         "document_mask": True,
         "held_out": [HELD_OUT],
     }
-    for tail in (16, 0):
-        own = Offline(top=64, tail=tail, max_rows=arguments.rows, batch=2).model_dump(mode="json")
-        cached = arguments.work / f"teacher-{arguments.rows}-{tail}"
-        if not (cached / manifest.NAME).exists():
-            execute(
-                STEPS["teacher"],
-                own | shared,
-                {"model": arguments.results / "dense" / manifest.NAME, "tokens": tokens},
-                cached,
+    found: dict[str, dict[str, float]] = {}
+    for kind, tail in (("16 drawn", 16), ("one bucket", 0), ("resident", None)):
+        changes: dict[str, Any] = {"student": {"of": "dense", "drop_layers": [14]}}
+        inputs = {"model": dense, "dense": dense, "tokens": tokens}
+        if tail is not None:
+            changes["offline"] = Offline(top=64, tail=tail, max_rows=arguments.rows, batch=2).model_dump(
+                mode="json"
             )
-        made = manifest.read(cached).metrics
-        print(
-            json.dumps(
-                {"tail": tail}
-                | {
-                    key: made[key]
-                    for key in ("tokens", "bytes_per_token", "stored_bytes_per_token", "truncation")
-                }
-            ),
-            flush=True,
-        )
+            cached = arguments.work / f"teacher-{arguments.rows}-{tail}"
+            if not (cached / manifest.NAME).exists():
+                execute(
+                    STEPS["teacher"], changes["offline"] | shared, {"model": dense, "tokens": tokens}, cached
+                )
+            inputs["teacher"] = cached / manifest.NAME
+            made = manifest.read(cached).metrics
+            figures = ("tokens", "bytes_per_token", "stored_bytes_per_token", "truncation")
+            print(json.dumps({"cache": kind} | {key: made[key] for key in figures}), flush=True)
+        out = arguments.work / f"offline-{kind.replace(' ', '-')}" / "distill"
+        counts = manifest.read(cached).metrics["rows"]["train"]
+        with _only(counts):  # the resident teacher sees the rows that the cache has
+            own = settings(arguments, changes) | {
+                "student": Student(**changes["student"]).model_dump(mode="json")
+            }
+            step = {"distill": own, "like": dict.fromkeys(counts), "held_out": [HELD_OUT], "seed": 0}
+            execute(STEPS["distill"], step, inputs, out)
+        series = metrics.series(out / "work" / metrics.NAME)
+        found[kind] = {
+            key: statistics.mean(v for _, v in series[f"train/loss/{key}"]) for key in ("lm", "distill")
+        }
+        shutil.rmtree(out.parent)
+    exact = found["resident"]
+    for kind, own in found.items():
+        line: dict[str, Any] = {"teacher": kind, "steps": arguments.steps, **own}
         for share in (0.0, 0.5):
-            runs = {}
-            for kind, teacher in (("resident", None), ("offline", cached)):
-                changes = {"language_model": share} | ({"offline": own} if teacher else {})
-                if teacher is None:  # the same rows: those that the cache has
-                    changes["offline"] = None
-                out = distill_rows(arguments, f"{kind}-{share}-{tail}", changes, teacher, cached)
-                runs[kind] = [value for _, value in metrics.series(out / "work" / metrics.NAME)["train/loss"]]
-                shutil.rmtree(out.parent)
-            mean = {kind: statistics.mean(values) for kind, values in runs.items()}
-            print(
-                json.dumps(
-                    {
-                        "tail": tail,
-                        "language_model": share,
-                        "steps": arguments.steps,
-                        **mean,
-                        "relative": mean["offline"] / mean["resident"] - 1,
-                    }
-                ),
-                flush=True,
-            )
+            loss, right = (share * item["lm"] + (1 - share) * item["distill"] for item in (own, exact))
+            line[f"relative, language_model {share}"] = round(loss / right - 1, 5)
+        print(json.dumps(line), flush=True)
 
 
-def distill_rows(
-    arguments: Any, name: str, changes: dict[str, Any], teacher: Path | None, cached: Path
-) -> Path:
-    """A run on the rows that the cache has, beside either teacher."""
-    from unittest import mock
-
-    counts = manifest.read(cached).metrics["rows"]["train"]
+@contextlib.contextmanager
+def _only(counts: dict[str, int]) -> Iterator[None]:
+    """Training streams of the first rows of each domain."""
     whole = TextStream.__init__
 
     def fewer(self: Any, step: Any, split: str, *rest: Any) -> None:
@@ -287,7 +282,7 @@ def distill_rows(
             self.sizes = {key: min(size, counts[key]) for key, size in self.sizes.items()}
 
     with mock.patch.object(TextStream, "__init__", fewer):
-        return distill(arguments, name, changes, 0, teacher)
+        yield
 
 
 def main() -> None:
