@@ -30,7 +30,7 @@ from moesaic.flow import manifest, metrics
 from moesaic.flow.manifest import Manifest
 from moesaic.flow.step import STEPS, execute
 from moesaic.model import load
-from moesaic.schema import Distill, Experts, Offline, Student
+from moesaic.schema import Distill, Experts, Offline
 from moesaic.train.objectives import TELEMETRY, Trainee, Weights
 from moesaic.train.streams import TextStream, collate, count_targets
 
@@ -252,9 +252,7 @@ def offline(arguments: Any) -> None:
         out = arguments.work / f"offline-{kind.replace(' ', '-')}" / "distill"
         counts = manifest.read(cached).metrics["rows"]["train"]
         with _only(counts):  # the resident teacher sees the rows that the cache has
-            own = settings(arguments, changes) | {
-                "student": Student(**changes["student"]).model_dump(mode="json")
-            }
+            own = settings(arguments, changes)
             step = {"distill": own, "like": dict.fromkeys(counts), "held_out": [HELD_OUT], "seed": 0}
             execute(STEPS["distill"], step, inputs, out)
         series = metrics.series(out / "work" / metrics.NAME)

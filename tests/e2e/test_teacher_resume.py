@@ -84,7 +84,9 @@ def test_killed_teacher_and_student_equal_uninterrupted_ones(prepared, tmp_path)
             pq.read_table(path, columns=["row"])["row"].to_pylist()
             for path in sorted(shards.glob(f"{split}-*"))
         ]
-        assert [row for shard in found for row in shard] == list(range(rows["chat"])), "a row is missing or there twice"
+        assert [row for shard in found for row in shard] == list(range(rows["chat"])), (
+            "a row is missing or there twice"
+        )
 
     def steps():
         path = broken / trained / "work" / metrics.NAME
