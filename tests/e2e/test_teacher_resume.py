@@ -46,13 +46,13 @@ def start(folder, step, *extra):
 
 def finish(folder, step, *extra):
     process = start(folder, step, *extra)
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors
     return errors
 
 
 def kill_when(process, ready):
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 600
     while not ready() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.003)
     process.send_signal(signal.SIGKILL)

@@ -140,7 +140,7 @@ class Teacher(nn.Module):
         return Full(self.hidden(batch)[where_BT], self.model.get_output_embeddings().weight)
 
     def _sample(self) -> None:
-        """Draw the experts of each token from the router's distribution, without replacement (arXiv 2502.12947, section 4: knowledge augmentation).
+        """Draw the experts of each token from the router's distribution, without replacement (arXiv 2502.12947, knowledge augmentation).
 
         The same batch seed draws the same experts, so that resumed runs see what the first saw.
         """

@@ -1,4 +1,4 @@
-"""`abkd`: alpha-beta divergence (Wang et al., ABKD, ICML 2025, arXiv 2505.04560; the divergence is Cichocki et al., Entropy 13, 2011, eq. 21 and 26).
+"""`abkd`: alpha-beta divergence (Wang et al., ABKD, ICML 2025, arXiv 2505.04560; the divergence is Cichocki et al., Entropy 13, 2011).
 
 A plane of divergences: forward KL at (1, 0), reverse KL at (0, 1), Hellinger at (1/2, 1/2). Alpha weighs the ratio p / q, beta the student's mass.
 """
