@@ -122,7 +122,7 @@ def test_training_on_the_cache_is_training_on_the_teacher(here):
     assert out == paths.teacher_folder(config.load(here, own), "activation", "distill")
     made = manifest.read(out)
     truncation = made.metrics["truncation"]
-    assert abs(truncation["relative_error"]) < 0.1, "few and flat rows"
+    assert abs(truncation["relative_error"]) < 0.25, "two short rows, and a flat teacher"
     assert 0 < truncation["rest"] < 1
     assert made.metrics["bytes_per_token"] == 80 * 4 + 4
     offline = losses(project.run(here, "distill", "activation", **own))
