@@ -3,36 +3,35 @@
     snakemake --profile profiles/local results/dense/manifest.json results/prepare/tokens/manifest.json
     python studies/distillation.py --steps 60 --seeds 0 1 2          # one JSON line per finished run; killed, it goes on where it stopped
     python studies/distillation.py --table                           # means and 95 % intervals over the seeds
-    python studies/distillation.py --offline --steps 8               # training loss beside the resident teacher and from its top-64 cache
+    python studies/distillation.py --offline --rows 4                # training loss beside the resident teacher and from its top-64 cache
 
 All runs of a seed see the same rows in the same order. They are runs of the workflow's own steps, so checkpoints, resume and telemetry are its own.
 """
 
 import argparse
-import contextlib
+import dataclasses
 import json
 import math
 import shutil
 import statistics
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
 
 from moesaic.data import packed
 from moesaic.data.sampler import Sample
+from moesaic.distill import cache, teachers
 from moesaic.evaluate import likelihood
 from moesaic.flow import manifest, metrics
 from moesaic.flow.manifest import Manifest
 from moesaic.flow.step import STEPS, execute
 from moesaic.model import load
 from moesaic.schema import Distill, Experts, Offline
-from moesaic.train.objectives import TELEMETRY, Trainee, Weights
-from moesaic.train.streams import TextStream, collate, count_targets
+from moesaic.train.objectives import IGNORE, TELEMETRY, Trainee, Weights
+from moesaic.train.streams import TaughtStream, TextStream, collate, count_targets
 
 EXPERTS = {
     "split": "activation", "router": "least-squares", "reconstruct": "least-squares", "shared": 512, "experts": 16, "per_token": 4,
@@ -218,12 +217,14 @@ def table(arguments: Any) -> None:
         print(f"| {name} | {steps} | {len(items)} | " + " | ".join(cells) + " |")
 
 
+@torch.no_grad()
 def offline(arguments: Any) -> None:
-    """The same steps on the same rows beside the resident teacher, from its cache with drawn tokens, and from the cache with one bucket.
+    """Training loss of one step on the same rows beside the resident teacher, from its cache with drawn tokens, and from its likeliest tokens alone.
 
-    The student is the parent without one layer. Both terms of the loss are logged, so that any share of cross entropy follows from one run.
+    The student is the parent without one layer; the cache is made and read as the workflow does it.
     """
     dense, tokens = (arguments.results / name / manifest.NAME for name in ("dense", "prepare/tokens"))
+    own = Offline(top=64, tail=16, max_rows=arguments.rows, batch=2).model_dump(mode="json")
     shared = {
         "temperature": 1.0,
         "teacher": "dense",
@@ -232,55 +233,50 @@ def offline(arguments: Any) -> None:
         "document_mask": True,
         "held_out": [HELD_OUT],
     }
-    found: dict[str, dict[str, float]] = {}
-    for kind, tail in (("16 drawn", 16), ("one bucket", 0), ("resident", None)):
-        changes: dict[str, Any] = {"student": {"of": "dense", "drop_layers": [14]}}
-        inputs = {"model": dense, "dense": dense, "tokens": tokens}
-        if tail is not None:
-            changes["offline"] = Offline(top=64, tail=tail, max_rows=arguments.rows, batch=2).model_dump(
-                mode="json"
+    folder = arguments.work / f"teacher-{arguments.rows}-16"
+    if not (folder / manifest.NAME).exists():
+        execute(STEPS["teacher"], own | shared, {"model": dense, "tokens": tokens}, folder)
+    made = manifest.read(folder)
+    print(json.dumps({key: value for key, value in made.metrics.items() if key != "rows"}), flush=True)
+    stream = TaughtStream(
+        TextStream(manifest.read(tokens), "train", [HELD_OUT], True), cache.Cache(made), "train"
+    )
+    model = load.load_model(arguments.results / "dense" / "model")
+    sums: dict[str, np.ndarray] = {}
+    for name, size in stream.sizes.items():
+        for row in range(size):
+            rows = stream.rows([Sample(name, row)])
+            batch = collate(rows, [name], count_targets(rows), 0.0, torch.device("cpu"))
+            assert isinstance(batch.taught, teachers.Cached)
+            said, top = batch.taught, own["top"]
+            alone = dataclasses.replace(
+                said, ids_NK=said.ids_NK[:, :top], log_p_NK=said.log_p_NK[:, :top], sampled=0
             )
-            cached = arguments.work / f"teacher-{arguments.rows}-{tail}"
-            if not (cached / manifest.NAME).exists():
-                execute(
-                    STEPS["teacher"], changes["offline"] | shared, {"model": dense, "tokens": tokens}, cached
-                )
-            inputs["teacher"] = cached / manifest.NAME
-            made = manifest.read(cached).metrics
-            figures = ("tokens", "bytes_per_token", "stored_bytes_per_token", "truncation")
-            print(json.dumps({"cache": kind} | {key: made[key] for key in figures}), flush=True)
-        out = arguments.work / f"offline-{kind.replace(' ', '-')}" / "distill"
-        counts = manifest.read(cached).metrics["rows"]["train"]
-        with _only(counts):  # the resident teacher sees the rows that the cache has
-            own = settings(arguments, changes)
-            step = {"distill": own, "like": dict.fromkeys(counts), "held_out": [HELD_OUT], "seed": 0}
-            execute(STEPS["distill"], step, inputs, out)
-        series = metrics.series(out / "work" / metrics.NAME)
-        found[kind] = {
-            key: statistics.mean(v for _, v in series[f"train/loss/{key}"]) for key in ("lm", "distill")
-        }
-        shutil.rmtree(out.parent)
-    exact = found["resident"]
-    for kind, own in found.items():
-        line: dict[str, Any] = {"teacher": kind, "steps": arguments.steps, **own}
+            full = teachers.Teacher(model).taught(batch, batch.targets_BT != IGNORE)
+            with teachers.without_layer(model, arguments.layer):
+                for kind, taught in (
+                    ("resident", full),
+                    ("64 likeliest, 16 drawn", said),
+                    ("64 likeliest alone", alone),
+                ):
+                    _, told = Trainee(model, Weights(kl=1.0)).train()(
+                        dataclasses.replace(batch, taught=taught)
+                    )
+                    found = np.array([float(told[key].sum()) for key in ("nll_B", "distill_B", "targets_B")])
+                    sums[kind] = sums.get(kind, 0.0) + found
+    exact = sums["resident"]
+    for kind, (nll, kl, count) in sums.items():
+        line = {"teacher": kind, "tokens": int(count), "cross_entropy": nll / count, "kl": kl / count}
         for share in (0.0, 0.5):
-            loss, right = (share * item["lm"] + (1 - share) * item["distill"] for item in (own, exact))
-            line[f"relative, language_model {share}"] = round(loss / right - 1, 5)
-        print(json.dumps(line), flush=True)
-
-
-@contextlib.contextmanager
-def _only(counts: dict[str, int]) -> Iterator[None]:
-    """Training streams of the first rows of each domain."""
-    whole = TextStream.__init__
-
-    def fewer(self: Any, step: Any, split: str, *rest: Any) -> None:
-        whole(self, step, split, *rest)
-        if split == "train":
-            self.sizes = {key: min(size, counts[key]) for key, size in self.sizes.items()}
-
-    with mock.patch.object(TextStream, "__init__", fewer):
-        yield
+            line[f"relative, {share} cross entropy"] = (share * nll + (1 - share) * kl) / (
+                share * exact[0] + (1 - share) * exact[1]
+            ) - 1
+        print(
+            json.dumps(
+                {key: round(value, 5) if isinstance(value, float) else value for key, value in line.items()}
+            ),
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -301,6 +297,7 @@ def main() -> None:
     parser.add_argument("--per-token", type=int, default=2, help="experts per token of the student, of 4")
     parser.add_argument("--blocks", type=int, default=4, help="validation blocks per domain")
     parser.add_argument("--rows", type=int, default=8, help="--offline: rows per domain in the cache")
+    parser.add_argument("--layer", type=int, default=14, help="--offline: layer that the student lacks")
     parser.add_argument("--keep", action="store_true", help="keep the trained models")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--offline", action="store_true")
