@@ -85,9 +85,7 @@ def constructed(arguments: Any) -> Manifest:
     return manifest.read(out)
 
 
-def distill(
-    arguments: Any, name: str, changes: dict[str, Any], seed: int, teacher: Path | None = None
-) -> Path:
+def distill(arguments: Any, name: str, changes: dict[str, Any], seed: int) -> Path:
     """One run of the step; returns its folder."""
     out = arguments.work / f"{name}-{seed}".replace(", ", "-").replace(" ", "-") / "distill"
     inputs = {
@@ -95,8 +93,6 @@ def distill(
         "tokens": arguments.results / "prepare/tokens" / manifest.NAME,
         "dense": arguments.results / "dense" / manifest.NAME,
     }
-    if teacher is not None:
-        inputs["teacher"] = teacher / manifest.NAME
     names = packed.domains(manifest.read(inputs["tokens"]))
     own = {
         "distill": settings(arguments, changes),
