@@ -89,3 +89,33 @@ def test_what_cannot_be_planned_is_said(tmp_path, monkeypatch):
     raw["pretrain"] = {"engine": {"kind": "deepspeed", "deepspeed": "nowhere.json"}}
     with pytest.raises(InputError, match=r"pretrain\.engine\.deepspeed: nowhere\.json: missing"):
         config.step_settings(config.check(raw), "pretrain", "a")
+
+
+def test_an_offline_teacher_takes_disk_instead_of_memory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shape = {
+        "vocab_size": 49152,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    raw = {
+        "model": {"at": {"kind": "gguf", "path": "x.gguf"}, "shape": shape},
+        "experts": {"shared": 0, "experts": 4, "per_token": 2},
+        "stages": ["construct", "pretrain"],
+        "pretrain": {"teacher": "dense", "steps": 10, "batch": 8, "offline": {"top": 64, "tail": 16}},
+        "variants": {"a": {}},
+        "data": {"block": 512, "domains": {"d": {"sources": [{"at": {"kind": "files", "path": "d"}}]}}},
+    }
+    offline, resident = (
+        plan.make(config.check(config.merge(raw, {"pretrain": changes})), MACHINE)[0]
+        for changes in ({}, {"offline": None})
+    )
+    page = plan.text([offline], MACHINE)
+    # 80 tokens of 2 + 2 bytes, the rest and the text's own token
+    assert "teacher cache of pretrain" in page
+    assert "324 bytes per token before compression (64 likeliest, 16 drawn) = at most 0.01 GB" in page
+    assert resident.caches == []
+    assert offline.stages[0].memory_gb["teacher"] == 0 < resident.stages[0].memory_gb["teacher"]
+    assert offline.stages[0].flops < resident.stages[0].flops

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from moesaic.config import step_settings
+from moesaic.config import step_settings, teacher_settings, variant_config
+from moesaic.distill import cache
 from moesaic.errors import InputError
 from moesaic.experts import sizes
 from moesaic.flow import paths
@@ -77,6 +78,18 @@ class Stage:
         return self.flops / (hardware.DENSE_BF16_TFLOPS[machine.gpu] * 1e12 * machine.mfu) / 3600
 
 
+@dataclass(frozen=True)
+class Cache:
+    """What an offline teacher's cache takes on disk, before compression."""
+
+    stage: str
+    top: int
+    tail: int
+    bytes_per_token: int
+    gigabytes: float
+    """For as many tokens as the stage reads; less when rows are read more than once."""
+
+
 @dataclass
 class Plan:
     """One variant."""
@@ -87,6 +100,7 @@ class Plan:
     dense: size.Size
     moe: size.Size
     stages: list[Stage]
+    caches: list[Cache] = field(default_factory=list)
 
 
 def parent_config(config: Config) -> Any:
@@ -149,7 +163,13 @@ def make(config: Config, machine: Hardware) -> list[Plan]:
                 stages.append(planned)
         plans.append(
             Plan(
-                variant, type(moe).__name__, reasons[family.name], size.count(dense), size.count(moe), stages
+                variant,
+                type(moe).__name__,
+                reasons[family.name],
+                size.count(dense),
+                size.count(moe),
+                stages,
+                _caches(config, variant, dense_config.vocab_size),
             )
         )
     return plans
@@ -182,6 +202,20 @@ def deepened(moe: Any, dense: Any, settings: Mapping[str, Any]) -> Any:
     return model
 
 
+def _caches(config: Config, variant: str, vocabulary: int) -> list[Cache]:
+    found = []
+    for stage in config.stages:
+        if stage not in ("pretrain", "distill") or not paths.offline(variant_config(config, variant), stage):
+            continue
+        own = teacher_settings(config, stage, variant)
+        training = step_settings(config, stage, variant)[stage]
+        length = config.data.block if own["data"] == "text" else config.data.chat.max_tokens
+        each = cache.bytes_per_token(vocabulary, own["top"], own["tail"], own["precision"])
+        total = each * training["steps"] * training["batch"] * length / BILLION
+        found.append(Cache(stage, own["top"], own["tail"], each, total))
+    return found
+
+
 def _stage(
     name: str, settings: Mapping[str, Any], moe: Any, dense: Any, length: int, machine: Hardware
 ) -> Stage:
@@ -189,7 +223,7 @@ def _stage(
     if settings["tokens"] is not None:
         tokens = min(tokens, settings["tokens"])
     flops = float(tokens) * flops_per_token(moe, length, training=True)
-    if settings.get("teacher") == "dense":
+    if settings.get("teacher") == "dense" and settings["offline"] is None:
         flops += float(tokens) * flops_per_token(dense, length, training=False)
     stage = Stage(name, settings["steps"], tokens, flops)
     stage.memory_gb = memory(settings, moe, dense, length, machine.gpus)
@@ -239,7 +273,8 @@ def memory(
     # of a chunk: logits, their log-softmax, its gradient and that of the logits, in float32; then the head's own gradient
     head = 0 if settings["optimizer"]["freeze_embeddings"] else moe.config.hidden_size
     logits = (4 * min(chunked.CHUNK, tokens) + head) * moe.config.vocab_size * 4 + fixed * tokens
-    teacher = size.count(dense).total * dense.dtype.itemsize if settings.get("teacher") == "dense" else 0
+    resident = settings.get("teacher") == "dense" and settings["offline"] is None
+    teacher = size.count(dense).total * dense.dtype.itemsize if resident else 0
     passes = settings["batch"] // (settings["micro_batch"] * max(1, ranks))
     # with one pass a step, gradients come as activations go, the last of them beside the first layer's; with several the gradients stay.
     # the layer that is gone through backwards has gradients of its activations beside them
@@ -334,6 +369,12 @@ def text(plans: list[Plan], machine: Hardware) -> str:
                 f"    time        {hours:,.1f} GPU-hours on {machine.gpu} at {machine.mfu:.0%} of its peak"
                 f" = {hours / machine.gpus:,.1f} h on {machine.gpus}{money}",
                 f"    memory      {stage.memory_gb['total']:.1f} GB per GPU ({parts}){fits}",
+            ]
+        for item in plan.caches:
+            lines += [
+                f"  teacher cache of {item.stage}",
+                f"    on disk     {item.bytes_per_token} bytes per token before compression ({item.top} likeliest, {item.tail} drawn)"
+                f" = at most {item.gigabytes:,.2f} GB for the tokens of the stage",
             ]
     return "\n".join(lines) + "\n"
 

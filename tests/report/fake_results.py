@@ -245,7 +245,7 @@ def _training_log(path: Path, steps: int, names: list[str], worse: float, stage:
             "memory/rss_gb": 2.4,
         }
         if stage == "distill":
-            values["train/loss/kl"] = 0.9 * math.exp(-2 * step / steps)
+            values["train/loss/distill"] = 0.9 * math.exp(-2 * step / steps)
         if stage == "preference":
             values |= {
                 "train/reward/margin": 0.5 * step / steps,
@@ -264,6 +264,10 @@ def _training_log(path: Path, steps: int, names: list[str], worse: float, stage:
             values[f"mixture/drawn/{name}"] = float(2 * step // len(names))
         if step == steps:
             values |= {f"valid/loss/{name}": loss + 0.1 for name in names}
+            if stage == "distill":
+                values |= {f"valid/forward_kl/{name}": 0.123 * worse for name in names}
+                values |= {f"valid/reverse_kl/{name}": 0.234 for name in names}
+                values |= {f"valid/entropy/{name}": 2.345 for name in names}
         lines += [
             {"ts": START + 6000 * step, "step": step, "key": key, "value": value}
             for key, value in values.items()

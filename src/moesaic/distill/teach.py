@@ -6,6 +6,7 @@ the settings and its rows alone, so it does not matter who makes it.
 Shapes: N target positions, V vocabulary, K likeliest tokens, S tokens drawn from the others.
 """
 
+import dataclasses
 import json
 import logging
 import os
@@ -35,7 +36,7 @@ from moesaic.train.streams import Row, Stream, collate
 log = logging.getLogger("moesaic.teacher")
 
 CHUNK = 256
-MEASURED = 4
+MEASURED = 2
 """Validation rows per domain on which the truncation is measured."""
 WAIT = 0.5
 
@@ -108,7 +109,19 @@ def say(
     batch = collate(rows, [""] * len(rows), 1, 0.0, device)
     where_BT = batch.targets_BT != IGNORE
     full = _taught(teacher, batch, where_BT, seed)
-    stream = torch.Generator(device=device).manual_seed(seed)
+    return _cut(full, batch, where_BT, settings, temperature, seed)
+
+
+def _cut(
+    full: teachers.Full,
+    batch: Batch,
+    where_BT: Tensor,
+    settings: Mapping[str, Any],
+    temperature: float,
+    seed: int,
+) -> list[cache.CachedRow]:
+    """What the cache keeps of all that the teacher says."""
+    stream = torch.Generator(device=where_BT.device).manual_seed(seed)
     targets_N = batch.targets_BT[where_BT]
     parts = []
     for start in range(0, len(targets_N), CHUNK):
@@ -136,7 +149,7 @@ def truncate(
     others_NV = log_p_NV.scatter(1, ids_NK, -torch.inf)
     rest_N = others_NV.logsumexp(dim=1).clamp_min(cache.LOG_NOTHING)
     if tail:
-        # a token of a billionth of the likeliest other one's probability is drawn as often as it should; where all are 0, any will do
+        # relative to the likeliest of them, so that a rest of mass 1e-20 is still drawn from in proportion
         weight_NV = (others_NV - others_NV.amax(dim=1, keepdim=True)).exp()
         drawn_NS = torch.multinomial(weight_NV, tail, replacement=True, generator=stream)
         ids_NK = torch.cat([ids_NK, drawn_NS], dim=1)
@@ -145,8 +158,6 @@ def truncate(
 
 
 def _taught(teacher: teachers.Teacher, batch: Batch, where_BT: Tensor, seed: int) -> teachers.Full:
-    import dataclasses
-
     half = batch.ids_BT.is_cuda and torch.cuda.is_bf16_supported()
     # as in training, where the engine does it
     with torch.no_grad(), torch.autocast(batch.ids_BT.device.type, torch.bfloat16, enabled=half):
@@ -215,7 +226,7 @@ def _result(
     for _, split, domain, numbers in plan:
         rows[split][domain] = rows[split].get(domain, 0) + len(numbers)
     tokens, size = _count(folder, [item[0] for item in plan])
-    found = {
+    found: dict[str, Any] = {
         "vocab_size": vocabulary,
         "rows": rows,
         "tokens": tokens,
@@ -264,16 +275,13 @@ def measure(
     for domain, size in sorted(validation.sizes.items()):
         for row in range(min(MEASURED, size)):
             rows = validation.rows([Sample(domain, row)])
-            said = say(teacher, rows, settings, 1.0, _seed(settings, "validation", domain, row), device)
-            stored = said[0]._replace(
-                log_p=said[0].log_p.astype(settings["precision"]),
-                rest=said[0].rest.astype(settings["precision"]),
-            )
-            kept = cache.join([stored], device)
+            seed = _seed(settings, "validation", domain, row)
             batch = collate(rows, [domain], 1, 0.0, device)
             where_BT = batch.targets_BT != IGNORE
-            seed = _seed(settings, "validation", domain, row)
             full = _taught(teacher, batch, where_BT, seed)
+            said = _cut(full, batch, where_BT, settings, 1.0, seed)[0]
+            half = {key: getattr(said, key).astype(settings["precision"]) for key in ("log_p", "rest")}
+            kept = cache.join([said._replace(**half)], device)
             with teachers.without_layer(teacher.model, teacher.model.config.num_hidden_layers // 2):
                 student = _taught(teacher, batch, where_BT, seed)
             targets_N = batch.targets_BT[where_BT]
@@ -281,7 +289,7 @@ def measure(
                 chunk = slice(start, start + CHUNK)
                 logits_NV = functional.linear(student.hidden_ND[chunk], student.head_VD).float()
                 kls = [
-                    base.kl(seen.log_p_NC, seen.log_q_NC, seen.weight_NC).sum()
+                    base.kl(seen.log_p_NC, seen.log_q_NC, seen.weight_NS).sum()
                     for seen in (taught.compare(logits_NV, chunk, 1.0) for taught in (full, kept))
                 ]
                 nll = functional.cross_entropy(logits_NV, targets_N[chunk], reduction="sum")

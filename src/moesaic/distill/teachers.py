@@ -28,7 +28,7 @@ class Compared:
     log_q_NC: Tensor
     log_p_NC: Tensor
     rest: bool = False
-    weight_NC: Tensor | None = None
+    weight_NS: Tensor | None = None
 
 
 class Taught(Protocol):
@@ -88,17 +88,15 @@ class Cached:
         ids_NK, log_p_NK, log_rest_N = self.ids_NK[chunk], self.log_p_NK[chunk], self.log_rest_N[chunk]
         scaled_NV = logits_NV / temperature
         log_q_NK = scaled_NV.gather(1, ids_NK) - scaled_NV.logsumexp(dim=1, keepdim=True)
-        if self.sampled:
-            weight_NK = torch.ones_like(log_p_NK)
-            tail_NS = log_rest_N[:, None] - log_p_NK[:, -self.sampled :] - math.log(self.sampled)
-            weight_NK[:, -self.sampled :] = tail_NS.exp()
-            return Compared(log_q_NK, log_p_NK, weight_NC=weight_NK)
-        log_q_N1 = _rest(scaled_NV, ids_NK)
-        log_p_NC = torch.cat([log_p_NK, log_rest_N[:, None]], dim=1)
+        likeliest = ids_NK.shape[1] - self.sampled
+        log_q_NC = torch.cat([log_q_NK, _rest(scaled_NV, ids_NK[:, :likeliest])], dim=1)
         # rounding to half precision left a sum that is not quite 1
-        return Compared(
-            torch.cat([log_q_NK, log_q_N1], dim=1), functional.log_softmax(log_p_NC, dim=1), rest=True
-        )
+        whole_NC = torch.cat([log_p_NK[:, :likeliest], log_rest_N[:, None]], dim=1)
+        log_p_NC = torch.cat([log_p_NK, log_rest_N[:, None]], dim=1) - whole_NC.logsumexp(dim=1, keepdim=True)
+        if not self.sampled:
+            return Compared(log_q_NC, log_p_NC, rest=True)
+        weight_NS = (log_rest_N[:, None] - log_p_NK[:, likeliest:] - math.log(self.sampled)).exp()
+        return Compared(log_q_NC, log_p_NC, rest=True, weight_NS=weight_NS)
 
     def nll(self, targets_N: Tensor, chunk: slice) -> Tensor:
         return -self.target_N[chunk]
@@ -142,7 +140,7 @@ class Teacher(nn.Module):
         return Full(self.hidden(batch)[where_BT], self.model.get_output_embeddings().weight)
 
     def _sample(self) -> None:
-        """Draw the experts of each token from the router's distribution, without replacement (arXiv 2502.12947, section 4: knowledge augmentation).
+        """Draw the experts of each token from the router's distribution, without replacement (arXiv 2502.12947, knowledge augmentation).
 
         The same batch seed draws the same experts, so that resumed runs see what the first saw.
         """

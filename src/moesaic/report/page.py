@@ -135,7 +135,7 @@ def _training(run: Gathered) -> str:
     if not any(point.curves for point in run.points):
         return ""
     loss = plots.curves(run, "train/loss/lm", "Next-token loss", "nats per token")
-    teacher = plots.curves(run, "train/loss/kl", "KL to the teacher", "nats per token")
+    teacher = plots.curves(run, "train/loss/distill", "Distillation loss", "nats per token")
     norm = plots.curves(run, "train/grad_norm", "Gradient norm", "before clipping")
     speed = plots.curves(run, "train/tokens_per_second", "Speed", "tokens per second")
     more = figure(norm, "Gradient norm.") + figure(speed, "Training speed.")
@@ -145,6 +145,7 @@ def _training(run: Gathered) -> str:
             "Cross entropy on the training batches: comparable between the variants of a stage, not between stages.",
         )
         + figure(teacher, "Distance to the teacher on the same tokens, beside the cross entropy above.")
+        + table(tables.teacher_table(run))
         + figure(plots.domain_curves(run), "Training loss by domain, where a stage draws from several.")
         + f"<details><summary>Gradient norm and speed</summary>{more}</details>\n"
     )

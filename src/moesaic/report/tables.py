@@ -177,6 +177,27 @@ def scores_table(run: Gathered) -> Table:
     return Table("All scores with 95 % intervals; n: blocks or items.", head, cells, text=(0, 1))
 
 
+# ---------------------------------------------------------------- training
+
+
+def teacher_table(run: Gathered) -> Table | None:
+    """Distance to the teacher on validation text, as the last validation of each stage with a teacher measured it."""
+    cells = []
+    for point in run.points:
+        distill = point.model.settings.get(point.stage, {})
+        found = [_last(point, f"valid/{key}/") for key in ("forward_kl", "reverse_kl", "entropy")]
+        for domain in found[0]:
+            values = (number(part.get(domain), 3) for part in found)
+            cells.append(
+                [escape(point.label), escape(str(distill.get("loss", ""))), _domain(run, domain), *values]
+            )
+    if not cells:
+        return None
+    head = ["model", "loss", "domain", "KL(teacher;&nbsp;student)", "KL(student;&nbsp;teacher)", "entropy"]
+    caption = "Distance to the teacher on validation text, nats per token; entropy is the student's."
+    return Table(caption, head, cells, text=(0, 1, 2))
+
+
 # ---------------------------------------------------------------- data
 
 

@@ -193,7 +193,7 @@ class Trainee(nn.Module):
                 own_N[chunk] if own_N is not None else None,
                 batch.progress,
                 seen.rest,
-                seen.weight_NC,
+                seen.weight_NS,
             )
             found_N = (
                 method.loss(seen.log_q_NC, seen.log_p_NC, text, weights.options) * weights.temperature**2
@@ -209,8 +209,8 @@ def _telemetry(logits_NV: Tensor, chunk: slice, taught: Taught) -> list[Tensor]:
     seen = taught.compare(logits_NV, chunk, 1.0)
     log_q_NV = functional.log_softmax(logits_NV, dim=1)
     return [
-        base.kl(seen.log_p_NC, seen.log_q_NC, seen.weight_NC),
-        base.kl(seen.log_q_NC, seen.log_p_NC, seen.weight_NC),
+        base.kl(seen.log_p_NC, seen.log_q_NC, seen.weight_NS),
+        base.kl(seen.log_q_NC, seen.log_p_NC, seen.weight_NS),
         -(log_q_NV.exp() * log_q_NV).sum(dim=1),
     ]
 

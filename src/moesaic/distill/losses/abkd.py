@@ -1,4 +1,4 @@
-"""`abkd`: alpha-beta divergence (Wang et al., ABKD, ICML 2025, arXiv 2505.04560; the divergence is Cichocki et al., Entropy 13, 2011, eq. 21 and 26).
+"""`abkd`: alpha-beta divergence (Wang et al., ABKD, ICML 2025, arXiv 2505.04560; the divergence is Cichocki et al., Entropy 13, 2011).
 
 A plane of divergences: forward KL at (1, 0), reverse KL at (0, 1), Hellinger at (1/2, 1/2). Alpha weighs the ratio p / q, beta the student's mass.
 """
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from moesaic.distill.losses.base import Method, Text, accurate
+from moesaic.distill.losses.base import Method, Text, accurate, outcomes
 
 
 def divergence(
@@ -42,8 +42,12 @@ def divergence(
 def loss(log_q_NC: Tensor, log_p_NC: Tensor, text: Text, options: Mapping[str, Any]) -> Tensor:
     """The divergence. Options: abkd.alpha, abkd.beta."""
     own = options["abkd"]
-    weight_NC = 1.0 if text.weight_NC is None else text.weight_NC
-    return divergence(*accurate(log_q_NC, log_p_NC), own["alpha"], own["beta"], weight_NC)
+    log_q_NC, log_p_NC = accurate(log_q_NC, log_p_NC)
+    (log_q_NC, _), (log_p_NC, weight_NC) = (
+        outcomes(log_q_NC, text.weight_NS),
+        outcomes(log_p_NC, text.weight_NS),
+    )
+    return divergence(log_q_NC, log_p_NC, own["alpha"], own["beta"], weight_NC)
 
 
 METHOD = Method(loss)

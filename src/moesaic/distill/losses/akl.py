@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moesaic.distill.losses.base import Method, Text, accurate, kl
+from moesaic.distill.losses.base import Method, Text, accurate, kl, outcomes
 
 
 @torch.no_grad()
@@ -18,15 +18,19 @@ def head_share(log_q_NC: Tensor, log_p_NC: Tensor, mu: float, text: Text) -> Ten
 
     The head are the teacher's likeliest tokens whose mass together stays within `mu`, and always the likeliest one.
     """
-    order_NC = log_p_NC.clone()
-    if text.rest:  # what is left over is tail, however much it is
-        order_NC[:, -1] = -torch.inf
+    if text.rest and text.weight_NS is None:
+        # what is left over is tail, however much it is
+        order_NC = torch.cat([log_p_NC[:, :-1], torch.full_like(log_p_NC[:, -1:], -torch.inf)], dim=1)
+        weight_NC: Tensor | float = 1.0
+    else:
+        (log_q_NC, _), (log_p_NC, weight_NC) = (
+            outcomes(log_q_NC, text.weight_NS),
+            outcomes(log_p_NC, text.weight_NS),
+        )
+        order_NC = log_p_NC
     index_NC = order_NC.argsort(dim=1, descending=True, stable=True)
-    p_NC = log_p_NC.exp().gather(1, index_NC)
-    gap_NC = (p_NC - log_q_NC.exp().gather(1, index_NC)).abs()
-    if text.weight_NC is not None:
-        weight_NC = text.weight_NC.gather(1, index_NC)
-        p_NC, gap_NC = p_NC * weight_NC, gap_NC * weight_NC
+    p_NC = (log_p_NC.exp() * weight_NC).gather(1, index_NC)
+    gap_NC = ((log_p_NC.exp() - log_q_NC.exp()).abs() * weight_NC).gather(1, index_NC)
     head_NC = p_NC.cumsum(dim=1) <= mu
     head_NC[:, 0] = True
     total_N = gap_NC.sum(dim=1)
@@ -38,7 +42,7 @@ def loss(log_q_NC: Tensor, log_p_NC: Tensor, text: Text, options: Mapping[str, A
     """w KL(p ; q) + (1 - w) KL(q ; p), w without gradient, nats [N]. Options: akl.mu."""
     log_q_NC, log_p_NC = accurate(log_q_NC, log_p_NC)
     share_N = head_share(log_q_NC, log_p_NC, options["akl"]["mu"], text)
-    forward_N, reverse_N = kl(log_p_NC, log_q_NC, text.weight_NC), kl(log_q_NC, log_p_NC, text.weight_NC)
+    forward_N, reverse_N = kl(log_p_NC, log_q_NC, text.weight_NS), kl(log_q_NC, log_p_NC, text.weight_NS)
     return share_N * forward_N + (1 - share_N) * reverse_N
 
 

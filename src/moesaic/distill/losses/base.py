@@ -1,7 +1,7 @@
 """What the token losses have in common: their inputs, and mixtures of distributions in logarithms.
 
 Shapes: N target positions, V vocabulary, C outcomes that student and teacher are compared on: all V tokens; or with an offline teacher its likeliest
-ones, and either all others together or a weighted sample of them.
+ones, S drawn from the others (or none) and all others together.
 
 A position is one where the next token counts (`targets != IGNORE`): prompts and padding never do. A loss gives nats per position; the trainer sums
 them and divides by the number of positions in the whole optimizer step, so neither the length of a text nor the number of ranks changes its weight.
@@ -29,9 +29,9 @@ class Text:
     progress: float = 0.0
     """Share of the training that is done."""
     rest: bool = False
-    """True: the last outcome is all the tokens together that are not listed (offline teacher)."""
-    weight_NC: Tensor | None = None
-    """How many outcomes each one stands for (offline teacher with a sampled tail); None: itself alone."""
+    """True: the last outcome is all the tokens together that are not among the likeliest (offline teacher)."""
+    weight_NS: Tensor | None = None
+    """How many of these tokens each drawn one stands for; the drawn ones are the S outcomes before the last. None: no token was drawn."""
 
 
 Loss = Callable[[Tensor, Tensor, Text, Mapping[str, Any]], Tensor]
@@ -60,17 +60,33 @@ def accurate(log_q_NC: Tensor, log_p_NC: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def kl(log_a_NC: Tensor, log_b_NC: Tensor, weight_NC: Tensor | None = None) -> Tensor:
+def kl(log_a_NC: Tensor, log_b_NC: Tensor, weight_NS: Tensor | None = None) -> Tensor:
     """KL(a ; b) = sum a log(a / b) per position [N].
 
-    On a weighted sample of the outcomes each term is a log(a / b) - a + b instead. Over all outcomes that is the same, as both sum to 1; but each
-    term is at least 0, and 0 with zero gradient where a = b, so that the estimate has less variance and student = teacher stays a fixed point.
+    With drawn tokens: KL of the likeliest tokens and the others together, which is exact, plus a_rest times the KL within the others, estimated.
+    There each drawn token counts a' log(a' / b') - a' + b' with a', b' the probabilities among the others: the last two terms are 0 on average, but
+    with them no term is below 0, and student = teacher has value and gradient 0 on any draw.
     """
-    a_NC = log_a_NC.exp()
-    terms_NC = a_NC * (log_a_NC - log_b_NC)
-    if weight_NC is None:
-        return terms_NC.sum(dim=1)
-    return (weight_NC * (terms_NC - a_NC + log_b_NC.exp())).sum(dim=1)
+    if weight_NS is None:
+        return (log_a_NC.exp() * (log_a_NC - log_b_NC)).sum(dim=1)
+    drawn = slice(-1 - weight_NS.shape[1], -1)
+    a_N1, b_N1 = log_a_NC[:, -1:], log_b_NC[:, -1:]
+    ratio_NS = (log_a_NC[:, drawn] - a_N1) - (log_b_NC[:, drawn] - b_N1)
+    a_NS = log_a_NC[:, drawn].exp()
+    within_NS = a_NS * ratio_NS - a_NS + (log_b_NC[:, drawn] - b_N1 + a_N1).exp()
+    coarse_NC = log_a_NC.exp() * (log_a_NC - log_b_NC)
+    coarse_N = coarse_NC[:, : drawn.start].sum(dim=1) + coarse_NC[:, -1]
+    return coarse_N + (weight_NS * within_NS).sum(dim=1)
+
+
+def outcomes(log_NC: Tensor, weight_NS: Tensor | None) -> tuple[Tensor, Tensor | float]:
+    """Columns of single tokens and how many each stands for, for sums over all tokens that are no KL."""
+    if weight_NS is None:
+        return log_NC, 1.0
+    weight_NC = torch.cat(
+        [weight_NS.new_ones(len(log_NC), log_NC.shape[1] - 1 - weight_NS.shape[1]), weight_NS], dim=1
+    )
+    return log_NC[:, :-1], weight_NC
 
 
 def mixture(log_a_NC: Tensor, log_b_NC: Tensor, share: float | Tensor) -> Tensor:

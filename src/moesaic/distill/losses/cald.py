@@ -53,8 +53,8 @@ def loss(log_q_NC: Tensor, log_p_NC: Tensor, text: Text, options: Mapping[str, A
     out_N = torch.zeros_like(alpha_N)
     for where_N, share, divergence in ((~mine_N, 1 - beta, skl.divergence), (mine_N, beta, srkl.divergence)):
         if where_N.any():
-            weight_NC = None if text.weight_NC is None else text.weight_NC[where_N]
-            found = divergence(log_q_NC[where_N], log_p_NC[where_N], alpha_N[where_N], weight_NC)
+            weight_NS = None if text.weight_NS is None else text.weight_NS[where_N]
+            found = divergence(log_q_NC[where_N], log_p_NC[where_N], alpha_N[where_N], weight_NS)
             out_N = out_N.masked_scatter(where_N, share * found)
     return out_N
 

@@ -1,10 +1,10 @@
 """`dpkd-guarded`: DPKD that does not run away.
 
 On pairs that are not drawn anew, the paper's loss has no floor: the student's text becomes ever less likely, with all text like it (published
-replications ended at a sixth of the claimed ROUGE-L, DistiLLM-2, arXiv 2503.07067, appendix D.1). Four guards:
+replications ended at about a quarter of the claimed ROUGE-L, DistiLLM-2, arXiv 2503.07067, appendix D.1). Four guards:
 
 - an anchor: cross entropy per token on the teacher's text;
-- a floor (DPO-Positive, Pal et al., arXiv 2402.13228, eq. 3, per token): what the student gives the teacher's text less than the teacher does;
+- a floor (DPO-Positive, Pal et al., arXiv 2402.13228, per token): what the student gives the teacher's text less than the teacher does;
 - a margin clip: a pair whose margin has reached `clip` is done and pulls no more;
 - `refresh_due`, when pairs are to be sampled anew, and `Alarm`, which notices a collapse from the likelihood of the student's own text.
 

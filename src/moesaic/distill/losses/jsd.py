@@ -16,8 +16,8 @@ def loss(log_q_NC: Tensor, log_p_NC: Tensor, text: Text, options: Mapping[str, A
     log_q_NC, log_p_NC = accurate(log_q_NC, log_p_NC)
     beta = options["jsd"]["beta"]
     log_m_NC = mixture(log_p_NC, log_q_NC, beta)
-    weight_NC = text.weight_NC
-    return beta * kl(log_p_NC, log_m_NC, weight_NC) + (1 - beta) * kl(log_q_NC, log_m_NC, weight_NC)
+    weight_NS = text.weight_NS
+    return beta * kl(log_p_NC, log_m_NC, weight_NS) + (1 - beta) * kl(log_q_NC, log_m_NC, weight_NS)
 
 
 METHOD = Method(loss)

@@ -14,7 +14,7 @@ from moesaic.distill.losses.base import Method, Text, accurate, kl
 def loss(log_q_NC: Tensor, log_p_NC: Tensor, text: Text, options: Mapping[str, Any]) -> Tensor:
     """KL(q ; p), nats [N]."""
     log_q_NC, log_p_NC = accurate(log_q_NC, log_p_NC)
-    return kl(log_q_NC, log_p_NC, text.weight_NC)
+    return kl(log_q_NC, log_p_NC, text.weight_NS)
 
 
 METHOD = Method(loss)

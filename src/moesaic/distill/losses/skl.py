@@ -12,15 +12,15 @@ from moesaic.distill.losses.base import Method, Text, accurate, kl, mixture
 
 
 def divergence(
-    log_q_NC: Tensor, log_p_NC: Tensor, alpha: float | Tensor, weight_NC: Tensor | None = None
+    log_q_NC: Tensor, log_p_NC: Tensor, alpha: float | Tensor, weight_NS: Tensor | None = None
 ) -> Tensor:
     """KL(p ; alpha p + (1 - alpha) q), nats [N]."""
-    return kl(log_p_NC, mixture(log_p_NC, log_q_NC, alpha), weight_NC)
+    return kl(log_p_NC, mixture(log_p_NC, log_q_NC, alpha), weight_NS)
 
 
 def loss(log_q_NC: Tensor, log_p_NC: Tensor, text: Text, options: Mapping[str, Any]) -> Tensor:
     """The divergence with a fixed alpha. Options: skew.alpha."""
-    return divergence(*accurate(log_q_NC, log_p_NC), options["skew"]["alpha"], text.weight_NC)
+    return divergence(*accurate(log_q_NC, log_p_NC), options["skew"]["alpha"], text.weight_NS)
 
 
 METHOD = Method(loss)

@@ -9,15 +9,15 @@ from moesaic.distill.losses.base import Method, Text, accurate, kl, mixture
 
 
 def divergence(
-    log_q_NC: Tensor, log_p_NC: Tensor, alpha: float | Tensor, weight_NC: Tensor | None = None
+    log_q_NC: Tensor, log_p_NC: Tensor, alpha: float | Tensor, weight_NS: Tensor | None = None
 ) -> Tensor:
     """KL(q ; (1 - alpha) p + alpha q), nats [N]. The gradient goes through the mixture too."""
-    return kl(log_q_NC, mixture(log_q_NC, log_p_NC, alpha), weight_NC)
+    return kl(log_q_NC, mixture(log_q_NC, log_p_NC, alpha), weight_NS)
 
 
 def loss(log_q_NC: Tensor, log_p_NC: Tensor, text: Text, options: Mapping[str, Any]) -> Tensor:
     """The divergence with a fixed alpha. Options: skew.alpha."""
-    return divergence(*accurate(log_q_NC, log_p_NC), options["skew"]["alpha"], text.weight_NC)
+    return divergence(*accurate(log_q_NC, log_p_NC), options["skew"]["alpha"], text.weight_NS)
 
 
 METHOD = Method(loss)

@@ -1,0 +1,91 @@
+"""Students: exact sizes, the neurons that matter stay, what does not fit is refused."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_llama, tiny_moe
+
+from moesaic.distill import students
+from moesaic.errors import InputError
+from moesaic.model import load
+from moesaic.schema import Student
+from moesaic.train.streams import Row
+
+
+class Rows:
+    """Two domains of random rows."""
+
+    def __init__(self):
+        self.sizes = {"a": 3, "b": 2}
+
+    def rows(self, samples):
+        draw = {"a": 1, "b": 2}
+        ids = [np.random.default_rng([draw[s.domain], s.row]).integers(3, 512, 24) for s in samples]
+        return [Row(row, np.append(row[1:], -100)) for row in ids]
+
+
+def student(model, **settings):
+    return students.make(model, Student(**settings).model_dump(mode="json"), Rows())
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=torch.arange(3, 35)[None], use_cache=False).logits
+
+
+def test_a_narrower_student_has_exactly_the_width_and_loads_in_transformers(tmp_path):
+    made = student(tiny_llama(), of="dense", ffn=40)
+    for layer in made.model.layers:
+        assert layer.mlp.gate_proj.weight.shape == layer.mlp.up_proj.weight.shape == (40, 48)
+        assert layer.mlp.down_proj.weight.shape == (48, 40)
+    made.save_pretrained(tmp_path)
+    again = load.load_model(tmp_path)
+    assert again.config.intermediate_size == 40
+    torch.testing.assert_close(logits(again), logits(made))
+
+
+def test_neurons_that_write_nothing_go_first():
+    """Half of each layer's neurons are switched off by one of their three matrices: pruning to the other half changes nothing."""
+    dense = tiny_llama()
+    draw = np.random.default_rng(0)
+    with torch.no_grad():
+        for layer, part in zip(dense.model.layers, ("gate_proj", "up_proj", "down_proj"), strict=True):
+            dead = torch.from_numpy(draw.permutation(96)[:48])
+            if part == "down_proj":
+                layer.mlp.down_proj.weight[:, dead] = 0.0
+            else:
+                getattr(layer.mlp, part).weight[dead] = 0.0
+    before = logits(dense)
+    torch.testing.assert_close(logits(student(dense, of="dense", ffn=48)), before, atol=1e-4, rtol=1e-4)
+
+
+def test_pruning_by_contribution_is_better_than_pruning_the_first_or_the_last():
+    def error(keep):
+        dense = tiny_llama()
+        exact = logits(dense).log_softmax(-1)
+        if keep is None:
+            made = student(dense, of="dense", ffn=64)
+        else:
+            made = dense
+            for layer in made.model.layers:
+                for part, dim in ((layer.mlp.gate_proj, 0), (layer.mlp.up_proj, 0), (layer.mlp.down_proj, 1)):
+                    part.weight = torch.nn.Parameter(part.weight.index_select(dim, keep))
+        return float((exact.exp() * (exact - logits(made).log_softmax(-1))).sum(-1).mean())
+
+    assert error(None) < 0.9 * min(error(torch.arange(64)), error(torch.arange(32, 96)))
+
+
+def test_depth_and_width_together():
+    made = student(tiny_llama(), of="dense", ffn=32, drop_layers=[1])
+    assert len(made.model.layers) == made.config.num_hidden_layers == 2
+    assert torch.isfinite(logits(made)).all()
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"distill\.student\.ffn: 97 is more than the model's 96"):
+        student(tiny_llama(), of="dense", ffn=97)
+    moe = tiny_moe(tmp_path, shared=32).model
+    with pytest.raises(InputError, match=r"distill\.student\.ffn: an MoE student has experts"):
+        student(moe, ffn=16)
+    with pytest.raises(InputError, match="KL losses need one vocabulary"):
+        students.check_vocabularies(300, 512)
