@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from moesaic.model.adapters.analytic import FREE, AnalyticConv2d
 from moesaic.model.adapters.functions import METHODS
@@ -40,16 +41,12 @@ def fit(kernels_Nkk: Tensor, kind: str, starts: int = 4, seed: int = 0) -> Fit:
     raw_MP = _starts(target_NK, kind, size, starts, seed)
     target_MK = target_NK.repeat_interleave(starts, 0)
 
-    def residual(raw_P: Tensor, target_K: Tensor) -> Tensor:
-        return METHODS[kind].values(raw_P[None], size).flatten() - target_K
-
-    jacobian = torch.vmap(torch.func.jacfwd(residual))
     error_M = _errors(raw_MP, target_MK, kind, size)
     damping_M = torch.full_like(error_M, 1e-2)
     eye = torch.eye(raw_MP.shape[1], dtype=torch.float64)
     for _ in range(ROUNDS):
-        jac_MKP = jacobian(raw_MP, target_MK)
-        rest_MK = METHODS[kind].values(raw_MP, size).flatten(1) - target_MK
+        value_MK, jac_MKP = _jacobian(raw_MP, kind, size)
+        rest_MK = value_MK - target_MK
         normal_MPP = jac_MKP.mT @ jac_MKP
         # Marquardt's scaling, with a floor for parameters that the kernel does not depend on (the angle of a round bell)
         scale_MP = normal_MPP.diagonal(dim1=1, dim2=2).clamp_min(1e-9)
@@ -58,9 +55,12 @@ def fit(kernels_Nkk: Tensor, kind: str, starts: int = 4, seed: int = 0) -> Fit:
         tried_MP = raw_MP - step_MP.clamp(-2.0, 2.0)
         tried_M = _errors(tried_MP, target_MK, kind, size)
         better_M = tried_M < error_M
+        settled = not ((error_M - tried_M) > 1e-7 * error_M).any() and bool((damping_M > 1e3).all())
         raw_MP = torch.where(better_M[:, None], tried_MP, raw_MP)
         error_M = torch.where(better_M, tried_M, error_M)
         damping_M = torch.where(better_M, damping_M / 3, damping_M * 4).clamp(1e-9, 1e9)
+        if settled:
+            break
     best_N = error_M.view(count, starts).argmin(1)
     chosen = torch.arange(count) * starts + best_N
     spread_N = (target_NK - target_NK.mean(1, keepdim=True)).square().sum(1)
@@ -145,6 +145,17 @@ def _starts(target_NK: Tensor, kind: str, size: int, starts: int, seed: int) -> 
     parameters_NSP = drawn_DP[chosen_NS].clone()
     parameters_NSP[..., 0] = amplitude_NS
     return function.release(parameters_NSP.flatten(0, 1))
+
+
+def _jacobian(raw_MP: Tensor, kind: str, size: int) -> tuple[Tensor, Tensor]:
+    """Kernels [M, K] and their derivatives by each raw parameter [M, K, P]: kernels do not depend on each other's parameters."""
+    rows, width = raw_MP.shape
+    along = torch.eye(width, dtype=raw_MP.dtype).repeat_interleave(rows, 0)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(raw_MP.repeat(width, 1), along)
+        value, slope = forward_ad.unpack_dual(METHODS[kind].values(dual, size).flatten(1))
+    assert slope is not None
+    return value[:rows], slope.view(width, rows, -1).permute(1, 2, 0)
 
 
 def _errors(raw_MP: Tensor, target_MK: Tensor, kind: str, size: int) -> Tensor:
