@@ -193,10 +193,14 @@ def test_a_centred_kernel_looks_ahead_and_is_kept_from_losses_on_images():
 # ---------------------------------------------------------------- L3
 
 
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-4), (torch.float64, 1e-10)])
 @pytest.mark.parametrize(("kernel", "size"), [("plain", 3), ("depthwise", 5), ("analytic", 5), ("mosaic", 3)])
-def test_l3_cached_decoding_equals_the_full_pass(kernel, size):
-    """Two images of different grids, image first, image last and cut off, left padding; token by token and in pieces."""
-    model = noisy(with_adapter(kernel=kernel, size=size))
+def test_l3_cached_decoding_equals_the_full_pass(kernel, size, dtype, most):
+    """Two images of different grids, image first, image last and cut off, left padding; token by token and in pieces.
+
+    In float32 within 1e-4; in float64 within 1e-10, so what is left in float32 is rounding alone.
+    """
+    model = noisy(with_adapter(kernel=kernel, size=size), scale=0.1).to(dtype)
     rows = [
         [*image(471), *text(4), *image(473, 1), *text(1)],
         [*text(6), *image(472, 2), *text(2), *image(471, 3, cells=7)],
@@ -218,7 +222,7 @@ def test_l3_cached_decoding_equals_the_full_pass(kernel, size):
                 cache, start = out.past_key_values, start + step
                 found.append(out.logits)
             real = mask.bool()
-            assert (torch.cat(found, 1)[real] - full[real]).abs().max() <= 1e-4
+            assert float((torch.cat(found, 1)[real] - full[real]).abs().max()) <= most
 
 
 def test_l3_generation_with_and_without_a_cache():
@@ -254,7 +258,7 @@ def test_l3_a_cache_that_is_not_ours_is_refused():
         copied = copy.deepcopy(cut)
         expected = model(input_ids=ids[:, -1:], past_key_values=cut).logits
         assert torch.equal(model(input_ids=ids[:, -1:], past_key_values=copied).logits, expected)
-        cut.crop(5)
+        cut.crop(-5)
         with pytest.raises(InputError, match="or was cut"):
             model(input_ids=ids[:, -1:], past_key_values=cut)
     with pytest.raises(InputError, match="call the model with input_ids"):

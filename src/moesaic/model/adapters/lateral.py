@@ -26,6 +26,8 @@ from moesaic.model.adapters.sequence import Sequences
 class Adapted(nn.Module):
     """A linear layer with an update; the update starts at exactly zero. Parameters are named as peft names them (`lora_*`)."""
 
+    sequences: Sequences
+
     def __init__(self, base: nn.Linear, options: Options, sequences: Sequences):
         super().__init__()
         self.base_layer = base
