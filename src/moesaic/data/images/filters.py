@@ -5,6 +5,7 @@ quality scored by an LLM, then coherence of the images and agreement of text and
 ours. Every drop is counted by reason.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -52,7 +53,7 @@ def reason(record: Interleaved, limits: Limits, judge: Judge | None = None) -> s
         return "images_few"
     if len(images) > limits.max_images:
         return "images_many"
-    for first, second in zip(images, images[1:], strict=False):
+    for first, second in itertools.pairwise(images):
         found = similarity(first.pixels, second.pixels)
         if found > limits.max_similarity:
             return "images_equal"
