@@ -1,0 +1,83 @@
+"""A judge behind any OpenAI-compatible endpoint: one aspect of one record, scored from 0 to 5.
+
+The four aspects and the scale are those of InterleavedBench (arXiv 2406.14643); the wording of the prompts is ours.
+"""
+
+import base64
+import io
+import json
+import re
+import urllib.error
+import urllib.request
+from typing import Any
+
+import numpy as np
+
+from moesaic.data.images.records import Interleaved, Judge, Picture
+from moesaic.errors import InputError
+
+ASPECTS = {
+    "text quality": "Is the text correct, clear and fluent, and does it answer what was asked?",
+    "image coherence": "Do the images fit each other in style and in what they show, and does each follow from the one before?",
+    "text-image agreement": "Does each image show what the text around it says?",
+    "helpfulness": "Taken together, are text and images of use to the person who asked?",
+}
+SCALE = "Answer with one whole number from 0 (not at all) to 5 (fully), and nothing else."
+
+
+def endpoint(url: str, model: str, key: str = "", timeout: float = 60.0) -> Judge:
+    """A judge.
+
+    Args:
+        url: base address, to which /chat/completions is added.
+        key: sent as a bearer token when it is not empty.
+
+    The judge raises InputError: the endpoint cannot be reached, or answers without a number.
+    """
+
+    def judge(aspect: str, record: Interleaved) -> float:
+        if aspect not in ASPECTS:
+            raise InputError(f"judge: no aspect '{aspect}'; allowed: {', '.join(ASPECTS)}")
+        body = {"model": model, "temperature": 0, "max_tokens": 8, "messages": _messages(aspect, record)}
+        request = urllib.request.Request(
+            url.rstrip("/") + "/chat/completions",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {}),
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as answer:
+                text = json.load(answer)["choices"][0]["message"]["content"]
+        except (urllib.error.URLError, TimeoutError, ValueError, KeyError, IndexError, TypeError) as error:
+            raise InputError(
+                f"judge: {url} gave no usable answer ({error}); check the address, the model's name and the key"
+            ) from error
+        number = re.search(r"\d+(?:\.\d+)?", str(text))
+        if number is None or not 0 <= float(number[0]) <= 5:
+            raise InputError(
+                f"judge: {model} answered '{str(text)[:60]}' where a number from 0 to 5 was asked for"
+            )
+        return float(number[0])
+
+    return judge
+
+
+def _messages(aspect: str, record: Interleaved) -> list[dict[str, Any]]:
+    content: list[dict[str, Any]] = [
+        {"type": "text", "text": f"{ASPECTS[aspect]} {SCALE}\n\nThe conversation:"}
+    ]
+    for turn in record:
+        content.append({"type": "text", "text": f"\n{turn.role}: "})
+        for part in turn.parts:
+            if isinstance(part, Picture):
+                content.append({"type": "image_url", "image_url": {"url": _data_url(part.pixels)}})
+            else:
+                content.append({"type": "text", "text": part})
+    return [{"role": "user", "content": content}]
+
+
+def _data_url(pixels: np.ndarray) -> str:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray((pixels * 255).round().astype(np.uint8)).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
