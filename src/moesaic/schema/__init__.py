@@ -1,0 +1,79 @@
+"""Every configuration key: type, default, allowed range and one line of help. The JSON schema and the docs come from here."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from moesaic.schema.base import Count, Strict
+from moesaic.schema.data import (
+    Chat,
+    ChatSource,
+    Clean,
+    Data,
+    HubDataset,
+    LocalFiles,
+    Location,
+    Maths,
+    PackageFile,
+    PythonLibrary,
+    Science,
+    Source,
+    Temporal,
+)
+from moesaic.schema.depth import Depth, Expand, Skip
+from moesaic.schema.evaluate import Evaluate, Track
+from moesaic.schema.experts import Experts, layer_numbers
+from moesaic.schema.model import Model
+from moesaic.schema.preference import Preference
+from moesaic.schema.teaching import Distill, LossOptions, Offline, Pretrain, Student
+from moesaic.schema.training import Mixture
+from moesaic.schema.tune import Tune
+
+__all__ = [
+    "Chat", "ChatSource", "Clean", "Config", "Data", "Depth", "Distill", "Evaluate", "Expand", "Experts", "HubDataset", "LocalFiles", "Location", "LossOptions", "Maths", "Mixture", "Model", "Offline", "PackageFile", "Preference", "Pretrain", "PythonLibrary", "Science", "Skip", "Source", "Stage", "Student", "Temporal", "Track", "Tune", "layer_numbers",
+]  # fmt: skip
+
+Stage = Literal["construct", "pretrain", "tune", "preference", "distill"]
+
+
+class Config(Strict):
+    """A whole run."""
+
+    name: str = "default"
+    """Name of the run in MLflow and in the report."""
+    seed: Count = 0
+    """Every random choice follows from it."""
+    stages: list[Stage] = ["construct", "pretrain", "tune", "distill"]
+    """Stages to run, in this order; construct is always first."""
+    model: Model
+    data: Data
+    experts: Experts = Experts()
+    pretrain: Pretrain = Pretrain()
+    tune: Tune = Tune()
+    preference: Preference = Preference()
+    distill: Distill = Distill()
+    variants: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    """Named variants; each overrides keys of experts, pretrain, tune, preference or distill."""
+    evaluate: Evaluate = Evaluate()
+    track: Track = Track()
+
+    @model_validator(mode="after")
+    def _stages_in_order(self) -> "Config":
+        order = ["construct", "pretrain", "tune", "preference", "distill"]
+        if (
+            not self.stages
+            or self.stages[0] != "construct"
+            or self.stages != sorted(set(self.stages), key=order.index)
+        ):
+            raise ValueError(
+                f"stages must start with construct and keep the order {order}, each at most once"
+            )
+        if "temporal" in self.evaluate.suites and self.data.temporal is None:
+            raise ValueError("evaluate.suites: temporal needs data.temporal; {} takes its defaults")
+        if "science" in self.evaluate.suites and self.data.science is None:
+            raise ValueError("evaluate.suites: science needs data.science; {} takes its defaults")
+        if "preference" in self.stages and self.data.temporal is None:
+            raise ValueError(
+                "stages: preference samples answers to questions about time and needs data.temporal; {} takes its defaults"
+            )
+        return self

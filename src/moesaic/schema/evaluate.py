@@ -1,0 +1,33 @@
+"""Evaluation and tracking."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from moesaic.schema.base import Count, Positive, Strict
+
+
+class Evaluate(Strict):
+    tasks: list[str] = ["openbookqa_local", "piqa_local", "commonsenseqa_local"]
+    """Tasks of the built-in suite or any lm-evaluation-harness task."""
+    suites: list[Literal["temporal", "science"]] = []
+    """Suites of ours beside the tasks. temporal: the questions of data.temporal, by kind and by task; science: those of data.science, by split."""
+    temporal_shots: Annotated[list[Count], Field(min_length=1)] = [0]
+    """Examples in the prompts of the temporal suite; it is run once for each number, e.g. [0, 5]."""
+    include_path: str | None = None
+    """Folder of your own lm-eval task files."""
+    items: Positive | None = None
+    """Items per task (the first ones); null: all."""
+    shots: Count = 0
+    blocks: Positive | None = None
+    """Validation blocks per domain; null: all."""
+    batch: Positive = 8
+    """Sequences per forward pass."""
+    bootstrap: Annotated[int, Field(ge=100)] = 1000
+    """Resamples for the 95 % intervals."""
+
+
+class Track(Strict):
+    uri: str = "sqlite:///mlflow.db"
+    """MLflow tracking URI. With http(s) metrics are streamed while training."""
+    experiment: str = "moesaic"

@@ -1,0 +1,44 @@
+"""The dense parent."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from moesaic.schema.base import Strict
+from moesaic.schema.data import PackageFile
+
+
+class ModelFolder(Strict):
+    kind: Literal["folder"]
+    path: str
+    """A folder in Hugging Face format (config.json, *.safetensors, tokenizer)."""
+
+
+class ModelGguf(Strict):
+    kind: Literal["gguf"]
+    path: str
+    """A GGUF file; quantised tensors are dequantised."""
+
+
+class ModelHub(Strict):
+    kind: Literal["hub"]
+    repository: str
+    """Model id, e.g. meta-llama/Llama-3.2-1B."""
+    revision: str | None = None
+    """Commit or tag; pin it for a reproducible run."""
+
+
+ModelSource = Annotated[PackageFile | ModelFolder | ModelGguf | ModelHub, Field(discriminator="kind")]
+
+
+class Model(Strict):
+    at: ModelSource
+    """Where the dense parent is: any LLaMA-shaped decoder."""
+    tokenizer: str | None = None
+    """Folder of a tokenizer that belongs to the model, when it lies elsewhere."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Weights on disk and in memory. On CPUs without native bfloat16, float32 is about 150 times faster."""
+    chat_template: str | None = None
+    """A Jinja chat template file, for parents without one."""
+    shape: dict[str, Any] | None = None
+    """Fields of the parent's config.json (hidden_size, intermediate_size, num_hidden_layers, ...), for `moesaic plan` where the parent is out of reach."""
