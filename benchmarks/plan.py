@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from moesaic import plan
 from moesaic.experts import sizes
 from moesaic.model import families
 from moesaic.schema import Experts, Pretrain
+from moesaic.train import memory
 from moesaic.train.engine import build
 from moesaic.train.objectives import Trainee, Weights
 from moesaic.train.streams import Row, collate
@@ -39,7 +39,7 @@ LENGTH = 512
 
 def peak_gb() -> float:
     """Highest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / plan.BILLION
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / memory.BILLION
 
 
 def one(parent: Path, settings: dict[str, Any]) -> dict[str, float]:
@@ -69,7 +69,7 @@ def one(parent: Path, settings: dict[str, Any]) -> dict[str, float]:
             engine.forward_backward(batch, last=True)
         engine.step(step)
     measured = peak_gb()
-    predicted = plan.memory(training, *shells, LENGTH, 1, mixed=False, base_gb=base)
+    predicted = memory.memory(training, *shells, LENGTH, 1, mixed=False, base_gb=base)
     return {"predicted": predicted["total"], "measured": measured}
 
 

@@ -10,6 +10,7 @@ from moesaic import config, plan
 from moesaic.errors import InputError
 from moesaic.model import families
 from moesaic.schema import Pretrain
+from moesaic.train import memory
 
 ROOT = Path(__file__).parents[1]
 MACHINE = plan.Hardware("A100", 112, 0.3, 1.5)
@@ -17,7 +18,9 @@ MACHINE = plan.Hardware("A100", 112, 0.3, 1.5)
 
 @pytest.mark.parametrize(("name", "active"), [("4of16", "3.49B"), ("2of8", "3.49B"), ("2of16", "2.95B")])
 def test_llama_moe_has_the_published_sizes(name, active, monkeypatch):
-    monkeypatch.setattr(plan, "saved_bytes", lambda *_: (1e5, 1e4))  # counting a 7B layer takes half a minute
+    monkeypatch.setattr(
+        memory, "saved_bytes", lambda *_: (1e5, 1e4)
+    )  # counting a 7B layer takes half a minute
     loaded = config.load(ROOT / "config" / "recipes" / f"llama-moe-3.5b-{name}.yaml")
     plans = plan.make(loaded, MACHINE)
     page = plan.text(plans, MACHINE)
@@ -39,7 +42,7 @@ def test_flops_are_six_a_weight_and_the_attention(tmp_path):
 def test_what_autograd_keeps_is_counted(tmp_path):
     """Per token and layer, on another number of tokens and layers than the planner looks at."""
     model = tiny_moe(tmp_path, tiny_llama(num_hidden_layers=5), shared=32).model
-    per_token, fixed = plan.saved_bytes(model.config, type(model), mixed=False)
+    per_token, fixed = memory.saved_bytes(model.config, type(model), mixed=False)
     kept: dict[int, int] = {}
     owned = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
@@ -62,7 +65,7 @@ def test_memory_follows_the_settings(tmp_path):
         own = Pretrain(**{"batch": 8, "micro_batch": 4, **settings}).model_dump(mode="json")
         if own["engine"]["kind"] == "deepspeed":
             own["engine"]["json"] = {"zero_optimization": {"stage": int(own["engine"]["deepspeed"][4])}}
-        return plan.memory(own, model, model, 64, ranks, mixed=False, base_gb=0.0)
+        return memory.memory(own, model, model, 64, ranks, mixed=False, base_gb=0.0)
 
     plain = memory()
     assert plain["weights"] * 2 == pytest.approx(plain["optimizer"])

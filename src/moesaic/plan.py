@@ -7,7 +7,6 @@ is run on a few tokens, and what autograd keeps for the backward pass is counted
 """
 
 import copy
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,8 @@ from moesaic.flow import paths
 from moesaic.model import depth, families, size
 from moesaic.model.depth import skip
 from moesaic.schema import Config
-from moesaic.train import chunked, hardware
+from moesaic.train import hardware, memory
+from moesaic.train.memory import BILLION
 
 GPU_MEMORY_GB = {
     "A100": 80.0,
@@ -35,11 +35,6 @@ GPU_MEMORY_GB = {
     "B200": 192.0,
 }
 """Of the largest common variant, GB (10^9 bytes)."""
-PROBE_TOKENS = 32
-BILLION = 1e9
-DEPTH_KEYS = ("num_hidden_layers", "layer_types", "inserted_layers")
-"""What may differ between two configurations whose layers keep as much."""
-_SAVED: dict[tuple[str, str, bool], tuple[float, float]] = {}
 
 
 @dataclass(frozen=True)
@@ -226,7 +221,7 @@ def _stage(
     if settings.get("teacher") == "dense" and settings["offline"] is None:
         flops += float(tokens) * flops_per_token(dense, length, training=False)
     stage = Stage(name, settings["steps"], tokens, flops)
-    stage.memory_gb = memory(settings, moe, dense, length, machine.gpus)
+    stage.memory_gb = memory.memory(settings, moe, dense, length, machine.gpus)
     return stage
 
 
@@ -237,107 +232,6 @@ def flops_per_token(model: Any, length: int, training: bool) -> float:
     heads = config.num_attention_heads * families.base.head_dim(config)
     scores = 2 * 2 * config.num_hidden_layers * heads * length / 2
     return counted.flops_per_token(training) - (6 if training else 2) * idle + (3 if training else 1) * scores
-
-
-def memory(
-    settings: Mapping[str, Any],
-    moe: Any,
-    dense: Any,
-    length: int,
-    ranks: int,
-    mixed: bool = True,
-    base_gb: float = 1.0,
-) -> dict[str, float]:
-    """Bytes of one rank in GB, by what they are for.
-
-    Args:
-        moe, dense: the classes, on the meta device. ranks: over which DeepSpeed or FSDP shards. mixed: bfloat16 products, as on a GPU.
-        base_gb: of the process before anything is loaded (CUDA context, libraries).
-    """
-    counted = size.count(moe)
-    frozen = {id(p): p for p in moe.parameters() if not p.requires_grad}
-    if settings["optimizer"]["freeze_embeddings"]:
-        frozen |= {id(m.weight): m.weight for m in (moe.get_input_embeddings(), moe.get_output_embeddings())}
-    trained = counted.total - sum(p.numel() for p in frozen.values())
-    stage = shards(settings)
-    each = moe.dtype.itemsize
-    weights = counted.total * each / (ranks if stage >= 3 else 1)
-    gradients = trained * each / (ranks if stage >= 2 else 1)
-    moments = trained * 2 * each / (ranks if stage >= 1 else 1)
-    tokens = settings["micro_batch"] * length
-    per_token, fixed = saved_bytes(moe.config, type(moe), mixed)
-    layer = tokens * per_token
-    activations = layer * moe.config.num_hidden_layers
-    if settings["engine"]["gradient_checkpointing"]:
-        activations = tokens * moe.config.num_hidden_layers * moe.config.hidden_size * each + layer
-    # of a chunk: logits, their log-softmax, its gradient and that of the logits, in float32; then the head's own gradient
-    head = 0 if settings["optimizer"]["freeze_embeddings"] else moe.config.hidden_size
-    logits = (4 * min(chunked.CHUNK, tokens) + head) * moe.config.vocab_size * 4 + fixed * tokens
-    resident = settings.get("teacher") == "dense" and settings["offline"] is None
-    teacher = size.count(dense).total * dense.dtype.itemsize if resident else 0
-    passes = settings["batch"] // (settings["micro_batch"] * max(1, ranks))
-    # with one pass a step, gradients come as activations go, the last of them beside the first layer's; with several the gradients stay.
-    # the layer that is gone through backwards has gradients of its activations beside them
-    moving = layer + (gradients + activations if passes > 1 else max(gradients + layer, activations))
-    found = {
-        "weights": weights, "gradients": gradients, "optimizer": moments, "activations": activations, "logits": logits, "teacher": teacher,
-        "base": base_gb * BILLION,
-    }  # fmt: skip
-    found["total"] = weights + moments + moving + logits + teacher + base_gb * BILLION
-    return {name: value / BILLION for name, value in found.items()}
-
-
-def shards(settings: Mapping[str, Any]) -> int:
-    """ZeRO stage of the stage's engine; 0: everything is on every rank."""
-    engine = settings["engine"]
-    if engine["kind"] == "fsdp":
-        return 3
-    return int(engine["json"]["zero_optimization"]["stage"]) if engine["kind"] == "deepspeed" else 0
-
-
-def saved_bytes(config: Any, kind: Any, mixed: bool) -> tuple[float, float]:
-    """Bytes per token that autograd keeps for one decoder layer, and outside of the layers.
-
-    Counted on the real class with one and with two layers and a small vocabulary, on a few tokens.
-    """
-    shape = {key: value for key, value in config.to_dict().items() if key not in DEPTH_KEYS}
-    key = (kind.__name__, json.dumps(shape, sort_keys=True, default=str), mixed)
-    if key in _SAVED:
-        return _SAVED[key]
-    kept = []
-    for layers in (1, 2):
-        small = copy.deepcopy(config)
-        small.num_hidden_layers, small.vocab_size, small.pad_token_id = layers, 64, None
-        if getattr(small, "first_k_dense_replace", None):
-            small.first_k_dense_replace = 0
-        small.dtype = torch.float32
-        kept.append(_kept(kind(small).float(), mixed))
-    _SAVED[key] = (kept[1] - kept[0], 2 * kept[0] - kept[1])
-    return _SAVED[key]
-
-
-def _kept(model: Any, mixed: bool) -> float:
-    """Bytes per token of the tensors that autograd keeps, parameters left out."""
-    owned = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    seen: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in owned:
-            seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    ids = torch.arange(PROBE_TOKENS)[None] % 64
-    alive = []
-    with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16, enabled=mixed),
-    ):
-        alive.append(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
-    if mixed:  # bfloat16 copies of the weights are kept too, but once per layer and not per token
-        weights = {p.numel() * 2 for p in model.parameters()}
-        seen = {place: count for place, count in seen.items() if count not in weights}
-    return sum(seen.values()) / PROBE_TOKENS
 
 
 def text(plans: list[Plan], machine: Hardware) -> str:
