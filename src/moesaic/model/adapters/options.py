@@ -18,7 +18,7 @@ class Options:
     image_rank: int | None = None
     """Rank of the image branch; None: the same."""
     alpha: float = 16.0
-    kernel: str = "depthwise"
+    kernel: str = "plain"
     """plain, depthwise, analytic or mosaic."""
     size: int = 3
     """Taps on a side."""
