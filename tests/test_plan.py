@@ -61,22 +61,22 @@ def test_what_autograd_keeps_is_counted(tmp_path):
 def test_memory_follows_the_settings(tmp_path):
     model = tiny_moe(tmp_path, shared=32).model
 
-    def memory(ranks=1, **settings):
+    def planned(ranks=1, **settings):
         own = Pretrain(**{"batch": 8, "micro_batch": 4, **settings}).model_dump(mode="json")
         if own["engine"]["kind"] == "deepspeed":
             own["engine"]["json"] = {"zero_optimization": {"stage": int(own["engine"]["deepspeed"][4])}}
         return memory.memory(own, model, model, 64, ranks, mixed=False, base_gb=0.0)
 
-    plain = memory()
+    plain = planned()
     assert plain["weights"] * 2 == pytest.approx(plain["optimizer"])
-    assert memory(micro_batch=2)["activations"] == pytest.approx(plain["activations"] / 2)
-    assert memory(engine={"gradient_checkpointing": True})["activations"] < plain["activations"] / 2
-    assert memory(optimizer={"freeze_embeddings": True})["gradients"] < plain["gradients"]
+    assert planned(micro_batch=2)["activations"] == pytest.approx(plain["activations"] / 2)
+    assert planned(engine={"gradient_checkpointing": True})["activations"] < plain["activations"] / 2
+    assert planned(optimizer={"freeze_embeddings": True})["gradients"] < plain["gradients"]
     for stage in (1, 2, 3):
-        found = memory(4, engine={"kind": "deepspeed", "deepspeed": f"zero{stage}.json"})
+        found = planned(4, engine={"kind": "deepspeed", "deepspeed": f"zero{stage}.json"})
         for name, since in (("optimizer", 1), ("gradients", 2), ("weights", 3)):
             assert found[name] == pytest.approx(plain[name] / (4 if stage >= since else 1)), (stage, name)
-    assert memory(teacher="dense")["teacher"] == plain["weights"]
+    assert planned(teacher="dense")["teacher"] == plain["weights"]
 
 
 def test_what_cannot_be_planned_is_said(tmp_path, monkeypatch):
