@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from moesaic.distill.losses import PAIRS, dpkd_guarded
+from moesaic.train.pair_losses import Pairs
 
 
 def pairs(count=6, seed=0, dtype=torch.float64):
@@ -44,7 +45,7 @@ def dpo(
 
 def test_dpkd_is_dpo_with_the_teacher_as_reference():
     given = pairs()
-    found, statistics = PAIRS["dpkd"](*given, {"beta": 0.7})
+    found, statistics = PAIRS["dpkd"](Pairs(*given), {"beta": 0.7})
     np.testing.assert_allclose(found.numpy(), dpo(*(x.tolist() for x in given), 0.7), rtol=1e-10)
     assert ((statistics["margin"] > 0).float() == statistics["accuracy"]).all()
     assert not statistics["margin"].requires_grad
@@ -55,7 +56,7 @@ def test_gradient_agrees_with_finite_differences(name):
     chosen, rejected, *rest = pairs()
     settings = {"beta": 0.5, "anchor": 0.3, "floor": 0.4, "clip": 0.2}
     assert torch.autograd.gradcheck(
-        lambda a, b: PAIRS[name](a, b, *rest, settings)[0],
+        lambda a, b: PAIRS[name](Pairs(a, b, *rest), settings)[0],
         (chosen.requires_grad_(), rejected.requires_grad_()),
     )
 
@@ -64,7 +65,7 @@ def test_the_sign_that_the_paper_prints_wrong():
     """d loss / d log q(y_t) = -beta / |y_t| s(-margin): the weight falls as the margin grows. With the printed sign it would rise."""
     given = pairs()
     given[0].requires_grad_()
-    found, statistics = PAIRS["dpkd"](*given, {"beta": 2.0})
+    found, statistics = PAIRS["dpkd"](Pairs(*given), {"beta": 2.0})
     (grad,) = torch.autograd.grad(found.sum(), given[0])
     margin, length = statistics["margin"], given[4]
     torch.testing.assert_close(grad, -2.0 / length * torch.sigmoid(-margin))
@@ -79,14 +80,14 @@ def test_the_sign_that_the_paper_prints_wrong():
 def test_signs_and_half_precision(name):
     chosen, rejected, *rest = pairs()
     loss, _ = PAIRS[name](
-        chosen.requires_grad_(), rejected.requires_grad_(), *rest, {"beta": 0.5, "clip": 100.0}
+        Pairs(chosen.requires_grad_(), rejected.requires_grad_(), *rest), {"beta": 0.5, "clip": 100.0}
     )
     to_chosen, to_rejected = torch.autograd.grad(loss.sum(), (chosen, rejected))
     assert (to_chosen < 0).all(), "more of the teacher's text"
     assert (to_rejected > 0).all(), "less of the student's"
     half = [x.detach().bfloat16() for x in (chosen, rejected, *rest)]
-    found, _ = PAIRS[name](*half, {"beta": 0.5})
-    exact, _ = PAIRS[name](*(x.double() for x in half), {"beta": 0.5})
+    found, _ = PAIRS[name](Pairs(*half), {"beta": 0.5})
+    exact, _ = PAIRS[name](Pairs(*(x.double() for x in half)), {"beta": 0.5})
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-6)
 
@@ -94,7 +95,7 @@ def test_signs_and_half_precision(name):
 def test_equal_student_and_teacher_have_margin_zero():
     chosen, rejected, _, _, *lengths = pairs()
     for name in ("dpkd", "dpkd-token"):
-        loss, statistics = PAIRS[name](chosen, rejected, chosen, rejected, *lengths, {"beta": 0.5})
+        loss, statistics = PAIRS[name](Pairs(chosen, rejected, chosen, rejected, *lengths), {"beta": 0.5})
         assert (statistics["margin"] == 0).all()
         torch.testing.assert_close(loss, torch.full_like(loss, math.log(2)))
 
@@ -103,7 +104,9 @@ def test_a_clipped_pair_pulls_no_more_but_keeps_its_anchor():
     values = [torch.tensor([value], dtype=torch.float64) for value in (-5.0, -90.0, -20.0, -20.0, 10.0, 10.0)]
     values[0].requires_grad_()
     values[1].requires_grad_()
-    loss, statistics = PAIRS["dpkd-guarded"](*values, {"beta": 1.0, "clip": 2.0, "anchor": 0.3, "floor": 0.0})
+    loss, statistics = PAIRS["dpkd-guarded"](
+        Pairs(*values), {"beta": 1.0, "clip": 2.0, "anchor": 0.3, "floor": 0.0}
+    )
     to_chosen, to_rejected = torch.autograd.grad(loss.sum(), values[:2])
     assert float(statistics["clipped"]) == 1.0
     assert float(to_rejected) == 0.0
@@ -114,12 +117,13 @@ def test_a_clipped_pair_pulls_no_more_but_keeps_its_anchor():
 def test_the_floor_counts_only_what_is_missing():
     below = [torch.tensor([value]) for value in (-30.0, -20.0, -20.0, -20.0, 10.0, 10.0)]
     own = {"anchor": 0.0, "floor": 1.0, "clip": 100.0}
-    found, _ = PAIRS["dpkd-guarded"](*below, own)
-    without, _ = PAIRS["dpkd-guarded"](*below, own | {"floor": 0.0})
+    found, _ = PAIRS["dpkd-guarded"](Pairs(*below), own)
+    without, _ = PAIRS["dpkd-guarded"](Pairs(*below), own | {"floor": 0.0})
     assert float(found - without) == pytest.approx(1.0)
     above = [torch.tensor([-10.0]), *below[1:]]
     assert torch.equal(
-        PAIRS["dpkd-guarded"](*above, own)[0], PAIRS["dpkd-guarded"](*above, own | {"floor": 0.0})[0]
+        PAIRS["dpkd-guarded"](Pairs(*above), own)[0],
+        PAIRS["dpkd-guarded"](Pairs(*above), own | {"floor": 0.0})[0],
     )
 
 
@@ -137,7 +141,7 @@ def collapse(name, refresh, steps=400, settings=None):
     for _ in range(steps):
         log_q = logits.log_softmax(0)
         loss, statistics = PAIRS[name](
-            log_q[chosen], log_q[rejected], log_p[chosen], log_p[rejected], one, one, own
+            Pairs(log_q[chosen], log_q[rejected], log_p[chosen], log_p[rejected], one, one), own
         )
         start = float(statistics["student_of_student_text"].mean()) if since == 0 else start
         said = said or alarm.check(statistics)

@@ -1,8 +1,8 @@
 """Distillation losses by their names in the configuration.
 
 `METHODS` work on single positions (base.Method); the trainer computes them chunk by chunk (train/chunked.py), so that full logits are never held.
-`PAIRS` work on sequence log-probabilities: (policy_chosen_B, policy_rejected_B, ref_chosen_B, ref_rejected_B, length_chosen_B, length_rejected_B,
-settings) -> (loss_B, statistics), chosen the teacher's text, rejected the student's, the reference model the teacher.
+`PAIRS` work on sequence log-probabilities: (pair_losses.Pairs, settings) -> (loss_B, statistics), chosen the teacher's text, rejected the student's,
+the reference model the teacher.
 """
 
 from collections.abc import Callable

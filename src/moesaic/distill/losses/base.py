@@ -51,13 +51,10 @@ class Method:
     """False: it needs the teacher's probability of every token, which a top-k cache does not have."""
 
 
-def accurate(log_q_NC: Tensor, log_p_NC: Tensor) -> tuple[Tensor, Tensor]:
-    """Half precision as float32: sums over a vocabulary lose whole digits in bfloat16."""
+def accurate(*values: Tensor) -> tuple[Tensor, ...]:
+    """Half precision as float32: sums over a vocabulary, or over an answer's tokens, lose whole digits in bfloat16."""
     half = (torch.bfloat16, torch.float16)
-    return (
-        log_q_NC.float() if log_q_NC.dtype in half else log_q_NC,
-        log_p_NC.float() if log_p_NC.dtype in half else log_p_NC,
-    )
+    return tuple(value.float() if value.dtype in half else value for value in values)
 
 
 def kl(log_a_NC: Tensor, log_b_NC: Tensor, weight_NS: Tensor | None = None) -> Tensor:

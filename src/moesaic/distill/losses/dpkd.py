@@ -21,68 +21,42 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from moesaic.distill.losses.base import accurate
+from moesaic.train.pair_losses import Pairs, log_ratios
+
 DEFAULTS: dict[str, Any] = {"beta": 0.1, "length_normalised": True}
 """beta: of the released script; the paper names none."""
 
 Statistics = dict[str, Tensor]
 
 
-def rewards(
-    policy_B: Tensor, reference_B: Tensor, length_B: Tensor, beta: float, length_normalised: bool
-) -> Tensor:
-    """beta (log q - log p), per token where `length_normalised` [B]."""
-    gap_B = (
-        policy_B.float() - reference_B.float() if policy_B.dtype != torch.float64 else policy_B - reference_B
-    )
-    return beta * gap_B / length_B if length_normalised else beta * gap_B
+def compare(pairs: Pairs, beta: float, length_normalised: bool) -> tuple[Tensor, Tensor, Statistics]:
+    """Rewards beta (log q - log p) of the teacher's and of the student's text [B], per token where `length_normalised`, and what to log of each pair.
 
-
-def statistics(
-    policy_chosen_B: Tensor,
-    policy_rejected_B: Tensor,
-    ref_chosen_B: Tensor,
-    ref_rejected_B: Tensor,
-    length_chosen_B: Tensor,
-    length_rejected_B: Tensor,
-    reward_chosen_B: Tensor,
-    reward_rejected_B: Tensor,
-) -> Statistics:
-    """What to log of each pair, without gradient [B]: log-probabilities are means per token, rewards and margin as the loss sees them."""
+    Statistics are without gradient [B]: log-probabilities are means per token, rewards and margin as the loss sees them.
+    """
+    chosen_B, rejected_B = (beta * ratio_B for ratio_B in log_ratios(pairs, length_normalised))
     with torch.no_grad():
-        margin_B = reward_chosen_B - reward_rejected_B
-        return {
-            "margin": margin_B.detach(),
+        margin_B = chosen_B - rejected_B
+        found = {
+            "margin": margin_B,
             "accuracy": (margin_B > 0).float(),
-            "reward_chosen": reward_chosen_B.detach(),
-            "reward_rejected": reward_rejected_B.detach(),
-            "student_of_teacher_text": (policy_chosen_B / length_chosen_B).detach(),
-            "student_of_student_text": (policy_rejected_B / length_rejected_B).detach(),
-            "teacher_of_teacher_text": ref_chosen_B / length_chosen_B,
-            "teacher_of_student_text": ref_rejected_B / length_rejected_B,
+            "reward_chosen": chosen_B.detach(),
+            "reward_rejected": rejected_B.detach(),
+            "student_of_teacher_text": pairs.policy_chosen_B / pairs.length_chosen_B,
+            "student_of_student_text": pairs.policy_rejected_B / pairs.length_rejected_B,
+            "teacher_of_teacher_text": pairs.ref_chosen_B / pairs.length_chosen_B,
+            "teacher_of_student_text": pairs.ref_rejected_B / pairs.length_rejected_B,
         }
+    return chosen_B, rejected_B, found
 
 
-def loss(
-    policy_chosen_B: Tensor,
-    policy_rejected_B: Tensor,
-    ref_chosen_B: Tensor,
-    ref_rejected_B: Tensor,
-    length_chosen_B: Tensor,
-    length_rejected_B: Tensor,
-    settings: Mapping[str, Any],
-) -> tuple[Tensor, Statistics]:
+def loss(pairs: Pairs, settings: Mapping[str, Any]) -> tuple[Tensor, Statistics]:
     """The loss of each pair, and what to log.
 
     Args:
-        policy_chosen_B, policy_rejected_B: log q of teacher text and of student text, summed over the answer's tokens.
-        ref_chosen_B, ref_rejected_B: log p of the same. length_chosen_B, length_rejected_B: answer tokens. settings: see DEFAULTS.
+        pairs: chosen is the teacher's text, rejected the student's; policy is the student, reference the teacher. settings: see DEFAULTS.
     """
     own = DEFAULTS | dict(settings)
-    chosen_B = rewards(policy_chosen_B, ref_chosen_B, length_chosen_B, own["beta"], own["length_normalised"])
-    rejected_B = rewards(
-        policy_rejected_B, ref_rejected_B, length_rejected_B, own["beta"], own["length_normalised"]
-    )
-    found = statistics(
-        policy_chosen_B, policy_rejected_B, ref_chosen_B, ref_rejected_B, length_chosen_B, length_rejected_B, chosen_B, rejected_B
-    )  # fmt: skip
+    chosen_B, rejected_B, found = compare(Pairs(*accurate(*pairs)), own["beta"], own["length_normalised"])
     return -functional.logsigmoid(chosen_B - rejected_B), found

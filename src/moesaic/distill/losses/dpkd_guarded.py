@@ -15,11 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
 from moesaic.distill.losses import dpkd
+from moesaic.distill.losses.base import accurate
+from moesaic.train.pair_losses import Pairs, log_ratios
 
 DEFAULTS: dict[str, Any] = {
     "beta": 0.1, "length_normalised": True, "anchor": 0.2, "floor": 0.0, "clip": 2.0, "refresh_every": 100, "refresh_drop": 1.0,
@@ -29,27 +30,15 @@ DEFAULTS: dict[str, Any] = {
 student's own text has lost since it was sampled; alarm_patience: steps in a row."""
 
 
-def loss(
-    policy_chosen_B: Tensor,
-    policy_rejected_B: Tensor,
-    ref_chosen_B: Tensor,
-    ref_rejected_B: Tensor,
-    length_chosen_B: Tensor,
-    length_rejected_B: Tensor,
-    settings: Mapping[str, Any],
-) -> tuple[Tensor, dpkd.Statistics]:
+def loss(pairs: Pairs, settings: Mapping[str, Any]) -> tuple[Tensor, dpkd.Statistics]:
     """-log s(min(margin, clip)) + anchor * (-log q(y_t) / |y_t|) + floor * max(0, log p(y_t) - log q(y_t)) / |y_t|; arguments as in dpkd.loss."""
     own = DEFAULTS | dict(settings)
-    scale = (own["beta"], own["length_normalised"])
-    chosen_B = dpkd.rewards(policy_chosen_B, ref_chosen_B, length_chosen_B, *scale)
-    rejected_B = dpkd.rewards(policy_rejected_B, ref_rejected_B, length_rejected_B, *scale)
-    found = dpkd.statistics(
-        policy_chosen_B, policy_rejected_B, ref_chosen_B, ref_rejected_B, length_chosen_B, length_rejected_B, chosen_B, rejected_B
-    )  # fmt: skip
+    pairs = Pairs(*accurate(*pairs))
+    chosen_B, rejected_B, found = dpkd.compare(pairs, own["beta"], own["length_normalised"])
     margin_B = chosen_B - rejected_B
     preference_B = -functional.logsigmoid(margin_B.clamp(max=own["clip"]))
-    behind_B = dpkd.rewards(policy_chosen_B, ref_chosen_B, length_chosen_B, 1.0, True)
-    nll_B = -dpkd.rewards(policy_chosen_B, torch.zeros_like(ref_chosen_B), length_chosen_B, 1.0, True)
+    nll_B = -pairs.policy_chosen_B / pairs.length_chosen_B
+    behind_B, _ = log_ratios(pairs, True)
     shortfall_B = (-behind_B).clamp_min(0.0)
     found |= {
         "preference": preference_B.detach(),

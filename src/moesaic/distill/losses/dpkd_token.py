@@ -15,6 +15,7 @@ from torch import Tensor
 
 from moesaic.distill.losses import dpkd
 from moesaic.distill.losses.base import Method, Text, accurate
+from moesaic.train.pair_losses import Pairs
 
 DEFAULTS: dict[str, Any] = {"beta": 0.1}
 
@@ -28,26 +29,15 @@ def loss(log_q_NC: Tensor, log_p_NC: Tensor, text: Text, options: Mapping[str, A
         return log_NC.gather(1, index_N1)[:, 0]
 
     one_N = log_q_NC.new_ones(len(log_q_NC))
-    found, _ = pairs(
-        at(log_q_NC, theirs_N1), at(log_q_NC, own_N1), at(log_p_NC, theirs_N1), at(log_p_NC, own_N1), one_N, one_N, options["dpkd_token"]
+    texts = Pairs(
+        at(log_q_NC, theirs_N1), at(log_q_NC, own_N1), at(log_p_NC, theirs_N1), at(log_p_NC, own_N1), one_N, one_N
     )  # fmt: skip
-    return found
+    return pairs(texts, options["dpkd_token"])[0]
 
 
-def pairs(
-    policy_chosen_B: Tensor,
-    policy_rejected_B: Tensor,
-    ref_chosen_B: Tensor,
-    ref_rejected_B: Tensor,
-    length_chosen_B: Tensor,
-    length_rejected_B: Tensor,
-    settings: Mapping[str, Any],
-) -> tuple[Tensor, dpkd.Statistics]:
+def pairs(texts: Pairs, settings: Mapping[str, Any]) -> tuple[Tensor, dpkd.Statistics]:
     """The same on any pairs (see dpkd.loss): no length normalisation. A pair here is a position, its two texts are one token each."""
-    own = DEFAULTS | dict(settings) | {"length_normalised": False}
-    return dpkd.loss(
-        policy_chosen_B, policy_rejected_B, ref_chosen_B, ref_rejected_B, length_chosen_B, length_rejected_B, own
-    )  # fmt: skip
+    return dpkd.loss(texts, DEFAULTS | dict(settings) | {"length_normalised": False})
 
 
 METHOD = Method(loss, offline=False)

@@ -17,7 +17,8 @@ def divergence(
 
 def loss(log_q_NC: Tensor, log_p_NC: Tensor, text: Text, options: Mapping[str, Any]) -> Tensor:
     """The divergence with a fixed alpha. Options: skew.alpha."""
-    return divergence(*accurate(log_q_NC, log_p_NC), options["skew"]["alpha"], text.weight_NS)
+    log_q_NC, log_p_NC = accurate(log_q_NC, log_p_NC)
+    return divergence(log_q_NC, log_p_NC, options["skew"]["alpha"], text.weight_NS)
 
 
 METHOD = Method(loss)
