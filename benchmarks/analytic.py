@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moesaic.data import fetch
+from moesaic.flow import metrics
 from moesaic.model.adapters import fit, pictures
 from moesaic.model.adapters.analytic import AnalyticConv2d
 from moesaic.model.adapters.functions import METHODS
@@ -163,14 +164,16 @@ def main() -> None:
     for data in arguments.data:
         for seed in range(arguments.seeds):
             for name in LAYERS:
-                done = [json.loads(line) for line in arguments.out.read_text().splitlines()]
-                if any((r["data"], r["layer"], r["seed"]) == (data, name, seed) for r in done):
+                if any(
+                    (r["data"], r["layer"], r["seed"]) == (data, name, seed)
+                    for r in metrics.read(arguments.out)
+                ):
                     continue
                 made = row(data, name, seed, arguments)
                 with arguments.out.open("a") as file:
                     file.write(json.dumps(made) + "\n")
                 print(made, flush=True)
-    print(table([json.loads(line) for line in arguments.out.read_text().splitlines()]))
+    print(table(list(metrics.read(arguments.out))))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import torch
 
 from moesaic.data import packed
 from moesaic.experts import calibration, construct
-from moesaic.flow import manifest
+from moesaic.flow import manifest, metrics
 from moesaic.model import families, load
 from moesaic.model.lazy import LazyModel
 from moesaic.schema import Experts
@@ -153,11 +153,6 @@ def train_one(arguments: Any, name: str, seed: int, place: Path) -> dict[str, An
     return out | {"curve": curve}
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
-    """Finished rows."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown, mean over the seeds; loss beside that without balancing in the same architecture and seed."""
     lines = [
@@ -211,7 +206,7 @@ def main() -> None:
     for seed in range(arguments.seeds):
         for name in arguments.methods:
             wanted = {"method": name, "seed": seed, **{key: getattr(arguments, key) for key in KEYS}}
-            if any(wanted.items() <= row.items() for row in rows(arguments.out)):
+            if any(wanted.items() <= row.items() for row in metrics.read(arguments.out)):
                 continue
             with tempfile.TemporaryDirectory(prefix="balance-") as place:
                 made = train_one(arguments, name, seed, Path(place))
@@ -221,7 +216,7 @@ def main() -> None:
                 {key: value for key, value in made.items() if key != "curve"}, made["curve"][::8], flush=True
             )
     chosen = {key: getattr(arguments, key) for key in KEYS}
-    print(table([row for row in rows(arguments.out) if chosen.items() <= row.items()]))
+    print(table([row for row in metrics.read(arguments.out) if chosen.items() <= row.items()]))
 
 
 if __name__ == "__main__":

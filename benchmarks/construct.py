@@ -22,7 +22,7 @@ import torch
 from moesaic.data import packed
 from moesaic.evaluate import likelihood
 from moesaic.experts import calibration, construct, scale
-from moesaic.flow import manifest
+from moesaic.flow import manifest, metrics
 from moesaic.model import families, load
 from moesaic.model.lazy import LazyModel
 from moesaic.schema import Experts
@@ -237,7 +237,7 @@ def main() -> None:
     arguments.out.touch()
     if not arguments.table:
         make(arguments)
-    rows = [json.loads(line) for line in arguments.out.read_text().splitlines()]
+    rows = list(metrics.read(arguments.out))
     for tokens in sorted({item["tokens"] for item in rows}):
         print(f"\n{tokens} calibration tokens\n")
         print(table([item for item in rows if item["tokens"] == tokens]))
@@ -262,7 +262,7 @@ def make(arguments: Any) -> None:
     ]
     wanted = [(seed, 1.0, DENSE) for seed in range(arguments.seeds)] + wanted
     for seed, active, name in wanted:
-        rows = [json.loads(line) for line in arguments.out.read_text().splitlines()]
+        rows = list(metrics.read(arguments.out))
         done = {
             (item["seed"], item["active"], item["method"])
             for item in rows

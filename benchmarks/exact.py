@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from moesaic.experts import calibration, construct, splits
-from moesaic.flow import files, manifest
+from moesaic.flow import files, manifest, metrics
 from moesaic.model import load
 from moesaic.model.lazy import LazyModel
 from moesaic.schema import Experts
@@ -94,7 +94,7 @@ def main() -> None:
     tokens = manifest.read(arguments.results / "prepare" / "tokens")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.touch()
-    rows = [json.loads(line) for line in arguments.out.read_text().splitlines()]
+    rows = list(metrics.read(arguments.out))
     done = {(item["method"], item["shared"], item["other"]) for item in rows}
     for name in splits.METHODS:
         for shared in ROUTED:

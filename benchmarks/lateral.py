@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from moesaic.data.images import codebook
+from moesaic.flow import metrics
 from moesaic.model.adapters import attach
 from moesaic.model.adapters.layout import ImageTokens
 from moesaic.model.adapters.options import Options
@@ -221,7 +222,7 @@ def main() -> None:
     random = np.random.default_rng(0)
     book = codebook.train([scene(random)[0] for _ in range(400)], CODES, PATCH, 0)
     for seed in range(arguments.seeds):
-        done = {(r["arm"], r["seed"]) for r in map(json.loads, arguments.out.read_text().splitlines())}
+        done = {(r["arm"], r["seed"]) for r in metrics.read(arguments.out)}
         wanted = [name for name in arguments.arms if (name, seed) not in done]
         if not wanted:
             continue
@@ -232,7 +233,7 @@ def main() -> None:
             with arguments.out.open("a") as file:
                 file.write(json.dumps(made) + "\n")
             print(made, flush=True)
-    print(table([json.loads(line) for line in arguments.out.read_text().splitlines()]))
+    print(table(list(metrics.read(arguments.out))))
 
 
 if __name__ == "__main__":

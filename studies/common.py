@@ -3,16 +3,18 @@
 import json
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from moesaic.flow import metrics
 
 Row = dict[str, Any]
 
 
 def rows(path: Path) -> list[Row]:
     """Finished rows of a JSON-lines file; none when there is no file yet."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return list(metrics.read(path))
 
 
 def missing(path: Path, wanted: Sequence[Row]) -> list[Row]:
@@ -114,11 +116,3 @@ def dots(
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
-
-
-def run_all(path: Path, wanted: Sequence[Row], make: Callable[[Row], Row]) -> None:
-    """Make the missing rows one after the other."""
-    todo = missing(path, wanted)
-    for number, want in enumerate(todo, start=1):
-        print(f"[{number}/{len(todo)}] {want}", flush=True)
-        append(path, make(want))

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 import torch
 
@@ -170,46 +171,31 @@ def row(arguments: Any, name: str, seed: int) -> dict[str, Any]:
 
 def study(arguments: Any) -> None:
     """All runs that are not in the file yet."""
-    keys = ("loss", "seed", "steps", "batch", "rate")
-    lines = arguments.out.read_text(encoding="utf-8").splitlines() if arguments.out.exists() else []
-    done = {tuple(json.loads(line)[key] for key in keys) for line in lines}
+    same = {key: getattr(arguments, key) for key in ("steps", "batch", "rate")}
     constructed(arguments)
     for seed in arguments.seeds:
         for name in arguments.losses:
             if name == "none" and seed != arguments.seeds[0]:
                 continue  # there is nothing random in it
-            if (name, seed, arguments.steps, arguments.batch, arguments.rate) in done:
+            if not common.missing(arguments.out, [{"loss": name, "seed": seed, **same}]):
                 continue
             made = row(arguments, name, seed)
-            with arguments.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(made) + "\n")
+            common.append(arguments.out, made)
             print(json.dumps(made), flush=True)
 
 
 def table(arguments: Any) -> None:
     """Means over the seeds with Student's 95 % intervals, best held-out text first."""
-    from scipy import stats
-
     runs: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for line in arguments.out.read_text(encoding="utf-8").splitlines():
-        item = json.loads(line)
+    for item in common.rows(arguments.out):
         runs.setdefault((item["loss"], item["steps"]), []).append(item)
     print("| loss | steps | seeds | " + " | ".join(FIGURES) + " |\n|" + "---|" * (3 + len(FIGURES)))
     for (name, steps), items in sorted(
         runs.items(), key=lambda pair: statistics.mean(i["held_out_bits_per_byte"] for i in pair[1])
     ):
-        cells = []
-        for key in FIGURES:
-            values = [item[key] for item in items if item[key] is not None]
-            if not values:
-                cells.append("-")
-                continue
-            half = (
-                stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-                if len(values) > 1
-                else None
-            )
-            cells.append(f"{statistics.mean(values):.4f}" + (f" ± {half:.4f}" if half is not None else ""))
+        cells = [
+            common.cell([item[key] for item in items if item[key] is not None], 4) or "-" for key in FIGURES
+        ]
         print(f"| {name} | {steps} | {len(items)} | " + " | ".join(cells) + " |")
 
 

@@ -6,7 +6,7 @@ of its tail, C outcomes (losses/base.py), L MoE layers, E experts.
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -192,8 +192,3 @@ def without_layer(model: Any, index: int) -> Iterator[None]:
         yield
     finally:
         model.model.layers, model.config.num_hidden_layers = layers, count
-
-
-def settings_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of schema.Teaching that decide what a resident MoE teacher computes."""
-    return {"experts": settings["teacher_experts"], "scale": settings["teacher_scale"]}

@@ -29,7 +29,7 @@ def run(context: Context) -> Result:
     settings = context.settings["preference"]
     mode = settings["pairs"]
     by_id = {item.id: item for item in sampling.items(context.inputs["temporal"], list(KINDS), None)}
-    records = sampling.read(context.inputs["answers"].folder / sampling.ANSWERS)
+    records = files.read_lines(context.inputs["answers"].folder / sampling.ANSWERS)
     model_step, reference_step = (
         context.inputs["model"],
         context.inputs.get("reference", context.inputs["model"]),
@@ -53,11 +53,11 @@ def run(context: Context) -> Result:
     if reference_step is not model_step:
         model = stage.load_stage_model(reference_step).to(decode.device())
     pairs = _pairs(context, model, reference_step, by_id, records, chosen)
-    sampling.write(context.out / PAIRS, pairs)
+    files.write_lines(context.out / PAIRS, pairs)
     listed = [
         {"id": name, "answers": [_record(item) for item in candidates]} for name, candidates in found.items()
     ]
-    sampling.write(context.out / RATED, listed)
+    files.write_lines(context.out / RATED, listed)
     counts = stats(by_id, records, found, chosen)
     files.write_json(context.out / STATS, counts)
     log.info("%s: %s", context.name, words(counts))

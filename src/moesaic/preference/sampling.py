@@ -1,9 +1,6 @@
 """Step `sample`: several answers of the tuned model to each temporal question of the training side; one job per shard."""
 
-import json
 import logging
-from pathlib import Path
-from typing import Any
 
 from moesaic.errors import InputError
 from moesaic.evaluate.temporal import step as temporal_step
@@ -43,7 +40,9 @@ def run(context: Context) -> Result:
     model = stage.load_stage_model(model_step).to(decode.device())
     records = sample.answer(model, tokenizer, model_digest(model_step), asked, plan, context.name)
     prompts = {item.id: item.ids for item in asked}
-    write(context.out / ANSWERS, [{**record, "prompt": prompts[record["id"]]} for record in records])
+    files.write_lines(
+        context.out / ANSWERS, [{**record, "prompt": prompts[record["id"]]} for record in records]
+    )
     answers = [answer for record in records for answer in record["answers"]]
     finished = sum(answer["finished"] for answer in answers)
     log.info(
@@ -83,18 +82,3 @@ def items(temporal: Manifest, kinds: list[str], per_task: int | None) -> list[It
 def model_digest(step: Manifest) -> str:
     """What names a model in the cache: its manifest, which holds the digests of its files and of all it was made from."""
     return files.sha256(step.folder / manifest.NAME)
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """JSON lines. Raises InputError naming a damaged file."""
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: missing or damaged ({error}); delete it and run its step again") from error
-
-
-def write(path: Path, records: list[dict[str, Any]]) -> None:
-    """JSON lines, atomically."""
-    files.write_text(
-        path, "".join(json.dumps(item, sort_keys=True, ensure_ascii=False) + "\n" for item in records)
-    )

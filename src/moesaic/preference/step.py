@@ -4,7 +4,7 @@ import logging
 import math
 from typing import Any
 
-from moesaic.flow import manifest
+from moesaic.flow import files, manifest
 from moesaic.flow.step import Context, Result
 from moesaic.preference import rating
 from moesaic.train import loop, pairs, stage, streams
@@ -24,7 +24,7 @@ def run(context: Context) -> Result | None:
     for item in rated.values():
         manifest.verify(item)
         streams.check_vocabulary(item, model, context.name)
-        records += pairs.read(item.folder / rating.PAIRS)
+        records += files.read_lines(item.folder / rating.PAIRS)
     # By id, so that neither the number of shards nor their order has a part in what is drawn.
     train, held = pairs.split(
         sorted(records, key=lambda item: item["id"]), settings["validation"], context.settings["seed"]

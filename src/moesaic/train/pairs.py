@@ -3,10 +3,8 @@
 Shapes: B pairs, R = 2 B rows of a batch (all chosen answers, then all rejected ones), T tokens, N answer tokens, D model width.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,14 +78,6 @@ class ChosenStream(PairStream):
 
     def _row(self, record: Mapping[str, Any]) -> Any:
         return answer_row(record["prompt"], record["chosen"]["ids"])
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Records of a pair file. Raises InputError for a damaged one."""
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: missing or damaged ({error}); delete it and run its step again") from error
 
 
 def count(rows: Sequence[PairRow]) -> int:

@@ -22,7 +22,7 @@ MU_P = 2.33
 """Mean mass per free particle of molecular gas, in hydrogen (or proton) masses."""
 GAS_TO_DUST = 100.0
 # Parsed once: reading a unit's name costs more than a conversion.
-KM_S, G_CM3, ERG_CM3 = u.km / u.s, u.g / u.cm**3, u.erg / u.cm**3
+KM_S, CM3, G_CM3, ERG_CM3 = u.km / u.s, u.cm**-3, u.g / u.cm**3, u.erg / u.cm**3
 FWHM = math.sqrt(8 * math.log(2))
 """Full width at half maximum of a Gaussian over its standard deviation."""
 GAUSSIAN_AREA = math.sqrt(2 * math.pi) / FWHM
@@ -43,9 +43,18 @@ def density(n: Quantity) -> Quantity:
     return (MU * M_H * n).to(G_CM3)
 
 
+def number_density(rho: Quantity) -> Quantity:
+    """The inverse of `density`."""
+    return (rho / (MU * M_H)).to(CM3)
+
+
 def sphere(radius: Quantity) -> Quantity:
     """Volume."""
     return 4 / 3 * math.pi * radius**3
+
+
+DCF = "B = Q sqrt(4 pi rho) sigma_v / sigma_phi, sigma_phi in rad"
+"""`dcf` as a solution step says it."""
 
 
 def dcf(rho: Quantity, sigma_v: Quantity, sigma_phi: Quantity) -> Quantity:

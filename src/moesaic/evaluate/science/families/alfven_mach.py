@@ -2,7 +2,7 @@
 
 import math
 
-from moesaic.evaluate.science.physics import MU, Q, Quantity, alfven, dcf, density, field_of
+from moesaic.evaluate.science.physics import DCF, MU, Q, Quantity, alfven, dcf, density, field_of
 from moesaic.evaluate.science.problem import (
     DEGREES,
     WIDTH,
@@ -45,7 +45,7 @@ def inverse(sv: Quantity, mach: Quantity, n: Quantity) -> Steps:
 def chain(n: Quantity, sv: Quantity, phi: Quantity) -> Steps:
     field = dcf(density(n), sv, phi)
     return [
-        ("B = Q sqrt(4 pi rho) sigma_v / sigma_phi, sigma_phi in rad", field),
+        (DCF, field),
         *forward(sv, field, n)[1:],
     ]
 

@@ -4,7 +4,7 @@ import math
 
 from astropy import constants as const
 
-from moesaic.evaluate.science.physics import M_H, MU, Q, Quantity, dcf, density, sphere
+from moesaic.evaluate.science.physics import DCF, MU, Q, Quantity, dcf, density, number_density, sphere
 from moesaic.evaluate.science.problem import DEGREES, WIDTH, Family, Inverse, Problem, Steps, times, unit
 from moesaic.evaluate.science.variables import (
     DENSITY_NOTE,
@@ -20,7 +20,7 @@ CONTEXT = (
     "Polarised dust emission of a molecular core is analysed with the Davis-Chandrasekhar-Fermi (DCF) method, with the correction factor "
     f"Q = 0.5. {DENSITY_NOTE}"
 )
-FORMULA = "B = Q sqrt(4 pi rho) sigma_v / sigma_phi, sigma_phi in rad"
+FORMULA = DCF
 
 
 def forward(n: Quantity, sv: Quantity, phi: Quantity) -> Steps:
@@ -32,7 +32,7 @@ def inverse(B: Quantity, sv: Quantity, phi: Quantity) -> Steps:
     rho = ((B * phi.to_value(unit("rad")) / (Q * sv)) ** 2 / const.mu0).to(unit("g cm-3"))
     return [
         ("rho = (B sigma_phi / (Q sigma_v))^2 / (4 pi), sigma_phi in rad", rho),
-        ("n(H2) = rho / (2.8 m_H)", (rho / (MU * M_H)).to(unit("cm-3"))),
+        ("n(H2) = rho / (2.8 m_H)", number_density(rho)),
     ]
 
 

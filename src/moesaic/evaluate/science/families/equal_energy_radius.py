@@ -4,7 +4,7 @@ import math
 
 from astropy import constants as const
 
-from moesaic.evaluate.science.physics import Q, Quantity, dcf, density, energy_density, sphere
+from moesaic.evaluate.science.physics import DCF, Q, Quantity, dcf, density, energy_density, sphere
 from moesaic.evaluate.science.problem import (
     DEGREES,
     WIDTH,
@@ -51,7 +51,7 @@ def chain(n: Quantity, sv: Quantity, phi: Quantity, E: Quantity) -> Steps:
     field = dcf(density(n), sv, phi)
     return [
         ("rho = 2.8 m_H n(H2)", density(n)),
-        ("B = Q sqrt(4 pi rho) sigma_v / sigma_phi, sigma_phi in rad", field),
+        (DCF, field),
         *forward(E, field),
     ]
 

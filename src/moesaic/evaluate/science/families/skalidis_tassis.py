@@ -6,7 +6,7 @@ import numpy as np
 from astropy import constants as const
 from astropy import units as u
 
-from moesaic.evaluate.science.physics import M_H, MU, Q, Quantity, alfven, dcf, density
+from moesaic.evaluate.science.physics import MU, Q, Quantity, alfven, dcf, density, number_density
 from moesaic.evaluate.science.problem import (
     DEGREES,
     WIDTH,
@@ -47,7 +47,7 @@ def inverse(B: Quantity, sv: Quantity, phi: Quantity) -> Steps:
     rho = (B**2 * phi.to_value(u.rad) / sv**2 * 2 / const.mu0).to(unit("g cm-3"))
     return [
         ("rho = B^2 sigma_phi / (2 pi sigma_v^2), sigma_phi in rad", rho),
-        ("n(H2) = rho / (2.8 m_H)", (rho / (MU * M_H)).to(unit("cm-3"))),
+        ("n(H2) = rho / (2.8 m_H)", number_density(rho)),
     ]
 
 
