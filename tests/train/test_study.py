@@ -1,4 +1,4 @@
-"""The study of mixtures on a tiny project: one line per finished run, nothing is done twice, differences are paired by seed."""
+"""A study of one stage on a tiny project: one line per finished run, nothing is done twice, differences are paired by seed."""
 
 import contextlib
 import importlib.util
@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parents[2] / "studies"
 def study():
     sys.path.insert(0, str(FOLDER))
     try:
-        spec = importlib.util.spec_from_file_location("sft_mixtures", FOLDER / "sft_mixtures.py")
+        spec = importlib.util.spec_from_file_location("stages", FOLDER / "stages.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         yield module
@@ -24,11 +24,14 @@ def study():
         sys.path.remove(str(FOLDER))
 
 
-def settings(**mixtures):
+def settings(step="tune", **mixtures):
     return {
-        "base": "config.yaml", "variant": "activation", "seeds": [0, 1], "keep_models": False,
+        "base": "config.yaml", "step": step, "variant": "activation", "seeds": [0, 1], "keep_models": False,
         "stage": {"steps": 9, "tokens": 700, "batch": 4, "micro_batch": 4},
-        "mixtures": {"uniform": {"method": "static", "weights": "uniform"}} | mixtures,
+        "runs": {
+            name: {"mixture": mixture}
+            for name, mixture in ({"uniform": {"method": "static", "weights": "uniform"}} | mixtures).items()
+        },
     }  # fmt: skip
 
 
@@ -58,7 +61,7 @@ def test_finished_runs_are_not_made_again(study, prepared, tmp_path, monkeypatch
         assert made[5:] == [("tune", "gate-0"), ("tune", "gate-1")]
         lines = study.finished(tmp_path)
         study.show(wanted, tmp_path)
-    assert sorted((line["mixture"], line["seed"]) for line in lines) == [
+    assert sorted((line["run"], line["seed"]) for line in lines) == [
         ("gate", 0),
         ("gate", 1),
         ("uniform", 0),
@@ -69,17 +72,17 @@ def test_finished_runs_are_not_made_again(study, prepared, tmp_path, monkeypatch
         assert 700 <= line["tokens"] < 1400
         assert set(line["loss"]) == {"digits", "words", "code", "shout"} == set(line["weights"])
         moved = any(len({value for _, value in values}) > 1 for values in line["weights"].values())
-        assert moved == (line["mixture"] == "gate")
+        assert moved == (line["run"] == "gate")
     assert lines[0]["loss"] != lines[1]["loss"]
     text = (tmp_path / "table.md").read_text()
-    assert text.startswith("| mixture | seeds | tokens |")
+    assert text.startswith("| run | seeds | tokens |")
     assert len(text.splitlines()) == 4
     assert (tmp_path / "figure.svg").read_text().startswith("<?xml")
 
 
 def test_differences_are_paired_by_seed(study):
     def line(name, seed, loss):
-        return {"mixture": name, "seed": seed, "tokens": 100, "loss": {"a": loss, "b": loss + 1}}
+        return {"run": name, "seed": seed, "tokens": 100, "loss": {"a": loss, "b": loss + 1}}
 
     lines = [line("uniform", s, 2.0 + s) for s in range(3)] + [line("gate", s, 1.9 + s) for s in (0, 2)]
     head, _, uniform, gate = study.table(settings(gate={}), lines).splitlines()
@@ -97,4 +100,27 @@ def test_a_wrong_key_is_named(study, tmp_path):
         study.load(path)
     path.write_text(json.dumps(settings()))
     assert study.load(path, ["seeds=[5]"])["seeds"] == [5]
-    assert study.load(FOLDER / "sft_mixtures.yaml")["mixtures"]
+    path.write_text(json.dumps(settings("distill")))
+    with pytest.raises(study.InputError, match="step"):
+        study.load(path)
+    for name in ("sft_mixtures", "pretrain_mixtures"):
+        wanted = study.load(
+            FOLDER / f"{name}.yaml", [f"base={FOLDER.parent / study.load(FOLDER / f'{name}.yaml')['base']}"]
+        )
+        for run in wanted["runs"]:
+            plan = study.planned(wanted, run)
+            assert (
+                plan.settings[wanted["step"]]["mixture"]["method"] == wanted["runs"][run]["mixture"]["method"]
+            )
+
+
+def test_pretraining_is_compared_the_same_way(study, prepared, tmp_path):  # noqa: F811
+    wanted = settings("pretrain") | {"seeds": [0]}
+    wanted["runs"]["no mask"] = {"document_mask": False}
+    with contextlib.chdir(prepared):
+        study.train(wanted, tmp_path)
+        lines = study.finished(tmp_path)
+    with_mask, without = (line["loss"] for line in lines)
+    assert with_mask.keys() == without.keys()
+    assert with_mask != without
+    assert lines[0]["drawn"] == lines[1]["drawn"]

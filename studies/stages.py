@@ -1,15 +1,16 @@
-"""Compare mixtures for instruction tuning at equal tokens over seeds: held-out loss of each dataset, with intervals.
+"""Compare ways to train one stage (mixtures, say) at equal tokens over seeds: held-out loss of each domain or dataset, with intervals.
 
-    python studies/sft_mixtures.py                              # everything in studies/sft_mixtures.yaml; hours on a CPU
-    python studies/sft_mixtures.py --set stage.tokens=4000 --set seeds=[0] --out results/studies/try
-    python studies/sft_mixtures.py --table                      # table and figure of what is finished
+    python studies/stages.py studies/sft_mixtures.yaml         # everything in it; hours on a CPU
+    python studies/stages.py studies/pretrain_mixtures.yaml    # about an hour on two cores
+    python studies/stages.py studies/sft_mixtures.yaml --set stage.tokens=4000 --set seeds=[0] --out results/studies/try
+    python studies/stages.py studies/sft_mixtures.yaml --table # table and figure of what is finished
 
 One JSON line for each finished run (`runs.jsonl` in --out): started again, the study goes on with the first run that is missing, and with that
 run's own checkpoint where there is one. A run whose settings changed is made anew. Data, parent and MoE lie in results/ of the working directory, as
 in any run of the base configuration, and replace what another configuration left there. To share the work, give each process its own --only and
 --out, and join the `runs.jsonl` files.
 
-Intervals are 95 % of Student's t over the seeds; differences to the first mixture are paired by seed. With fewer than two seeds there are none.
+Intervals are 95 % of Student's t over the seeds; differences to the first way are paired by seed. With fewer than two seeds there are none.
 """
 
 import argparse
@@ -32,7 +33,8 @@ from moesaic.flow.step import STEPS, execute
 
 log = logging.getLogger("moesaic.study")
 
-KEYS = {"base", "variant", "seeds", "stage", "mixtures", "keep_models"}
+KEYS = {"base", "step", "variant", "seeds", "stage", "runs", "keep_models"}
+TRAINED = ("pretrain", "tune")
 RUNS = "runs.jsonl"
 
 
@@ -40,24 +42,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--study", type=Path, default=Path(__file__).with_suffix(".yaml"))
-    parser.add_argument("--out", type=Path, default=Path("results/studies/sft-mixtures"))
+    parser.add_argument("study", type=Path, help="a YAML file, such as studies/sft_mixtures.yaml")
+    parser.add_argument("--out", type=Path, help="default: results/studies/NAME of the file")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the study"
     )
-    parser.add_argument("--only", action="append", default=[], metavar="MIXTURE", help="these mixtures only")
+    parser.add_argument("--only", action="append", default=[], metavar="RUN", help="these runs only")
     parser.add_argument("--table", action="store_true", help="train nothing")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         study = load(arguments.study, arguments.set)
+        out = arguments.out or Path("results", "studies", arguments.study.stem)
         if not arguments.table:
             import torch
 
             torch.set_num_threads(arguments.threads)
-            train(study, arguments.out, arguments.only)
-        show(study, arguments.out)
+            train(study, out, arguments.only)
+        show(study, out)
     except InputError as error:
         raise SystemExit(f"error: {error}") from None
 
@@ -71,6 +74,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise InputError(
             f"{path}: keys {sorted(set(study) ^ KEYS)} are missing or unknown; known: {sorted(KEYS)}"
         )
+    if study["step"] not in TRAINED:
+        raise InputError(f"{path}: step: {study['step']!r} is none of {', '.join(TRAINED)}")
     return dict(study)
 
 
@@ -78,14 +83,14 @@ def load(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def train(study: dict[str, Any], out: Path, only: Sequence[str] = ()) -> None:
-    """All runs that are not finished, seed by seed, so that an interrupted study compares all mixtures."""
-    unknown = sorted(set(only) - set(study["mixtures"]))
+    """All runs that are not finished, seed by seed, so that an interrupted study compares all ways."""
+    unknown = sorted(set(only) - set(study["runs"]))
     if unknown:
-        raise InputError(f"--only {unknown[0]}: no such mixture; mixtures: {', '.join(study['mixtures'])}")
+        raise InputError(f"--only {unknown[0]}: no such run; runs: {', '.join(study['runs'])}")
     prepare(study)
     out.mkdir(parents=True, exist_ok=True)
     for seed in study["seeds"]:
-        for name in study["mixtures"]:
+        for name in study["runs"]:
             if only and name not in only:
                 continue
             plan = planned(study, name)
@@ -94,8 +99,8 @@ def train(study: dict[str, Any], out: Path, only: Sequence[str] = ()) -> None:
             if any(line["digest"] == digest for line in finished(out)):
                 log.info("%s, seed %d: finished before", name, seed)
                 continue
-            folder = out / f"{name}-{seed}" / "tune"
-            execute(STEPS["tune"], settings, plan.inputs, folder)
+            folder = out / f"{name}-{seed}" / study["step"]
+            execute(STEPS[study["step"]], settings, plan.inputs, folder)
             line = summary(folder, name, seed) | {"digest": digest}
             common.append(out / RUNS, line)
             if not study["keep_models"]:
@@ -105,7 +110,7 @@ def train(study: dict[str, Any], out: Path, only: Sequence[str] = ()) -> None:
 def prepare(study: dict[str, Any]) -> None:
     """The steps that all runs share: data, dense parent, construction; those that are up to date are left alone."""
     base = config.load(study["base"])
-    for step in ("dense", "documents", "tokens", "chat", "construct"):
+    for step in ("dense", "documents", "tokens", *(["chat"] if study["step"] == "tune" else []), "construct"):
         plan = paths.plan_step(base, step, study["variant"] if step == "construct" else None)
         if current(plan):
             continue
@@ -122,10 +127,11 @@ def current(plan: paths.Plan) -> bool:
 
 
 def planned(study: dict[str, Any], name: str) -> paths.Plan:
-    """The tuning stage with one of the mixtures, straight after the construction."""
-    own = {**study["stage"], "mixture": study["mixtures"][name]}
-    changes = {"stages": ["construct", "tune"], "variants": {study["variant"]: {"tune": own}}}
-    return paths.plan_step(config.load(study["base"], changes), "tune", study["variant"])
+    """The stage in one of the ways, straight after the construction."""
+    step = study["step"]
+    own = config.merge(study["stage"], study["runs"][name])
+    changes = {"stages": ["construct", step], "variants": {study["variant"]: {step: own}}}
+    return paths.plan_step(config.load(study["base"], changes), step, study["variant"])
 
 
 def digests(inputs: dict[str, Path]) -> dict[str, str]:
@@ -134,7 +140,7 @@ def digests(inputs: dict[str, Path]) -> dict[str, str]:
 
 
 def summary(folder: Path, name: str, seed: int) -> dict[str, Any]:
-    """A finished run in one line: held-out loss by dataset, tokens, and how the weights moved."""
+    """A finished run in one line: held-out loss by domain, tokens, and how the weights moved."""
     found = metrics.series(folder / "work" / metrics.NAME)
     done = manifest.read(folder / manifest.NAME).metrics
 
@@ -143,7 +149,7 @@ def summary(folder: Path, name: str, seed: int) -> dict[str, Any]:
 
     weights = {key.split("/", 2)[2]: v for key, v in found.items() if key.startswith("mixture/weight/")}
     return {
-        "mixture": name,
+        "run": name,
         "seed": seed,
         "steps": done["steps"],
         "tokens": done["tokens"],
@@ -164,8 +170,8 @@ def changes(values: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
 
 
 def finished(out: Path) -> list[dict[str, Any]]:
-    """The lines of finished runs, the newest of each mixture and seed."""
-    newest = {(line["mixture"], line["seed"]): line for line in metrics.read(out / RUNS)}
+    """The lines of finished runs, the newest of each run and seed."""
+    newest = {(line["run"], line["seed"]): line for line in metrics.read(out / RUNS)}
     return list(newest.values())
 
 
@@ -173,24 +179,24 @@ def finished(out: Path) -> list[dict[str, Any]]:
 
 
 def losses(lines: Sequence[dict[str, Any]]) -> dict[str, dict[int, dict[str, float]]]:
-    """mixture -> seed -> dataset -> held-out loss, and their mean as `mean`."""
+    """run -> seed -> domain -> held-out loss, and their mean as `mean`."""
     found: dict[str, dict[int, dict[str, float]]] = {}
     for line in lines:
         mean = float(np.mean(list(line["loss"].values())))
-        found.setdefault(line["mixture"], {})[line["seed"]] = {**line["loss"], "mean": mean}
+        found.setdefault(line["run"], {})[line["seed"]] = {**line["loss"], "mean": mean}
     return found
 
 
 def table(study: dict[str, Any], lines: Sequence[dict[str, Any]]) -> str:
-    """Markdown: loss by dataset, tokens, and the paired difference of the mean loss to the first mixture."""
+    """Markdown: loss by domain, tokens, and the paired difference of the mean loss to the first way."""
     found = losses(lines)
-    names = [name for name in study["mixtures"] if name in found]
+    names = [name for name in study["runs"] if name in found]
     sets = list(next(iter(found[names[0]].values())))
-    head = ["mixture", "seeds", "tokens", *sets, f"mean minus {names[0]}"]
+    head = ["run", "seeds", "tokens", *sets, f"mean minus {names[0]}"]
     rows = []
     for name in names:
         runs = found[name]
-        tokens = np.mean([line["tokens"] for line in lines if line["mixture"] == name])
+        tokens = np.mean([line["tokens"] for line in lines if line["run"] == name])
         cells = [common.cell([run[key] for run in runs.values()]) for key in sets]
         shared = sorted(set(runs) & set(found[names[0]]))
         paired = [runs[seed]["mean"] - found[names[0]][seed]["mean"] for seed in shared]
@@ -201,7 +207,7 @@ def table(study: dict[str, Any], lines: Sequence[dict[str, Any]]) -> str:
 
 def show(study: dict[str, Any], out: Path) -> None:
     """Print the table; write table.md and figure.svg."""
-    lines = [line for line in finished(out) if line["mixture"] in study["mixtures"]]
+    lines = [line for line in finished(out) if line["run"] in study["runs"]]
     if not lines:
         raise InputError(f"{out / RUNS}: no finished run yet; leave --table out")
     text = table(study, lines)
@@ -211,18 +217,18 @@ def show(study: dict[str, Any], out: Path) -> None:
 
 
 def plot(study: dict[str, Any], lines: Sequence[dict[str, Any]], path: Path) -> None:
-    """Weights over time (a thin line per seed), and the held-out losses relative to the first mixture."""
+    """Weights over time (a thin line per seed), and the held-out losses relative to the first way."""
     from matplotlib.figure import Figure
 
     found = losses(lines)
-    names = [name for name in study["mixtures"] if name in found]
-    steps = {line["mixture"]: max(map(len, line["weights"].values())) for line in lines}
+    names = [name for name in study["runs"] if name in found]
+    steps = {line["run"]: max(map(len, line["weights"].values())) for line in lines}
     moving = [name for name in names if steps[name] > 2]
     figure = Figure(figsize=(4.2 * (len(moving) + 1), 3.6), layout="constrained")
     axes = figure.subplots(1, len(moving) + 1, squeeze=False)[0]
     sets = [key for key in next(iter(found[names[0]].values())) if key != "mean"]
     for panel, name in zip(axes, moving, strict=False):
-        for line in (line for line in lines if line["mixture"] == name):
+        for line in (line for line in lines if line["run"] == name):
             for i, key in enumerate(sets):
                 steps, values = zip(*line["weights"][key], strict=True)
                 label = key if line["seed"] == study["seeds"][0] else None
