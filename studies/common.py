@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moesaic.flow import metrics
+from moesaic import config
+from moesaic.flow import files, manifest, metrics, paths
 
 Row = dict[str, Any]
 
@@ -28,6 +29,20 @@ def append(path: Path, row: Row) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
+
+
+def current(plan: paths.Plan) -> bool:
+    """True when a step is there, made with these settings from the inputs that are there now."""
+    path = plan.out / manifest.NAME
+    if not path.exists():
+        return False
+    made = manifest.read(path)
+    return made.settings_digest == config.digest(plan.settings) and made.inputs == digests(plan.inputs)
+
+
+def digests(inputs: dict[str, Path]) -> dict[str, str]:
+    """What the steps before made, as manifests name it."""
+    return {name: files.sha256(path) for name, path in inputs.items()}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

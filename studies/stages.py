@@ -28,7 +28,7 @@ import yaml
 
 from moesaic import config
 from moesaic.errors import InputError
-from moesaic.flow import files, manifest, metrics, paths
+from moesaic.flow import manifest, metrics, paths
 from moesaic.flow.step import STEPS, execute
 
 log = logging.getLogger("moesaic.study")
@@ -95,7 +95,7 @@ def train(study: dict[str, Any], out: Path, only: Sequence[str] = ()) -> None:
                 continue
             plan = planned(study, name)
             settings = plan.settings | {"seed": seed}
-            digest = config.digest({"settings": settings, "inputs": digests(plan.inputs)})
+            digest = config.digest({"settings": settings, "inputs": common.digests(plan.inputs)})
             if any(line["digest"] == digest for line in finished(out)):
                 log.info("%s, seed %d: finished before", name, seed)
                 continue
@@ -112,18 +112,9 @@ def prepare(study: dict[str, Any]) -> None:
     base = config.load(study["base"])
     for step in ("dense", "documents", "tokens", *(["chat"] if study["step"] == "tune" else []), "construct"):
         plan = paths.plan_step(base, step, study["variant"] if step == "construct" else None)
-        if current(plan):
+        if common.current(plan):
             continue
         execute(STEPS[step], plan.settings, plan.inputs, plan.out)
-
-
-def current(plan: paths.Plan) -> bool:
-    """True when a step is there, made with these settings from the inputs that are there now."""
-    path = plan.out / manifest.NAME
-    if not path.exists():
-        return False
-    made = manifest.read(path)
-    return made.settings_digest == config.digest(plan.settings) and made.inputs == digests(plan.inputs)
 
 
 def planned(study: dict[str, Any], name: str) -> paths.Plan:
@@ -132,11 +123,6 @@ def planned(study: dict[str, Any], name: str) -> paths.Plan:
     own = config.merge(study["stage"], study["runs"][name])
     changes = {"stages": ["construct", step], "variants": {study["variant"]: {step: own}}}
     return paths.plan_step(config.load(study["base"], changes), step, study["variant"])
-
-
-def digests(inputs: dict[str, Path]) -> dict[str, str]:
-    """What the steps before made, as manifests name it."""
-    return {name: files.sha256(path) for name, path in inputs.items()}
 
 
 def summary(folder: Path, name: str, seed: int) -> dict[str, Any]:

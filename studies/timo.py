@@ -1,0 +1,161 @@
+"""Study: what do pairs that a model makes itself add to supervised maths tuning, on questions about time? Six arms, after Timo (arXiv 2406.14192, table 2).
+
+    python studies/timo.py            # about an hour on two cores; goes on where it stopped, within a step too
+    python studies/timo.py --table    # of what is finished
+
+Arms: the MoE as constructed, after maths SFT, then SFT on the chosen answers and DPO on random, rubric and verifier pairs. Settings: studies/timo.yaml.
+All arms share the construction, the maths SFT and the sampled answers. Intervals are 95 % bootstraps over the items within their task; differences
+are paired by item. A general task falls when its difference lies below 0 with its whole interval.
+"""
+
+import argparse
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+import pandas as pd
+
+from moesaic import config
+from moesaic.evaluate import bootstrap, compare
+from moesaic.evaluate.temporal.tasks import TASKS
+from moesaic.flow import files, paths
+from moesaic.flow.step import STEPS, execute
+from moesaic.schema import Config
+
+log = logging.getLogger("moesaic.study")
+SHARED = ("construct", "tune")
+"""Stages that every arm has in common; the first variant's are taken."""
+KINDS = ("math-time", "pure-time")
+RESAMPLES = 1000
+
+
+def main() -> None:
+    """Make what is missing, print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--study", type=Path, default=Path(__file__).with_suffix(".yaml"))
+    parser.add_argument("--out", type=Path, default=Path("results/studies/timo"))
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key")
+    parser.add_argument("--table", action="store_true", help="make nothing")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    changes: dict[str, Any] = {}
+    for text in arguments.set:
+        changes = config.merge(changes, config.parse_override(text))
+    wanted = config.load(arguments.study.resolve(), changes)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    os.chdir(arguments.out)
+    if not arguments.table:
+        import torch
+
+        torch.set_num_threads(arguments.threads)
+        make(wanted)
+    text = table(evaluations(wanted))
+    Path("table.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+def make(wanted: Config) -> None:
+    """Every step that is not up to date, shared ones once."""
+    first = next(iter(wanted.variants))
+    for step in ("dense", *paths.prepared(wanted)):
+        once(step, paths.plan_step(wanted, step))
+    once("evaluate", paths.plan_step(wanted, "evaluate", stage="dense"))
+    for step in SHARED:
+        once(step, paths.plan_step(wanted, step, first))
+        once("evaluate", paths.plan_step(wanted, "evaluate", first, step))
+    for name in wanted.variants:
+        for step, part in paths.round_steps(wanted, name):
+            once(step, shared(paths.plan_step(wanted, step, name, part=part), first, name))
+        once("preference", shared(paths.plan_step(wanted, "preference", name), first, name))
+        once("evaluate", paths.plan_step(wanted, "evaluate", name, "preference"))
+
+
+def once(step: str, plan: paths.Plan) -> None:
+    """Run a step unless its results are there and up to date."""
+    if not common.current(plan):
+        log.info("%s -> %s", step, plan.out)
+        execute(STEPS[step], plan.settings, plan.inputs, plan.out)
+
+
+def shared(plan: paths.Plan, first: str, name: str) -> paths.Plan:
+    """The plan with the first variant's construction and tuning in place of the variant's own."""
+    own = {paths.folder(step, name): paths.folder(step, first) for step in SHARED}
+    inputs = {key: own.get(path.parent, path.parent) / path.name for key, path in plan.inputs.items()}
+    return paths.Plan(plan.settings, inputs, plan.out)
+
+
+def evaluations(wanted: Config) -> dict[str, Path]:
+    """Arm -> folder of its evaluation, of those that are finished."""
+    first = next(iter(wanted.variants))
+    found = {
+        "dense parent": paths.folder("evaluate", stage="dense"),
+        "base (constructed)": paths.folder("evaluate", first, "construct"),
+        "maths SFT": paths.folder("evaluate", first, "tune"),
+    }
+    found |= {name: paths.folder("evaluate", name, "preference") for name in wanted.variants}
+    return {arm: folder for arm, folder in found.items() if (folder / "scores.json").exists()}
+
+
+def table(arms: dict[str, Path]) -> str:
+    """Markdown: accuracy by kind of question beside its chance, general tasks, and paired differences to maths SFT, in percentage points."""
+    heads = [*KINDS, "general tasks"]
+    lines = [
+        "| arm | " + " | ".join(f"{head} | minus maths SFT" for head in heads) + " |",
+        "|---" * (2 * len(heads) + 1) + "|",
+    ]
+    chance = ""
+    for arm, folder in arms.items():
+        scores = {
+            item["task"]: item for item in files.read_json(folder / "scores.json") if item["metric"] == "acc"
+        }
+        cells = []
+        for head in heads:
+            item = scores["mc/average" if head == heads[-1] else f"temporal_{head.replace('-', '_')}"]
+            cells.append(
+                f"{100 * item['value']:.1f} [{100 * item['ci_low']:.1f}, {100 * item['ci_high']:.1f}]"
+            )
+            cells.append(
+                ""
+                if arm == "maths SFT" or "maths SFT" not in arms
+                else difference(folder, arms["maths SFT"], head)
+            )
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+        known = [scores[f"temporal_{kind.replace('-', '_')}"]["chance"] for kind in KINDS]
+        general = scores["mc/average"]["chance"]
+        values = [*known, general]
+        chance = " | ".join(f"{100 * value:.1f} | " if value is not None else " | " for value in values)
+    return "\n".join([*lines, f"| chance | {chance} |"])
+
+
+def difference(folder: Path, other: Path, head: str) -> str:
+    """Mean over the tasks of a kind, paired by item."""
+    if head in KINDS:
+        low = [stratum(place, head) for place in (folder, other)]
+        found = bootstrap.difference(*low, RESAMPLES, bootstrap.generator(0, head))
+        value, bounds = found.value, (found.low, found.high)
+    else:
+        value, *rest, _ = compare.paired(
+            folder / "items.parquet", other / "items.parquet", "mc/average", resamples=RESAMPLES
+        )
+        bounds = (rest[0], rest[1])
+    assert bounds[0] is not None
+    assert bounds[1] is not None
+    return f"{100 * value:+.1f} [{100 * bounds[0]:+.1f}, {100 * bounds[1]:+.1f}]"
+
+
+def stratum(folder: Path, kind: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(right or wrong, 1) [N] of every task of a kind, items in order."""
+    frame = pd.read_parquet(folder / "items.parquet")
+    members = [f"temporal_{name}" for name, task in TASKS.items() if task.kind == kind]
+    groups = [rows.sort_values("item") for name, rows in frame.groupby("task") if name in members]
+    return [(rows["acc"].to_numpy(float), np.ones(len(rows))) for rows in groups]
+
+
+if __name__ == "__main__":
+    main()
