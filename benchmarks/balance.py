@@ -20,7 +20,7 @@ import torch
 from moesaic.data import packed
 from moesaic.experts import calibration, construct
 from moesaic.flow import manifest, metrics
-from moesaic.model import families
+from moesaic.model import families, load
 from moesaic.model.lazy import LazyModel
 from moesaic.schema import Experts
 from moesaic.train import balance
@@ -91,21 +91,30 @@ def measure(trainee: Trainee, blocks_NT: torch.Tensor) -> tuple[float, float, fl
     return nats / targets, float(cv_L.mean()), float(cv_L.max())
 
 
+def converted(arguments: Any, family: str, seed: int, place: Path) -> Path:
+    """The start of a seed in an architecture, made once."""
+    folder = place / f"{family}-{seed}"
+    if not folder.exists():
+        tokens = manifest.read(arguments.results / "prepare" / "tokens")
+        dense = LazyModel(arguments.results / "dense" / "model")
+        experts = Experts(
+            **EXPERTS,
+            family=family,
+            dense_layers=list(range(dense.layers - arguments.moe_layers)),
+            calibration={"tokens": 7680},
+        ).model_dump(mode="json")
+        (folder / "work").mkdir(parents=True)
+        calibrated = calibration.blocks(tokens, ["speeches"], experts["calibration"], seed)
+        construct.convert(dense, experts, calibrated, seed, folder, folder / "work")
+    return folder / "model"
+
+
 def train_one(arguments: Any, name: str, seed: int, place: Path) -> dict[str, Any]:
     """Skew, train, measure."""
     settings = METHODS[name]
     tokens = manifest.read(arguments.results / "prepare" / "tokens")
-    dense = LazyModel(arguments.results / "dense" / "model")
-    experts = Experts(
-        **EXPERTS,
-        family=settings.get("family", FAMILY),
-        dense_layers=list(range(dense.layers - arguments.moe_layers)),
-        calibration={"tokens": 7680},
-    ).model_dump(mode="json")
     weight = settings.get("weight", 0.0) * arguments.moe_layers
-    (place / "work").mkdir()
-    calibrated = calibration.blocks(tokens, ["speeches"], experts["calibration"], seed)
-    model = construct.convert(dense, experts, calibrated, seed, place, place / "work").model.float()
+    model = load.load_model(converted(arguments, settings.get("family", FAMILY), seed, place)).float()
     training = text(tokens, "train", arguments.steps * 2, arguments.length + 1, seed)
     test = text(tokens, "validation", 20, arguments.length + 1, 0)
     skew(model, training[:4], arguments.margin)
@@ -191,20 +200,25 @@ def main() -> None:
     torch.set_num_threads(2)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.touch()
+    with tempfile.TemporaryDirectory(prefix="balance-") as place:
+        make(arguments, Path(place))
+    chosen = {key: getattr(arguments, key) for key in KEYS}
+    print(table([row for row in metrics.read(arguments.out) if chosen.items() <= row.items()]))
+
+
+def make(arguments: Any, place: Path) -> None:
+    """Add the missing rows to the output file."""
     for seed in range(arguments.seeds):
         for name in arguments.methods:
             wanted = {"method": name, "seed": seed, **{key: getattr(arguments, key) for key in KEYS}}
             if any(wanted.items() <= row.items() for row in metrics.read(arguments.out)):
                 continue
-            with tempfile.TemporaryDirectory(prefix="balance-") as place:
-                made = train_one(arguments, name, seed, Path(place))
+            made = train_one(arguments, name, seed, place)
             with arguments.out.open("a") as file:
                 file.write(json.dumps(made) + "\n")
             print(
                 {key: value for key, value in made.items() if key != "curve"}, made["curve"][::8], flush=True
             )
-    chosen = {key: getattr(arguments, key) for key in KEYS}
-    print(table([row for row in metrics.read(arguments.out) if chosen.items() <= row.items()]))
 
 
 if __name__ == "__main__":
