@@ -122,9 +122,12 @@ def train_one(arguments: Any, name: str, seed: int, place: Path) -> dict[str, An
     model.get_output_embeddings().requires_grad_(False)
     trainee = Trainee(model, Weights(balance=weight, router=DEFAULTS | settings["router"])).train()
     start = measure(trainee, test)
-    optimizer = torch.optim.AdamW(
-        [p for p in trainee.parameters() if p.requires_grad], arguments.rate, (0.9, 0.95)
-    )
+    routers = {id(part.router.weight) for part in families.parts(model)}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in routers]
+    known = {id(p) for p in rest}
+    fast = [p for p in trainee.parameters() if p.requires_grad and id(p) not in known]
+    groups = [{"params": fast}, {"params": rest, "lr": 0.1 * arguments.rate}]
+    optimizer = torch.optim.AdamW(groups, arguments.rate, (0.9, 0.95))
     curve = []
     for step, ids_BT in enumerate(training.split(2)):
         loss, found = trainee(as_batch(ids_BT, step))
@@ -194,7 +197,7 @@ def main() -> None:
     parser.add_argument("--moe-layers", type=int, default=6, help="how many of the last layers")
     parser.add_argument("--steps", type=int, default=150, help="of two blocks each")
     parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--rate", type=float, default=1e-3, help="of the routers; a tenth for the rest")
     parser.add_argument("--margin", type=float, default=0.3)
     arguments = parser.parse_args()
     torch.set_num_threads(2)
