@@ -1,6 +1,7 @@
 """The `moesaic` command: one subcommand per step, usable without Snakemake.
 
 Examples:
+    moesaic init my-project
     moesaic check config/config.yaml
     moesaic pretrain --config config/config.yaml --variant activation
     moesaic evaluate --config config/config.yaml --stage dense --set evaluate.items=100
@@ -84,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
                 "--ranks-per-node", type=int, default=1, help="processes per node, usually one per GPU"
             )
         command.set_defaults(call=_run_step, step=step)
+    init = commands.add_parser("init", help="lay out a new project, with a profile for the cluster found")
+    init.add_argument("folder", type=Path)
+    init.add_argument("--recipe", help="a published set-up instead of the embedded default, such as timo")
+    init.add_argument("--partition", help="of the cluster; otherwise one with GPUs, or the default one")
+    init.add_argument("--no-cluster", action="store_true", help="do not ask sinfo")
+    init.set_defaults(call=_init)
     check = commands.add_parser("check", help="validate a configuration file")
     check.add_argument("config")
     check.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
@@ -162,6 +169,13 @@ def _run_step(arguments: argparse.Namespace) -> None:
         getattr(arguments, "nodes", 1), getattr(arguments, "ranks_per_node", 1), arguments.threads
     )
     launch.run(arguments.step, plan.settings, plan.inputs, plan.out, ranks)
+
+
+def _init(arguments: argparse.Namespace) -> None:
+    from moesaic.project import init
+
+    commands = init.make(arguments.folder, arguments.recipe, arguments.partition, not arguments.no_cluster)
+    print("\n".join(commands))
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import project
 import pytest
+import yaml
 from cluster import Cluster
 
 from moesaic.flow import manifest, metrics
@@ -51,3 +52,29 @@ def test_the_same_dag_on_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
     lines = [item for item in metrics.read(folder / "work/metrics.jsonl") if item["key"] == "train/loss"]
     assert [item["step"] for item in lines] == list(range(1, STEPS + 1)), "only rank 0 writes metrics"
     assert (tmp_path / "mlflow.db").exists()
+
+
+def test_a_new_project_runs_on_the_cluster_as_it_is(cluster: Cluster, tmp_path: Path) -> None:
+    """`moesaic init`, then the command that it prints; nothing of the profile is overridden."""
+    programs = Path(sys.executable).parent
+    made = cluster.run([str(programs / "moesaic"), "init", str(tmp_path / "new")])
+    assert made.returncode == 0, made.stderr
+    folder = tmp_path / "new"
+    profile = yaml.safe_load((folder / "slurm" / "config.yaml").read_text())
+    assert profile["default-resources"]["slurm_partition"] == "main"
+    assert profile["set-resources"]["pretrain"]["gres"] == "gpu:1"
+    # The same workflow and profile on a small model, to end in a minute.
+    small = project.make(tmp_path)
+    for part in tmp_path.iterdir():
+        if part not in (folder, small):
+            part.rename(folder / part.name)
+    (folder / "config" / "config.yaml").write_text(small.read_text())
+    command = made.stdout.splitlines()[-1].split()
+    assert command == ["snakemake", "--profile", "slurm"]
+    call = [str(programs / command[0]), *command[1:], "results/activation/evaluate/construct/manifest.json"]
+    process = cluster.popen(call, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output[-6000:]
+    step = folder / "results/activation/construct"
+    manifest.verify(manifest.read(step))
+    assert json.loads((step / "run.json").read_text())["slurm_job_id"]
