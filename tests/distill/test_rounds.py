@@ -348,7 +348,7 @@ def test_killed_in_every_step_equals_uninterrupted(built, tmp_path):
 
 @pytest.mark.slow
 def test_the_workflow_plans_rounds(tmp_path):
-    """Two variants of one teacher: its answers once, and the steps of each round of each variant."""
+    """Three variants of one teacher: its answers once, and the steps of each round of each variant."""
     root = Path(__file__).parents[2]
     path = project.make(
         tmp_path,
@@ -378,5 +378,5 @@ def test_the_workflow_plans_rounds(tmp_path):
     text = done.stdout + done.stderr
     rows = [line.split() for line in text.split("Job stats:")[1].split("\n\n")[0].splitlines()]
     jobs = {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
-    wanted = {"teacher_text": 1, "student_text": 3, "pair_scores": 3, "distill_round": 1, "distill": 2}
+    wanted = {"teacher_text": 1, "student_text": 4, "pair_scores": 4, "distill_round": 1, "distill": 3}
     assert {name: jobs.get(name) for name in wanted} == wanted

@@ -88,6 +88,7 @@ def inputs(
         case "evaluate":
             model = at("dense") if stage == "dense" else at(str(stage), variant=variant)
             found = {"model": model, "tokens": at("tokens"), "tasks": at("tasks")}
+            found |= {"chat": at("chat")} if config.evaluate.instructions is not None else {}
             return found | {name: at(name) for name in SUITES if name in config.evaluate.suites}
         case "report":
             found = {f"prepare/{name}": at(name) for name in prepared(config)} | {"dense": at("dense")}
