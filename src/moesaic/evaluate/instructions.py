@@ -32,7 +32,7 @@ PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def run(
-    model: Any, tokenizer: Any, settings: dict[str, Any], step: Manifest, chats: Manifest, out: Path, seed: int, name: str
+    model: Any, tokenizer: Any, settings: dict[str, Any], digest: str, chats: Manifest, out: Path, seed: int, name: str
 ) -> list[TaskScores]:  # fmt: skip
     """Answer, score, write `instructions.jsonl` ({id, side, reference, answers}).
 
@@ -40,7 +40,7 @@ def run(
     is over the questions. `rougeL_by_seed` is the same mean with Student's interval over the seeds: what decoding alone moves.
 
     Args:
-        settings: schema.Evaluate as a dict. step: of the model. chats: the chat step. seed: of the decoding and of the resamples.
+        settings: schema.Evaluate as a dict. digest: what names the model in the cache. chats: the chat step. seed: of the decoding and of the resamples.
 
     Raises:
         InputError: no question on a side, a damaged file, an answer that does not fit into the context.
@@ -55,7 +55,7 @@ def run(
             )
     asked = [sample.Prompt(item.id, item.prompt) for items in chosen.values() for item in items]
     plan = sample.Plan(decode.Decoding.of(own), own["seeds"], seed, own["batch"], own["part"])
-    made = sample.answer(model, tokenizer, sample.model_digest(step), asked, plan, f"{name}: instructions")
+    made = sample.answer(model, tokenizer, digest, asked, plan, f"{name}: instructions")
     answers = {record["id"]: record["answers"] for record in made}
     tasks, written = [], []
     for side, items in chosen.items():

@@ -20,6 +20,7 @@ from moesaic.evaluate.science import suite as science
 from moesaic.evaluate.temporal import suite as temporal
 from moesaic.flow import files, manifest
 from moesaic.flow.step import Context, Result
+from moesaic.generate import sample
 from moesaic.model import depth, load, size
 
 log = logging.getLogger("moesaic.evaluate")
@@ -52,10 +53,10 @@ def run(context: Context) -> Result:
             tasks += science.run(model, tokenizer, settings, context.inputs["science"], context.work, seed)
     (context.out / instructions.ANSWERS).unlink(missing_ok=True)
     if settings["instructions"] is not None:
-        step, chats = context.inputs["model"], context.inputs["chat"]
+        digest = sample.model_digest(context.inputs["model"])
         with _timed(clock, "instructions"):
             tasks += instructions.run(
-                model, tokenizer, settings, step, chats, context.out, seed, context.name
+                model, tokenizer, settings, digest, context.inputs["chat"], context.out, seed, context.name
             )
     with _timed(clock, "samples"):
         continuations, made, generating = samples.generate(model, tokenizer)
