@@ -10,16 +10,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import project
 import pytest
 from safetensors.torch import load_file
 
 from moesaic import config
-from moesaic.distill import sampling, scoring
+from moesaic.distill import pairs, sampling, scoring
 from moesaic.errors import InputError
 from moesaic.flow import files, manifest, metrics, paths
 from moesaic.flow.step import STEPS, execute
+from moesaic.report import instructions
 
 CHANGES = {
     "stages": ["construct", "distill"],
@@ -78,11 +80,11 @@ def test_fixed_pairs_end_to_end(built, tmp_path):
     path = here(built, tmp_path / "p")
     with contextlib.chdir(path.parent):
         out = whole(path, steps=12, optimizer={"lr": 3e-3})
-        pairs = lines(ROUND / "1/pair_scores/0/pairs.jsonl")
+        made_pairs = lines(ROUND / "1/pair_scores/0/pairs.jsonl")
         (theirs,) = Path("results/dense/teacher_text").glob("*/0/answers.jsonl")
         own = {item["id"]: item for item in lines(ROUND / "1/student_text/0/answers.jsonl")}
-        assert len(pairs) == len(own) == 14, "the texts of two models differ"
-        for pair, answer in zip(pairs, sorted(lines(theirs), key=lambda item: item["id"]), strict=True):
+        assert len(made_pairs) == len(own) == 14, "the texts of two models differ"
+        for pair, answer in zip(made_pairs, sorted(lines(theirs), key=lambda item: item["id"]), strict=True):
             assert pair["chosen"]["ids"] == answer["answers"][0]["ids"]
             assert pair["rejected"]["ids"] == own[pair["question"]]["answers"][0]["ids"]
             assert all(
@@ -93,7 +95,7 @@ def test_fixed_pairs_end_to_end(built, tmp_path):
         margins = [
             pair["chosen"]["student"] / len(pair["chosen"]["ids"]) - pair["chosen"]["logp"] / len(pair["chosen"]["ids"])
             - pair["rejected"]["student"] / len(pair["rejected"]["ids"]) + pair["rejected"]["logp"] / len(pair["rejected"]["ids"])
-            for pair in pairs
+            for pair in made_pairs
         ]  # fmt: skip
         assert min(margins) * 0.1 <= found["train/pairs/margin"][0][1] <= max(margins) * 0.1
         assert found["train/pairs/margin"][-1][1] > found["train/pairs/margin"][0][1]
@@ -262,10 +264,10 @@ def test_pairs_and_counts_by_hand():
 
     theirs = [record("a", (3, 4), (5,)), record("b", (6,), (7,))]
     own = [record("a", (3, 4), (8,)), record("b", (9,), (2,))]
-    pairs, same = scoring.paired(theirs, own, Path("x"))
+    found, same = scoring.paired(theirs, own, Path("x"))
     assert same == 1
-    assert [pair["id"] for pair in pairs] == ["a#1", "b#0", "b#1"]
-    assert pairs[0]["rejected"]["ids"] == [8]
+    assert [pair["id"] for pair in found] == ["a#1", "b#0", "b#1"]
+    assert found[0]["rejected"]["ids"] == [8]
     with pytest.raises(InputError, match="other questions"):
         scoring.paired(theirs, own[:1], Path("x"))
     assert sampling.repetition([1, 2, 3, 4, 1, 2, 3, 4]) == (1, 5)
@@ -277,6 +279,63 @@ def test_pairs_and_counts_by_hand():
         "repeated": 2,
         "grams": 3,
     }
+
+
+def watched(nats):
+    return {f"train/logp/{name}": nats if name == "student_of_student_text" else -2.0 for name in pairs.TEXTS}
+
+
+def test_the_watch_goes_on_where_it_was():
+    """Alarm and drift are measured from the first step of the round, over a kill too."""
+    options = {"alarm_drop": 1.0, "alarm_patience": 2, "refresh_drop": 0.5}
+    first = pairs.Collapse("v/distill", options, refresh=True)
+    first.check(watched(-2.0))
+    assert not first.enough(1, watched(-2.0))
+    first.check(watched(-3.5))
+    resumed = pairs.Collapse("v/distill", options, refresh=True)
+    resumed.load_state(json.loads(json.dumps(first.state())))
+    assert not resumed.enough(2, watched(-2.4))
+    assert resumed.enough(2, watched(-2.6))
+    with pytest.raises(InputError, match=r"v/distill: collapse: .* from -2\.00 to -3\.60 nats"):
+        resumed.check(watched(-3.6))
+    assert not pairs.Collapse("v", options, refresh=False).enough(9, watched(-99.0))
+    quiet = pairs.Collapse("v", options | {"alarm_drop": None}, refresh=False)
+    for nats in (-2.0, -50.0, -60.0, -70.0):
+        quiet.check(watched(nats))
+
+
+def test_questions_are_never_on_both_sides():
+    records = [{"id": f"q{i}#{j}", "question": f"q{i}"} for i in range(10) for j in range(3)]
+    train, held = pairs.split(records, 0.3, seed=1)
+    assert len(train) + len(held) == 30
+    assert len({r["question"] for r in held}) == 3
+    assert not {r["question"] for r in train} & {r["question"] for r in held}
+    with pytest.raises(InputError, match="answers to 1 questions, at least 2"):
+        pairs.split(records[:3], 0.3, seed=1)
+
+
+def test_what_the_report_says_of_rounds():
+    counts = {"answers": 10, "finished": 5, "tokens": 80, "repeated": 3, "grams": 30}
+    nats = {
+        f"{a}_of_{b}_text": -160.0 if a == b else -240.0
+        for a in ("teacher", "student")
+        for b in ("teacher", "student")
+    }
+    scored = {"teacher": counts, "student": counts, "nats": nats, "tokens": {"teacher": 80, "student": 80}}
+    told = [
+        {"train": 8, "validation": 2, "steps": 6, "counts": scored},
+        {"train": 10, "validation": 0, "steps": 3, "counts": {"teacher": counts}},
+    ]
+    point = SimpleNamespace(stage="distill", variant="a<b", model=SimpleNamespace(metrics={"rounds": told}))
+    table = instructions.rounds(SimpleNamespace(points=[point]))  # type: ignore[arg-type]
+    assert [row[:3] for row in table.rows] == [
+        ["a&lt;b", "1", "teacher"],
+        ["a&lt;b", "1", "student"],
+        ["a&lt;b", "2", "teacher"],
+    ]
+    assert table.rows[0][3:] == ["10", "50.0 %", "8", "10.0 %", "-2.00", "-3.00", "8, 2", "6"]
+    assert table.rows[1][7:9] == ["-3.00", "-2.00"]
+    assert instructions.rounds(SimpleNamespace(points=[])) is None  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- killed and gone on
