@@ -21,7 +21,11 @@ SAMPLED: dict[str, dict[str, Any]] = {
     "cald-samples": {"loss": "cald", "samples": {"text": "both"}, "rounds": ROUNDS},
     "dpkd-fixed": {"loss": "dpkd", "pairs": {"alarm_drop": None}},
     "dpkd-refreshed": {"loss": "dpkd", "rounds": ROUNDS, "pairs": {"alarm_drop": None}},
-    "dpkd-guarded": {"loss": "dpkd-guarded", "rounds": ROUNDS, "pairs": {"alarm_drop": None, "refresh_drop": None}},
+    "dpkd-guarded": {
+        "loss": "dpkd-guarded",
+        "rounds": ROUNDS,
+        "pairs": {"alarm_drop": None, "refresh_drop": None},
+    },
 }
 """On answers to instructions. The alarm is off, so that a collapse is measured and not avoided; rounds do not end early, so that tokens are equal."""
 
