@@ -44,7 +44,7 @@ def peak_gb() -> float:
 
 def one(parent: Path, settings: dict[str, Any]) -> dict[str, float]:
     """Train three steps; predicted and measured GB."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     torch.set_num_threads(2)
     config = AutoConfig.from_pretrained(parent, local_files_only=True)
@@ -52,7 +52,7 @@ def one(parent: Path, settings: dict[str, Any]) -> dict[str, float]:
     shape = sizes.shape(sizes.sizes(config.intermediate_size, experts), config.num_hidden_layers, experts)
     family, _ = families.choose(shape, config)
     with torch.device("meta"):
-        shells = families.build(family, config, shape), AutoModelForCausalLM.from_config(config)
+        shell = families.build(family, config, shape)
     base = peak_gb()
     model = families.build(family, config, shape)
     training = Pretrain(**{"steps": 3, **settings}).model_dump(mode="json")
@@ -69,7 +69,7 @@ def one(parent: Path, settings: dict[str, Any]) -> dict[str, float]:
             engine.forward_backward(batch, last=True)
         engine.step(step)
     measured = peak_gb()
-    predicted = memory.memory(training, *shells, LENGTH, 1, mixed=False, base_gb=base)
+    predicted = memory.memory(training, shell, None, LENGTH, 1, mixed=False, base_gb=base)
     return {"predicted": predicted["total"], "measured": measured}
 
 

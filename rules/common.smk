@@ -17,6 +17,7 @@ hooks.prepare(CONFIG)
 wildcard_constraints:
     variant="|".join(CONFIG.variants),
     stage="|".join(CONFIG.stages),
+    owner="|".join(["dense", *CONFIG.variants]),
     round="[0-9]+",
     shard="[0-9]+",
 
@@ -29,11 +30,13 @@ def at(step, **where):
 def plan(step, wildcards, stage=None):
     """Settings, inputs and folder of a step for the wildcards of a job."""
     part = None
-    if "round" in wildcards.keys():
-        part = paths.Part(int(wildcards.round), int(wildcards.get("shard", 0)))
-    return paths.plan_step(
-        CONFIG, step, wildcards.get("variant"), wildcards.get("stage", stage), part
-    )
+    if "round" in wildcards.keys() or "shard" in wildcards.keys():
+        part = paths.Part(
+            int(wildcards.get("round", 1)), int(wildcards.get("shard", 0))
+        )
+    variant = wildcards.get("variant", wildcards.get("owner"))
+    stage = wildcards.get("stage", wildcards.get("cache", stage))
+    return paths.plan_step(CONFIG, step, variant, stage, part)
 
 
 def settings(step, stage=None):

@@ -1,11 +1,6 @@
 rule teacher:
     input:
-        lambda wildcards: [
-            str(path)
-            for path in plan(
-                "teacher", {"variant": wildcards.owner}, wildcards.cache
-            ).inputs.values()
-        ],
+        upstream("teacher"),
     output:
         "results/{owner}/teacher/{cache}/manifest.json",
     log:
@@ -13,7 +8,6 @@ rule teacher:
     benchmark:
         "logs/benchmarks/{owner}/teacher/{cache}.jsonl"
     wildcard_constraints:
-        owner="|".join(["dense", *CONFIG.variants]),
         cache="(tokens|chat)-top[0-9]+-[0-9a-f]+",
     conda:
         "../envs/cpu.yaml"
@@ -22,10 +16,7 @@ rule teacher:
         nodes=1,
         ranks_per_node=1,
     params:
-        settings=lambda wildcards: json.dumps(
-            plan("teacher", {"variant": wildcards.owner}, wildcards.cache).settings,
-            sort_keys=True,
-        ),
+        settings=settings("teacher"),
         version=version("teacher"),
     message:
         "{wildcards.owner}: what the teacher says of {wildcards.cache}"

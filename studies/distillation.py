@@ -6,6 +6,10 @@
     python studies/distillation.py --offline --rows 4                # training loss beside the resident teacher and from its top-64 cache
 
 All runs of a seed see the same rows in the same order. They are runs of the workflow's own steps, so checkpoints, resume and telemetry are its own.
+The rows on sampled answers (sampled.py) end at the same number of tokens and ask the questions of results/prepare/chat, which also ROUGE-L needs:
+
+    snakemake --profile profiles/local results/prepare/chat/manifest.json
+    python studies/distillation.py --losses none sft dpkd-fixed dpkd-refreshed dpkd-guarded --questions 40
 """
 
 import argparse
@@ -20,6 +24,7 @@ from typing import Any
 
 import common
 import numpy as np
+import sampled
 import torch
 
 from moesaic.data import packed
@@ -59,6 +64,7 @@ FIGURES = (
     "bits_per_byte",
     "held_out_bits_per_byte",
     *(key.removesuffix("_B") for key in TELEMETRY),
+    "rougeL",
     "seconds_per_step",
 )
 
@@ -149,8 +155,17 @@ def row(arguments: Any, name: str, seed: int) -> dict[str, Any]:
         model = students.make(
             stage.load_stage_model(constructed(arguments)), own, TextStream(tokens, "train", [HELD_OUT])
         )
-        return found | {"tokens": 0, "seconds_per_step": None} | measure(arguments, model)
-    out = distill(arguments, name, LOSSES[name], seed)
+        told = measure(arguments, model)
+        return (
+            found
+            | {"tokens": 0, "seconds_per_step": None, "rougeL": sampled.rouge(arguments, name, seed, model)}
+            | told
+        )
+    out = (
+        sampled.distill(arguments, constructed(arguments).folder, name, seed)
+        if name in sampled.SAMPLED
+        else distill(arguments, name, LOSSES[name], seed)
+    )
     series = metrics.series(out / "work" / metrics.NAME)
     seconds = [
         sum(
@@ -159,13 +174,17 @@ def row(arguments: Any, name: str, seed: int) -> dict[str, Any]:
         )
         for step, _ in series["train/loss"]
     ]
+    rounds = manifest.read(out).metrics.get("rounds", [])
     found |= {
-        "tokens": int(series["train/tokens"][-1][1]),
+        "tokens": int(series["train/tokens"][-1][1]) * max(1, len(rounds)),
         "seconds_per_step": round(statistics.median(seconds), 3),
     }
-    found |= measure(arguments, load.load_model(out / "model"))
+    if rounds:
+        found["steps_by_round"] = [told["steps"] for told in rounds]
+    model = load.load_model(out / "model")
+    found |= measure(arguments, model) | {"rougeL": sampled.rouge(arguments, name, seed, model)}
     if not arguments.keep:
-        shutil.rmtree(out.parent)
+        shutil.rmtree(arguments.work / f"{name}-{seed}" if rounds else out.parent)
     return found | {"minutes": round((time.monotonic() - began) / 60, 2)}
 
 
@@ -194,7 +213,8 @@ def table(arguments: Any) -> None:
         runs.items(), key=lambda pair: statistics.mean(i["held_out_bits_per_byte"] for i in pair[1])
     ):
         cells = [
-            common.cell([item[key] for item in items if item[key] is not None], 4) or "-" for key in FIGURES
+            common.cell([item[key] for item in items if item.get(key) is not None], 4) or "-"
+            for key in FIGURES
         ]
         print(f"| {name} | {steps} | {len(items)} | " + " | ".join(cells) + " |")
 
@@ -270,7 +290,20 @@ def main() -> None:
     )
     parser.add_argument("--work", type=Path, default=Path("results/studies/distillation"))
     parser.add_argument("--out", type=Path, default=Path("studies/distillation.jsonl"))
-    parser.add_argument("--losses", nargs="+", default=list(LOSSES), choices=list(LOSSES), metavar="LOSS")
+    parser.add_argument(
+        "--losses", nargs="+", default=list(LOSSES), choices=[*LOSSES, *sampled.SAMPLED], metavar="LOSS"
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=Path("config/config.yaml"),
+        help="sampled answers: model and data of --results",
+    )
+    parser.add_argument("--prompts", type=int, default=200, help="sampled answers: questions per chat source")
+    parser.add_argument("--new-tokens", type=int, default=64, help="sampled answers: most tokens of one")
+    parser.add_argument(
+        "--questions", type=int, default=0, help="development questions for ROUGE-L; 0: not measured"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch", type=int, default=4, help="blocks per step")

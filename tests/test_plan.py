@@ -65,7 +65,9 @@ def test_memory_follows_the_settings(tmp_path):
         own = Pretrain(**{"batch": 8, "micro_batch": 4, **settings}).model_dump(mode="json")
         if own["engine"]["kind"] == "deepspeed":
             own["engine"]["json"] = {"zero_optimization": {"stage": int(own["engine"]["deepspeed"][4])}}
-        return memory.memory(own, model, model, 64, ranks, mixed=False, base_gb=0.0)
+        return memory.memory(
+            own, model, model if own["teacher"] else None, 64, ranks, mixed=False, base_gb=0.0
+        )
 
     plain = planned()
     assert plain["weights"] * 2 == pytest.approx(plain["optimizer"])
@@ -76,6 +78,7 @@ def test_memory_follows_the_settings(tmp_path):
         found = planned(4, engine={"kind": "deepspeed", "deepspeed": f"zero{stage}.json"})
         for name, since in (("optimizer", 1), ("gradients", 2), ("weights", 3)):
             assert found[name] == pytest.approx(plain[name] / (4 if stage >= since else 1)), (stage, name)
+    assert planned()["teacher"] == 0
     assert planned(teacher="dense")["teacher"] == plain["weights"]
 
 
@@ -122,3 +125,97 @@ def test_an_offline_teacher_takes_disk_instead_of_memory(tmp_path, monkeypatch):
     assert resident.caches == []
     assert offline.stages[0].memory_gb["teacher"] == 0 < resident.stages[0].memory_gb["teacher"]
     assert offline.stages[0].flops < resident.stages[0].flops
+
+
+SMALL = {
+    "model": {
+        "at": {"kind": "gguf", "path": "x.gguf"},
+        "shape": {
+            "vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        },
+    },
+    "experts": {"shared": 0, "experts": 4, "per_token": 2},
+    "variants": {"a": {}},
+    "data": {
+        "temporal": {"train": 10, "tasks": ["year_shift", "duration_facts"], "forms": ["choice"]},
+        "domains": {"d": {"sources": [{"at": {"kind": "files", "path": "d"}}]}},
+        "chat": {"max_tokens": 300, "sources": [{"name": name, "at": {"kind": "files", "path": "c"}} for name in "xy"]},
+    },
+}  # fmt: skip
+
+
+def planned(changes):
+    (found,) = plan.make(config.check(config.merge(SMALL, changes)), MACHINE)
+    return found
+
+
+@pytest.fixture
+def nothing_done(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_distillation_on_samples_is_planned(nothing_done):
+    own = {
+        "data": "samples", "loss": "dpkd", "teacher": "dense", "rounds": 3, "steps": 5, "batch": 4, "micro_batch": 4, "student": {"per_token": 1},
+        "samples": {"prompts": 20, "answers": 2, "max_prompt": 40, "new_tokens": 60, "batch": 8},
+    }  # fmt: skip
+    found = planned({"stages": ["construct", "distill"], "distill": own})
+    (stage,) = found.stages
+    theirs, mine, scores = stage.sampling
+    assert (theirs.total, mine.total, scores.total) == (80, 240, 240), (
+        "two sources of 20 questions, 2 answers each"
+    )
+    assert theirs.tokens_each == mine.tokens_each == 100
+    assert theirs.flops_each > mine.flops_each, "the student runs one expert of four"
+    # keys and values: 2 layers, 2 heads of 16, 2 bytes, 8 sequences of 100 tokens
+    assert theirs.memory_gb["cache"] * 1e9 == 2 * 2 * 2 * 16 * 2 * 8 * 100
+    assert stage.tokens == 3 * 5 * 4 * 2 * 100
+    assert stage.memory_gb["teacher"] == 0, "pairs need no teacher in memory"
+    page = plan.text([found], MACHINE)
+    assert "80 x" not in page
+    assert "40 questions x 2 x 3 rounds = 240" in page
+    text = planned({"stages": ["construct", "distill"], "distill": own | {"loss": "kd", "rounds": 1}}).stages[
+        0
+    ]
+    assert [item.name for item in text.sampling] == ["teacher's answers"]
+    assert text.memory_gb["teacher"] > 0
+    assert text.tokens == 5 * 4 * 100
+    unknown = planned({"stages": ["construct", "distill"], "distill": own | {"samples": {"max_prompt": 40}}})
+    assert "to each question, of which the data say how many" in plan.text([unknown], MACHINE)
+    chat = planned(
+        {
+            "stages": ["construct", "distill"],
+            "distill": {"teacher": "moe", "steps": 5, "student": {"per_token": 1}},
+        }
+    )
+    assert chat.stages[0].sampling == []
+    assert chat.stages[0].tokens == 5 * 8 * 300
+    assert chat.stages[0].memory_gb["teacher"] > 0
+    thin = {"of": "dense", "ffn": 48, "drop_layers": [1], "per_token": None}
+    narrow = planned({"stages": ["construct", "distill"], "distill": own | {"student": thin}}).stages[0]
+    # embeddings and head, one layer's attention, 48 neurons and three norms, in float32
+    assert narrow.memory_gb["weights"] * 1e9 == 4 * (2 * 512 * 64 + 12288 + 3 * 64 * 48 + 3 * 64)
+
+
+def test_preference_tuning_is_planned(nothing_done):
+    own = {
+        "rounds": 2, "epochs": 3, "batch": 4, "items": 6, "kinds": ["math-time"], "score_batch": 4,
+        "sampling": {"answers": 5, "max_prompt": 40, "new_tokens": 60}, "rubric": {"ratings": 3, "new_tokens": 20},
+    }  # fmt: skip
+    (stage,) = planned({"stages": ["construct", "preference"], "preference": own}).stages
+    answers, ratings, scores = stage.sampling
+    assert answers.total == 6 * 5 * 2, "6 items of the one task of this kind"
+    assert ratings.total == 3 * answers.total
+    assert ratings.tokens_each == 120, "the critic reads question and answer"
+    assert scores.total == 6 * 2 * 2
+    assert stage.steps == 2 * 5, "3 epochs of at most 6 pairs in batches of 4"
+    assert stage.tokens == 10 * 4 * 2 * 100
+    assert (
+        planned({"stages": ["construct", "preference"], "preference": own | {"pairs": "verifier"}})
+        .stages[0]
+        .sampling[-1]
+        .total
+        == 6 * 7 * 2
+    )

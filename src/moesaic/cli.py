@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.errors import InputError, Interrupted
-from moesaic.flow import launch
+from moesaic.flow import launch, paths
 from moesaic.flow.step import STEPS
 
 
@@ -71,9 +71,9 @@ def _parser() -> argparse.ArgumentParser:
             "--stage",
             help="evaluate: the stage whose model is evaluated (dense, construct, ...); teacher: the stage that trains on the cache",
         )
-        if step.name in ("sample", "rate", "preference"):
+        if step.name in paths.SHARDED or step.name in paths.ROUNDS or step.name == "teacher_text":
             command.add_argument("--round", type=int, help="from 1; the last one when left out")
-            command.add_argument("--shard", type=int, default=0, help="from 0 (sample and rate)")
+            command.add_argument("--shard", type=int, default=0, help="from 0 (steps before a training)")
         command.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", help="override a configuration key"
         )
@@ -161,8 +161,6 @@ def _load(arguments: argparse.Namespace) -> Any:
 
 
 def _run_step(arguments: argparse.Namespace) -> None:
-    from moesaic.flow import paths
-
     part = paths.Part(arguments.round, arguments.shard) if hasattr(arguments, "round") else None
     plan = paths.plan_step(_load(arguments), arguments.step.name, arguments.variant, arguments.stage, part)
     ranks = launch.Ranks(

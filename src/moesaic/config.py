@@ -15,11 +15,14 @@ from pydantic import BaseModel, ValidationError
 
 from moesaic.errors import InputError
 from moesaic.schema import Config
+from moesaic.schema.teaching import PAIR_LOSSES
 
 VARIANT_KEYS = ("experts", "pretrain", "tune", "preference", "distill")
 RESERVED_VARIANTS = {"prepare", "dense", "cache", "config"}
 PAIR_KEYS = ("kinds", "items", "pairs", "sampling", "rubric", "score_batch")
 """Keys of `preference` that only the steps before its training read."""
+SAMPLE_KEYS = ("samples", "rounds", "pairs", "score_batch", "validation", "epochs")
+"""Keys of `distill` that are read only where its data is samples."""
 
 
 def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -97,8 +100,8 @@ def digest(value: Any) -> str:
 def step_settings(config: Config, step: str, variant: str | None = None) -> dict[str, Any]:
     """What a step depends on, and nothing else.
 
-    Steps: dense, documents, tokens, chat, tasks, temporal, science (shared), construct, pretrain, tune, sample, rate, preference, distill (per variant),
-    evaluate, report.
+    Steps: dense, documents, tokens, chat, tasks, temporal, science (shared), construct, pretrain, tune, sample, rate, preference, student_text,
+    pair_scores, distill (per variant), evaluate, report.
     """
     if variant is not None:
         config = variant_config(config, variant)
@@ -160,7 +163,20 @@ def step_settings(config: Config, step: str, variant: str | None = None) -> dict
             others = (*PAIR_KEYS, "rounds", "reference")
             own = {key: value for key, value in _training(raw, "preference").items() if key not in others}
             return {"preference": own, "seed": seed}
+        case "student_text":
+            return {"samples": _sampling(raw), "seed": seed}
+        case "pair_scores":
+            return {"score_batch": raw["distill"]["score_batch"]}
+        case "distill" if raw["distill"]["data"] == "samples":
+            own = _training(raw, "distill")
+            kept = {key: value for key, value in own.items() if key not in ("rounds", "score_batch", "pairs")}
+            kept |= {"samples": {"text": own["samples"]["text"]}}
+            if not on_pairs(config):
+                return {"distill": kept, "seed": seed}
+            corpus = {"held_out": held_out} if own["pairs"]["corpus"] else {}
+            return {"distill": kept | {"pairs": own["pairs"]}, "seed": seed, **corpus}
         case "distill":
+            raw["distill"] = {k: v for k, v in raw["distill"].items() if k not in SAMPLE_KEYS}
             extra = {"like": like, "held_out": held_out} if raw["distill"]["data"] == "text" else {}
             return {"distill": _training(raw, "distill"), "seed": seed, **extra}
         case "evaluate":
@@ -218,6 +234,21 @@ def teacher_settings(config: Config, stage: str, variant: str) -> dict[str, Any]
         held_out = sorted(name for name, domain in raw["data"]["domains"].items() if domain["held_out"])
         found |= {"document_mask": own["document_mask"], "held_out": held_out}
     return found
+
+
+def on_pairs(config: Config) -> bool:
+    """True where distillation compares pairs of sampled answers, which have to be scored."""
+    return config.distill.loss in PAIR_LOSSES
+
+
+def text_settings(config: Config, variant: str) -> dict[str, Any]:
+    """What the teacher's answers depend on besides the teacher and the questions: neither the loss nor the student nor the round."""
+    raw = variant_config(config, variant).model_dump(mode="json")
+    return {"samples": _sampling(raw), "teacher": raw["distill"]["teacher"], "seed": raw["seed"]}
+
+
+def _sampling(raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in raw["distill"]["samples"].items() if key not in ("shards", "text")}
 
 
 def _training(raw: Mapping[str, Any], step: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ is run on a few tokens, and what autograd keeps for the backward pass is counted
 """
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +15,14 @@ from typing import Any
 
 import torch
 
-from moesaic.config import step_settings, teacher_settings, variant_config
-from moesaic.distill import cache
+from moesaic import plan_text
+from moesaic.config import PAIR_LOSSES, step_settings, teacher_settings, variant_config
+from moesaic.distill import cache, students
 from moesaic.errors import InputError
 from moesaic.experts import sizes
 from moesaic.flow import paths
 from moesaic.model import depth, families, size
+from moesaic.model.cost import flops_per_token
 from moesaic.model.depth import skip
 from moesaic.schema import Config
 from moesaic.train import hardware, memory
@@ -67,6 +70,10 @@ class Stage:
     """Of one GPU, by what it is for; `total` is the peak."""
     layers: int | None = None
     """Decoder layers, of a stage that changes the model's depth."""
+    sampling: list[plan_text.Sampling] = field(default_factory=list)
+    """What is sampled and scored before the training."""
+    rounds: int = 1
+    """How often all of it is done; steps, tokens and FLOPs are of all rounds."""
 
     def hours(self, machine: Hardware) -> float:
         """GPU-hours at the assumed utilisation."""
@@ -148,14 +155,8 @@ def make(config: Config, machine: Hardware) -> list[Plan]:
             moe = families.build(family, dense_config, shape)
         stages = []
         for name in config.stages:
-            if name in ("pretrain", "tune"):
-                stage = step_settings(config, name, variant)[name]
-                length = config.data.block if name == "pretrain" else config.data.chat.max_tokens
-                deep = stage.get("depth")
-                trained = deepened(moe, dense, deep) if deep else moe
-                planned = _stage(name, stage, trained, dense, length, machine)
-                planned.layers = trained.config.num_hidden_layers if deep else None
-                stages.append(planned)
+            if name != "construct":
+                stages.append(_training(variant_config(config, variant), variant, name, moe, dense, machine))
         plans.append(
             Plan(
                 variant,
@@ -211,27 +212,65 @@ def _caches(config: Config, variant: str, vocabulary: int) -> list[Cache]:
     return found
 
 
+def _training(own: Config, variant: str, name: str, moe: Any, dense: Any, machine: Hardware) -> Stage:
+    """A training stage, with what it samples and scores before. Args: own: the variant's configuration."""
+    settings = step_settings(own, name, variant)[name]
+    on_text = name == "pretrain" or settings.get("data") == "text"
+    length, rows = own.data.block if on_text else own.data.chat.max_tokens, 1
+    deep = settings.get("depth")
+    trained = deepened(moe, dense, deep) if deep else moe
+    parents = {"dense": dense, "moe": moe, None: None}
+    teacher = parents[settings.get("teacher")]
+    if name == "distill":
+        trained = student(moe, dense, settings["student"])
+    resident = None if settings.get("offline") else teacher
+    rounds, count = 1, None
+    pairs = False
+    how: Any = None  # of sampling, where a sample is an answer or a pair of them
+    if name == "preference":
+        pairs, how = settings["loss"] != "sft", own.preference.sampling
+        count, rounds = plan_text.temporal_questions(own), own.preference.rounds
+    elif name == "distill" and paths.sampled(own):
+        pairs, how = settings["loss"] in PAIR_LOSSES, own.distill.samples
+        count, rounds = plan_text.instruction_questions(own), own.distill.rounds
+        count = None if count is None else count * how.answers
+        resident = None if pairs or settings["loss"] in paths.TEXT_LOSSES else teacher
+    if how is not None:
+        length, rows = how.max_prompt + how.new_tokens, 2 if pairs else 1
+    if settings.get("epochs") is not None and count is not None:
+        settings = settings | {"steps": math.ceil(settings["epochs"] * count / settings["batch"])}
+    planned = _stage(name, settings, trained, resident, length, machine, rows, rounds)
+    planned.layers = trained.config.num_hidden_layers if deep else None
+    planned.sampling = plan_text.plan(own, name, teacher, trained)
+    return planned
+
+
+def student(moe: Any, dense: Any, settings: Mapping[str, Any]) -> Any:
+    """A copy, of no memory, of what distillation trains. Args: settings: schema.Student as a dict."""
+    if settings["of"] == "moe":
+        return students.make(copy.deepcopy(moe), dict(settings), None)
+    from transformers import AutoModelForCausalLM
+
+    shape = copy.deepcopy(dense.config)
+    shape.intermediate_size = settings["ffn"] or shape.intermediate_size
+    with torch.device("meta"):
+        return students.make(AutoModelForCausalLM.from_config(shape), {**settings, "ffn": None}, None)
+
+
 def _stage(
-    name: str, settings: Mapping[str, Any], moe: Any, dense: Any, length: int, machine: Hardware
-) -> Stage:
-    tokens = settings["steps"] * settings["batch"] * length
+    name: str, settings: Mapping[str, Any], trained: Any, teacher: Any, length: int, machine: Hardware, rows: int, rounds: int
+) -> Stage:  # fmt: skip
+    """Args: teacher: that runs beside the student, or None. rows: of a sample (2: a pair)."""
+    steps = settings["steps"] * rounds
+    tokens = steps * settings["batch"] * length * rows
     if settings["tokens"] is not None:
-        tokens = min(tokens, settings["tokens"])
-    flops = float(tokens) * flops_per_token(moe, length, training=True)
-    if settings.get("teacher") == "dense" and settings["offline"] is None:
-        flops += float(tokens) * flops_per_token(dense, length, training=False)
-    stage = Stage(name, settings["steps"], tokens, flops)
-    stage.memory_gb = memory.memory(settings, moe, dense, length, machine.gpus)
+        tokens = min(tokens, settings["tokens"] * rounds)
+    flops = float(tokens) * flops_per_token(trained, length, training=True)
+    if teacher is not None:
+        flops += float(tokens) * flops_per_token(teacher, length, training=False)
+    stage = Stage(name, steps, tokens, flops, rounds=rounds)
+    stage.memory_gb = memory.memory(settings, trained, teacher, length * rows, machine.gpus)
     return stage
-
-
-def flops_per_token(model: Any, length: int, training: bool) -> float:
-    """Matrix products of the active weights, and of the attention scores over half of the context on average."""
-    counted, config = size.count(model), model.config
-    idle = counted.active - counted.running(depth.shares(model))
-    heads = config.num_attention_heads * families.base.head_dim(config)
-    scores = 2 * 2 * config.num_hidden_layers * heads * length / 2
-    return counted.flops_per_token(training) - (6 if training else 2) * idle + (3 if training else 1) * scores
 
 
 def text(plans: list[Plan], machine: Hardware) -> str:
@@ -256,9 +295,11 @@ def text(plans: list[Plan], machine: Hardware) -> str:
                 for name, value in stage.memory_gb.items()
                 if name != "total" and value >= 0.05
             )
+            lines += plan_text.lines(stage.sampling, stage.name)
+            most_tokens = "at most " if stage.sampling else ""
             lines += [
                 f"  {stage.name}",
-                f"    tokens      {stage.tokens:,} in {stage.steps:,} steps of {stage.tokens // max(1, stage.steps):,}",
+                f"    tokens      {most_tokens}{stage.tokens:,} in {stage.steps:,} steps of {stage.tokens // max(1, stage.steps):,}",
                 f"    FLOPs       {stage.flops:.3g}, of active weights and attention{_layers(stage)}",
                 f"    time        {hours:,.1f} GPU-hours on {machine.gpu} at {machine.mfu:.0%} of its peak"
                 f" = {hours / machine.gpus:,.1f} h on {machine.gpus}{money}",

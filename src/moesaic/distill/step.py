@@ -1,6 +1,6 @@
 """Step `distill`: a sparser or smaller student learns from the dense parent or from the MoE of the stage before."""
 
-from moesaic.distill import students
+from moesaic.distill import rounds, students
 from moesaic.flow.step import Context, Result
 from moesaic.train import loop, stage
 from moesaic.train.job import Job
@@ -10,6 +10,8 @@ from moesaic.train.objectives import Trainee
 def run(context: Context) -> Result | None:
     """Build the student, load the teacher or its cache, train with the configured loss."""
     settings = context.settings["distill"]
+    if settings["data"] == "samples":
+        return _on_samples(context)
     moe, dense = context.inputs["model"], context.inputs.get("dense")
     start = dense if settings["student"]["of"] == "dense" else moe
     assert start is not None
@@ -30,3 +32,13 @@ def run(context: Context) -> Result | None:
         reference=dense,
     )
     return loop.train(job)
+
+
+def _on_samples(context: Context) -> Result | None:
+    """One round on sampled answers; the manifest says what the rounds so far were trained on."""
+    job, told = rounds.job(context)
+    result = loop.train(job)
+    if result is not None:
+        before = [] if context.settings["distill"]["student"] else context.inputs["student"].metrics["rounds"]
+        result.metrics["rounds"] = [*before, told | {"steps": result.metrics["steps"]}]
+    return result

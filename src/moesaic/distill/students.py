@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from moesaic.train.streams import Stream
 
 
-def make(model: Any, settings: dict[str, Any], stream: "Stream") -> Any:
+def make(model: Any, settings: dict[str, Any], stream: "Stream | None") -> Any:
     """A student from a loaded model (which is changed and returned).
 
     Args:
-        settings: schema.Student as a dict. stream: training rows, on which a narrower FFN's neurons are chosen.
+        settings: schema.Student as a dict. stream: training rows, on which a narrower FFN's neurons are chosen; None where `ffn` is null.
 
     Raises:
         InputError: more experts per token than there are, experts asked of a dense student, or layers that do not exist.
@@ -34,6 +34,7 @@ def make(model: Any, settings: dict[str, Any], stream: "Stream") -> Any:
     if settings["drop_layers"]:
         _drop_layers(model, settings["drop_layers"])
     if settings["ffn"] is not None:
+        assert stream is not None
         _narrower_ffn(model, settings["ffn"], _ids(stream, settings["pruning_rows"]))
     return model
 

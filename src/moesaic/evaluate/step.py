@@ -15,11 +15,12 @@ import torch
 
 from moesaic.data import packed
 from moesaic.errors import InputError
-from moesaic.evaluate import bootstrap, harness, likelihood, routing, samples
+from moesaic.evaluate import bootstrap, harness, instructions, likelihood, routing, samples
 from moesaic.evaluate.science import suite as science
 from moesaic.evaluate.temporal import suite as temporal
 from moesaic.flow import files, manifest
 from moesaic.flow.step import Context, Result
+from moesaic.generate import sample
 from moesaic.model import depth, load, size
 
 log = logging.getLogger("moesaic.evaluate")
@@ -50,6 +51,13 @@ def run(context: Context) -> Result:
     if "science" in settings["suites"]:
         with _timed(clock, "science"):
             tasks += science.run(model, tokenizer, settings, context.inputs["science"], context.work, seed)
+    (context.out / instructions.ANSWERS).unlink(missing_ok=True)
+    if settings["instructions"] is not None:
+        digest = sample.model_digest(context.inputs["model"])
+        with _timed(clock, "instructions"):
+            tasks += instructions.run(
+                model, tokenizer, settings, digest, context.inputs["chat"], context.out, seed, context.name
+            )
     with _timed(clock, "samples"):
         continuations, made, generating = samples.generate(model, tokenizer)
     with _timed(clock, "intervals"):
@@ -68,6 +76,8 @@ def run(context: Context) -> Result:
     with files.atomic_path(context.out / "items.parquet") as temporary:
         item_table(losses, held_out, tasks).to_parquet(temporary, index=False)
     outputs = ["scores.json", "items.parquet", "samples.json"]
+    if settings["instructions"] is not None:
+        outputs.append(instructions.ANSWERS)
     (context.out / "routing.parquet").unlink(missing_ok=True)
     if usage:
         routing.write(context.out / "routing.parquet", usage, PLACES)
@@ -192,7 +202,7 @@ def headline(scores: list[dict[str, Any]]) -> dict[str, float]:
     names = {
         ("text/average", "bits_per_byte"): "bits_per_byte", ("text/held-out", "bits_per_byte"): "bits_per_byte_held_out",
         ("mc/average", "acc"): "mc_average", ("routing/load_cv", "load_cv"): "load_cv",
-        ("depth/ran", "share"): "depth_ran",
+        ("depth/ran", "share"): "depth_ran", ("instructions_test", "rougeL"): "rougeL_test",
     }  # fmt: skip
     return {
         names[item["task"], item["metric"]]: item["value"]

@@ -126,9 +126,8 @@ def places(config: Config, results: Path) -> Iterator[Place]:
     yield place("evaluate", None, "dense")
     for variant in config.variants:
         for stage in config.stages:
-            if stage == "preference":
-                for step, part in paths.round_steps(config, variant):
-                    yield place(step, variant, None, part)
+            for step, part in paths.round_steps(config, variant, stage):
+                yield place(step, variant, None, part)
             yield place(stage, variant)
             yield place("evaluate", variant, stage)
     yield place("report")

@@ -10,6 +10,8 @@ import numpy as np
 
 from moesaic import config
 from moesaic.errors import InputError
+from moesaic.flow import files, manifest
+from moesaic.flow.manifest import Manifest
 from moesaic.generate import parts
 from moesaic.generate.decode import Decoding, decode, end_tokens
 
@@ -110,3 +112,8 @@ def digest(prompts: Sequence[Prompt]) -> str:
         joined.update(config.digest(prompt.id).encode())
         joined.update(np.asarray([len(prompt.ids), *prompt.ids], dtype="<i8").tobytes())
     return joined.hexdigest()
+
+
+def model_digest(step: Manifest) -> str:
+    """What names a model in the cache: its manifest, which holds the digests of its files and of all it was made from."""
+    return files.sha256(step.folder / manifest.NAME)

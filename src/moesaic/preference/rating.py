@@ -160,7 +160,7 @@ def _rate(
     plan = sample.Plan(
         decode.Decoding.of(own), own["ratings"], context.settings["seed"], own["batch"], own["part"]
     )
-    digest = sampling.model_digest(context.inputs["model"])
+    digest = sample.model_digest(context.inputs["model"])
     rated = sample.answer(model, tokenizer, digest, asked, plan, f"{context.name}: critic")
     by_key = {
         record["id"]: [rubric.parse(answer["text"]) for answer in record["answers"]] for record in rated
@@ -177,7 +177,7 @@ def _score(
     every = [(name, item) for name, candidates in both.items() for item in candidates]
     listed = [score.Scored(_key(name, item), prompts[name], item.ids) for name, item in every]
     digest, batch = (
-        sampling.model_digest(context.inputs["model"]),
+        sample.model_digest(context.inputs["model"]),
         context.settings["preference"]["score_batch"],
     )
     scored = score.score(model, digest, listed, batch, f"{context.name}: own likelihood")
@@ -198,7 +198,7 @@ def _pairs(
         for item in pair
     ]
     batch = context.settings["preference"]["score_batch"]
-    scored = score.score(model, sampling.model_digest(reference), listed, batch, f"{context.name}: reference")
+    scored = score.score(model, sample.model_digest(reference), listed, batch, f"{context.name}: reference")
     by_key = {record["id"]: record["logp"] for record in scored}
 
     def side(name: str, item: Candidate) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def run(context: Context) -> Result:
         own["part"], context.settings["shard"], context.settings["shards"],
     )  # fmt: skip
     model = stage.load_stage_model(model_step).to(decode.device())
-    records = sample.answer(model, tokenizer, model_digest(model_step), asked, plan, context.name)
+    records = sample.answer(model, tokenizer, sample.model_digest(model_step), asked, plan, context.name)
     prompts = {item.id: item.ids for item in asked}
     files.write_lines(
         context.out / ANSWERS, [{**record, "prompt": prompts[record["id"]]} for record in records]
@@ -77,8 +77,3 @@ def items(temporal: Manifest, kinds: list[str], per_task: int | None) -> list[It
             f"preference.kinds: {temporal.folder / 'train.jsonl'} holds no question of {', '.join(kinds)}"
         )
     return found
-
-
-def model_digest(step: Manifest) -> str:
-    """What names a model in the cache: its manifest, which holds the digests of its files and of all it was made from."""
-    return files.sha256(step.folder / manifest.NAME)

@@ -6,7 +6,17 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from moesaic.report import cells, construction, depth, mixing, plots, preference, tables, temporal
+from moesaic.report import (
+    cells,
+    construction,
+    depth,
+    instructions,
+    mixing,
+    plots,
+    preference,
+    tables,
+    temporal,
+)
 from moesaic.report.gather import Gathered
 from moesaic.report.tables import Table
 
@@ -23,9 +33,11 @@ def render(run: Gathered, found: Sequence[dict[str, Any]], verdict: str) -> str:
         ("training", "Training", _training(run)),
         ("mixture", "Data mixture", _mixture(run)),
         ("preference", "Preference tuning", _preference(run)),
+        ("distillation", "Distillation on sampled answers", _distillation(run)),
         ("routing", "Routing", _routing(run)),
         ("depth", "Depth", _depth(run)),
         ("temporal", "Time", _temporal(run)),
+        ("instructions", "Instructions", _instructions(run)),
         ("data", "Data", _data(run)),
         ("samples", "Samples", _samples(run)),
         ("settings", "Settings", _settings(run)),
@@ -171,6 +183,33 @@ def _preference(run: Gathered) -> str:
         return ""
     words = "The pairs of each training step. Where the chosen answers become less likely too, only the margin grows."
     return table(counts, "sticky") + figure(preference.panels(run), words) + table(preference.learned(run))
+
+
+def _distillation(run: Gathered) -> str:
+    content = instructions.rounds(run)
+    if content is None:
+        return ""
+    wanted = (
+        ("train/pairs/margin", "Margin", "teacher's text over student's, reward"),
+        ("train/pairs/accuracy", "Teacher's text is preferred", "share of the pairs"),
+        (
+            "train/logp/student_of_teacher_text",
+            "Teacher's text",
+            "log-probability per token of the student, nats",
+        ),
+        (
+            "train/logp/student_of_student_text",
+            "Student's text",
+            "log-probability per token of the student, nats",
+        ),
+    )
+    panels = [panel for key, title, unit in wanted for panel in plots.curves(run, key, title, unit)]
+    words = "The pairs of each step of the last round. A student's text that falls without end is a collapse."
+    return table(content, "sticky") + figure(panels, words)
+
+
+def _instructions(run: Gathered) -> str:
+    return table(instructions.scores(run), "sticky")
 
 
 def _routing(run: Gathered) -> str:

@@ -7,6 +7,27 @@ from pydantic import Field
 from moesaic.schema.base import Count, Positive, Strict
 
 
+class Instructions(Strict):
+    """Sampled answers to held-out questions of the instruction data."""
+
+    sources: list[str] = []
+    """Chat sources; empty: all."""
+    items: Positive | None = None
+    """Questions per source and side (development and test), the first ones; null: all."""
+    seeds: Positive = 5
+    """Answers to each question, each with its own decoding seed."""
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    new_tokens: Positive = 256
+    """Most tokens of an answer; one that is cut off counts as it is."""
+    max_prompt: Positive = 512
+    """Longer questions are left out."""
+    batch: Positive = 40
+    """Sequences decoded at once; changes nothing but speed and memory."""
+    part: Positive = 64
+    """Questions between two saved files: what a kill costs at most."""
+
+
 class Evaluate(Strict):
     tasks: list[str] = ["openbookqa_local", "piqa_local", "commonsenseqa_local"]
     """Tasks of the built-in suite or any lm-evaluation-harness task."""
@@ -14,6 +35,8 @@ class Evaluate(Strict):
     """Suites of ours beside the tasks. temporal: the questions of data.temporal, by kind and by task; science: those of data.science, by split."""
     temporal_shots: Annotated[list[Count], Field(min_length=1)] = [0]
     """Examples in the prompts of the temporal suite; it is run once for each number, e.g. [0, 5]."""
+    instructions: Instructions | None = None
+    """ROUGE-L and exact match of answers to held-out instructions; {} takes the defaults, null: not measured."""
     include_path: str | None = None
     """Folder of your own lm-eval task files."""
     items: Positive | None = None

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from moesaic.schema.base import Count, Fraction, NonNegative, Positive, Strict
+from moesaic.schema.samples import PairOptions, Samples
 from moesaic.schema.training import Mixture, Training
 
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -81,16 +82,19 @@ class Offline(Strict):
     """Rows per forward pass of the teacher."""
 
 
-TokenLoss = Literal[
-    "sft", "kd", "seqkd", "rkl", "jsd", "akl", "skl", "srkl", "cald", "abkd", "dpkd-token",
+Loss = Literal[
+    "sft", "kd", "seqkd", "rkl", "jsd", "akl", "skl", "srkl", "cald", "abkd", "dpkd-token", "dpkd", "dpkd-guarded",
 ]  # fmt: skip
+PAIR_LOSSES = ("dpkd", "dpkd-guarded")
+TEXT_LOSSES = ("sft", "seqkd")
+"""Losses that read nothing of the teacher but its text."""
 
 
 class Teaching(Training):
     """What stages with a teacher share."""
 
-    loss: TokenLoss = "kd"
-    """Distillation loss: kd is forward KL, rkl reverse KL, jsd between them; see docs/methods/distillation.md."""
+    loss: Loss = "kd"
+    """Distillation loss: kd is forward KL, rkl reverse KL, jsd between them; dpkd and dpkd-guarded are on pairs of sampled answers."""
     losses: LossOptions = LossOptions()
     temperature: Annotated[float, Field(gt=0.0)] = 1.0
     """Of student and teacher in the distillation loss, which is multiplied by its square."""
@@ -108,6 +112,10 @@ class Teaching(Training):
         if self.offline is not None and self.loss == "dpkd-token":
             raise ValueError(
                 "offline: the loss dpkd-token needs the teacher's probability of any token, which a top-k cache does not have; take another loss"
+            )
+        if self.loss in PAIR_LOSSES and getattr(self, "data", None) != "samples":
+            raise ValueError(
+                f"loss: {self.loss} compares sampled answers of teacher and student; it is a loss of distill with data: samples"
             )
         return self
 
@@ -143,8 +151,51 @@ class Distill(Teaching):
     student: Student = Student(per_token=1)
     language_model: Fraction = 0.0
     """Share of next-token cross entropy in the loss."""
-    data: Literal["text", "chat"] = "chat"
-    """text: the corpus; chat: answers of the instruction data."""
+    data: Literal["text", "chat", "samples"] = "chat"
+    """text: the corpus; chat: answers of the instruction data; samples: answers that teacher and student give to its questions."""
     document_mask: bool = True
     """text: as in pretrain."""
+    samples: Samples = Samples()
+    rounds: Positive = 1
+    """samples: sample from the student, score, train so often; each round starts from the student of the round before. 1: fixed pairs."""
+    pairs: PairOptions = PairOptions()
+    score_batch: Positive = 16
+    """Answers per forward pass when log-probabilities are taken."""
+    validation: Share = 0.1
+    """samples: share of the questions kept for validation."""
+    epochs: Annotated[float, Field(gt=0.0)] | None = None
+    """samples: instead of `steps`, how often a round goes through its pairs, since their number is known only when they are there."""
     mixture: Mixture = Mixture(weights="size")
+
+    @model_validator(mode="after")
+    def _samples_fit(self) -> "Distill":
+        if self.data != "samples":
+            if self.rounds > 1:
+                raise ValueError(f"rounds: {self.rounds} rounds need sampled answers; set data: samples")
+            return self
+        if self.offline is not None:
+            raise ValueError(
+                "offline: the cache of a teacher's tokens is made of given text, not of samples; leave it out (pair losses need no teacher in memory)"
+            )
+        if self.mixture.method not in ("static", "temperature"):
+            raise ValueError(
+                f"mixture.method: {self.mixture.method} measures losses or loads of text, not of samples; take static or temperature"
+            )
+        if self.student_text:
+            raise ValueError(
+                "student_text: with data: samples it is known whose text each answer is; set samples.text: both"
+            )
+        if self.loss in PAIR_LOSSES:
+            if self.language_model:
+                raise ValueError(
+                    f"language_model: of the loss {self.loss} the weight of the corpus is pairs.corpus"
+                )
+        elif self.loss in TEXT_LOSSES and self.samples.text != "teacher":
+            raise ValueError(
+                f"samples.text: {self.loss} on the student's own answers teaches it nothing; take teacher"
+            )
+        elif self.rounds > 1 and self.samples.text == "teacher":
+            raise ValueError(
+                "rounds: the teacher's answers are the same in every round; set samples.text to student or both, or raise steps"
+            )
+        return self

@@ -87,7 +87,10 @@ def train(job: Job) -> Result | None:
         if peak:
             values["train/mfu"] = flops * speed / (peak * engine.world)
         done = step + 1
+        if job.watch:
+            job.watch.check(values)
         last = done == settings["steps"] or (limit is not None and seen >= limit)
+        last = last or (job.watch is not None and job.watch.enough(done, values))
         due = job.mixture.every > 0 and (step + 1) % job.mixture.every == 0 and not last
         update = job.mixture.OBSERVES and due
         if update or last or (settings["validate_every"] and (step + 1) % settings["validate_every"] == 0):
@@ -194,6 +197,8 @@ def _resume(job: Job, engine: Engine, sampler: Sampler, folder: Path) -> dict[st
     checkpoint.set_rng_state(checkpoint.load_tensors(newest, "rng"))
     sampler.load_state(state["sampler"])
     job.mixture.load_state(state["mixture"])
+    if job.watch:
+        job.watch.load_state(state["watch"])
     log.info("%s: going on from step %d", job.context.name, state["step"])
     return state
 
@@ -216,6 +221,7 @@ def _snapshot(
             "identity": _identity(job),
             "sampler": sampler.state(),
             "mixture": job.mixture.state(),
+            "watch": job.watch.state() if job.watch else None,
         }
         tensors = {
             "weights": weights,

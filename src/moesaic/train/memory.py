@@ -23,7 +23,7 @@ _SAVED: dict[tuple[str, str, bool], tuple[float, float]] = {}
 def memory(
     settings: Mapping[str, Any],
     moe: Any,
-    dense: Any,
+    resident: Any,
     length: int,
     ranks: int,
     mixed: bool = True,
@@ -32,7 +32,7 @@ def memory(
     """Bytes of one rank in GB, by what they are for.
 
     Args:
-        moe, dense: the classes, on the meta device. ranks: over which DeepSpeed or FSDP shards. mixed: bfloat16 products, as on a GPU.
+        moe, resident: the classes of what is trained and of the teacher beside it (or None), on the meta device. length: tokens of a sample. ranks: over which DeepSpeed or FSDP shards. mixed: bfloat16 products, as on a GPU.
         base_gb: of the process before anything is loaded (CUDA context, libraries).
     """
     counted = size.count(moe)
@@ -54,8 +54,7 @@ def memory(
     # of a chunk: logits, their log-softmax, its gradient and that of the logits, in float32; then the head's own gradient
     head = 0 if settings["optimizer"]["freeze_embeddings"] else moe.config.hidden_size
     logits = (4 * min(chunked.CHUNK, tokens) + head) * moe.config.vocab_size * 4 + fixed * tokens
-    resident = settings.get("teacher") == "dense" and settings["offline"] is None
-    teacher = size.count(dense).total * dense.dtype.itemsize if resident else 0
+    teacher = size.count(resident).total * resident.dtype.itemsize if resident is not None else 0
     passes = settings["batch"] // (settings["micro_batch"] * max(1, ranks))
     # with one pass a step, gradients come as activations go, the last of them beside the first layer's; with several the gradients stay.
     # the layer that is gone through backwards has gradients of its activations beside them

@@ -102,7 +102,7 @@ class PairTrainee(Trainee):
     times the log ratio to the reference, logp is per token.
     """
 
-    ROWS = (
+    ROWS: tuple[str, ...] = (
         "loss/pair",
         "reward/chosen",
         "reward/rejected",

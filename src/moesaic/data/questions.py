@@ -1,0 +1,72 @@
+"""Questions of the instruction data with their answers: what a model is asked when its own text is wanted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moesaic.data import chat
+from moesaic.errors import InputError
+from moesaic.flow import manifest
+from moesaic.flow.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Question:
+    """The first question of a conversation."""
+
+    id: str
+    """Unique in a split: the source and the row."""
+    source: str
+    prompt: list[int]
+    """Tokens up to where the answer begins, as the chat step rendered them for training."""
+    answer: list[int]
+    """Tokens of the answer that the data has, with its end of turn."""
+
+
+def read(
+    chats: Manifest, split: str, sources: Sequence[str] = (), per_source: int | None = None, max_prompt: int | None = None
+) -> tuple[list[Question], int]:  # fmt: skip
+    """The first questions of each source, in order, and how many were left out because they are longer than max_prompt tokens.
+
+    Args:
+        sources: empty: all.
+
+    Raises:
+        InputError: a missing or damaged file, a source that is not there, or no question left.
+    """
+    manifest.verify(chats, only=[split])
+    sets = chat.open_chat(chats, split)
+    unknown = sorted(set(sources) - set(sets))
+    if unknown:
+        raise InputError(
+            f"distill.samples.sources: no chat source named {unknown[0]}; there are {', '.join(sorted(sets))}"
+        )
+    found: list[Question] = []
+    long = 0
+    for name in sorted(sources or sets):
+        taken = 0
+        for row in range(len(sets[name])):
+            if per_source is not None and taken == per_source:
+                break
+            prompt, answer = parts(*sets[name][row])
+            if max_prompt is not None and len(prompt) > max_prompt:
+                long += 1
+                continue
+            taken += 1
+            found.append(Question(f"{name}/{row}", name, prompt, answer))
+    if not found:
+        where = chats.folder / f"{split}.parquet"
+        raise InputError(
+            f"{where}: no question of at most {max_prompt} tokens ({long} are longer); raise max_prompt or add conversations"
+        )
+    return found, long
+
+
+def parts(ids: np.ndarray, mask: np.ndarray) -> tuple[list[int], list[int]]:
+    """Prompt and answer of a conversation's first turn. Args: ids [T]; mask [T], 1 on answers."""
+    begin = int(np.argmax(mask))
+    assert mask[begin] == 1, "a conversation without an answer"
+    rest = np.flatnonzero(mask[begin:] == 0)
+    end = begin + int(rest[0]) if len(rest) else len(mask)
+    return ids[:begin].tolist(), ids[begin:end].tolist()
