@@ -6,7 +6,17 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from moesaic.report import cells, construction, depth, mixing, plots, preference, tables, temporal
+from moesaic.report import (
+    cells,
+    construction,
+    depth,
+    mixing,
+    plots,
+    preference,
+    reliability,
+    tables,
+    temporal,
+)
 from moesaic.report.gather import Gathered
 from moesaic.report.tables import Table
 
@@ -26,6 +36,7 @@ def render(run: Gathered, found: Sequence[dict[str, Any]], verdict: str) -> str:
         ("routing", "Routing", _routing(run)),
         ("depth", "Depth", _depth(run)),
         ("temporal", "Time", _temporal(run)),
+        ("reliability", "Reliability", _reliability(run)),
         ("data", "Data", _data(run)),
         ("samples", "Samples", _samples(run)),
         ("settings", "Settings", _settings(run)),
@@ -210,6 +221,30 @@ def _temporal(run: Gathered) -> str:
     if content is None:
         return ""
     return f"{table(content, 'sticky')}<details><summary>All tasks</summary>{table(temporal.tasks(run), 'sticky')}</details>\n"
+
+
+def _reliability(run: Gathered) -> str:
+    content = reliability.axes(run)
+    if content is None:
+        return ""
+    every = table(reliability.tasks(run), "sticky")
+    return (
+        table(content, "sticky")
+        + table(reliability.missing(run))
+        + figure(
+            reliability.bars(run),
+            "The axes after the last stage; lines are 95 % intervals, dots chance.",
+            480,
+        )
+        + figure(
+            reliability.calibration(run),
+            "Accuracy against confidence, all multiple-choice tasks of the suite; larger dots hold more items.",
+            240,
+        )
+        + table(reliability.shifts(run), "sticky")
+        + table(reliability.stress(run))
+        + f"<details><summary>All tasks</summary>{every}</details>\n"
+    )
 
 
 def _data(run: Gathered) -> str:

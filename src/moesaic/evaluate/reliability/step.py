@@ -80,5 +80,8 @@ def texts(found: Mapping[str, Sequence[Row]], count: int) -> list[dict[str, Any]
         domains = lm_tasks.by_domain(found["sentiment"], count)
         groups |= {f"domain/{name}": rows for name, rows in domains.items()}
     for group, rows in groups.items():
-        out += [{"group": group, "number": i, "text": " ".join(row["sentence"].split())} for i, row in enumerate(rows)]
+        out += [
+            {"group": group, "number": i, "text": " ".join(row["sentence"].split())}
+            for i, row in enumerate(rows)
+        ]
     return out
