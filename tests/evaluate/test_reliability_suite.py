@@ -13,7 +13,7 @@ import torch
 from tiny import tiny_llama
 
 from moesaic.errors import InputError
-from moesaic.evaluate import compare, harness
+from moesaic.evaluate import compare, harness, likelihood
 from moesaic.evaluate.reliability import moe, suite
 from moesaic.evaluate.step import item_table
 from moesaic.flow import files, manifest, step
@@ -211,9 +211,10 @@ def test_paired_differences_of_two_evaluations(source, found, tmp_path):
     other = suite.run(
         tiny_llama(seed=5, max_position_embeddings=1024), TOK, settings(), source, tmp_path, 0, "model-5"
     )
+    text = likelihood.DomainLoss(np.array([3.0, 4.0]), np.array([8, 9]), np.array([2, 2]), ["a", "b"], None)
     paths = []
     for name, result in (("a", found), ("b", other)):
-        item_table({}, set(), result.tasks).assign(nats=np.nan).to_parquet(tmp_path / name)
+        item_table({"d": text}, set(), result.tasks).to_parquet(tmp_path / name)
         paths.append(tmp_path / name)
     rows = {(row["task"], row["metric"]): row for row in compare.table(*paths, resamples=200)}
     one, two = scores(found), scores(other)
