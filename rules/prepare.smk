@@ -135,3 +135,22 @@ rule science:
         "science: numeric questions on magnetic fields"
     shell:
         "moesaic science --config $MOESAIC_CONFIG" " --threads {threads} --log {log}"
+
+
+rule reliability:
+    input:
+        upstream("reliability"),
+    output:
+        "results/prepare/reliability/manifest.json",
+    log:
+        "logs/prepare/reliability.log",
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    params:
+        settings=settings("reliability"),
+        version=version("reliability"),
+    message:
+        "reliability: sets by axis, missing ones listed"
+    shell:
+        "moesaic reliability --config $MOESAIC_CONFIG" " --threads {threads} --log {log}"

@@ -120,6 +120,11 @@ def _parser() -> argparse.ArgumentParser:
     summary = commands.add_parser("summary", help="print the stage table of a finished run")
     summary.add_argument("--results", type=Path, default=Path("results"))
     summary.set_defaults(call=_summary)
+    compare = commands.add_parser("compare", help="differences of two evaluated models on the same items")
+    compare.add_argument("first", type=Path, help="folder of an evaluation, e.g. results/a/evaluate/pretrain")
+    compare.add_argument("second", type=Path, help="folder of another one, e.g. results/dense/evaluate")
+    compare.add_argument("--resamples", type=int, default=1000, help="of the paired bootstrap")
+    compare.set_defaults(call=_compare)
     audit = commands.add_parser("audit", help="what the experts and routers of any MoE checkpoint do on text")
     audit.add_argument("model", type=Path, help="a model folder of a known MoE family")
     audit.add_argument(
@@ -191,6 +196,17 @@ def _plan(arguments: argparse.Namespace) -> None:
 
     machine = plan.Hardware(arguments.gpu, arguments.gpus, arguments.mfu, arguments.price)
     sys.stdout.write(plan.text(plan.make(_load(arguments), machine), machine))
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from moesaic.evaluate import compare
+
+    first, second = (folder / "items.parquet" for folder in (arguments.first, arguments.second))
+    print(f"{'task':<32} {'metric':<14} {'n':>6} {'difference':>10} {'95 %':>20}")
+    for row in compare.table(first, second, arguments.resamples):
+        low, high = row["ci_low"], row["ci_high"]
+        between = "" if low is None else f"{low:.4f} to {high:.4f}"
+        print(f"{row['task']:<32} {row['metric']:<14} {row['n']:>6} {row['value']:>10.4f} {between:>20}")
 
 
 def _audit(arguments: argparse.Namespace) -> None:

@@ -100,7 +100,7 @@ def digest(value: Any) -> str:
 def step_settings(config: Config, step: str, variant: str | None = None) -> dict[str, Any]:
     """What a step depends on, and nothing else.
 
-    Steps: dense, documents, tokens, chat, tasks, temporal, science (shared), construct, pretrain, tune, sample, rate, preference, student_text,
+    Steps: dense, documents, tokens, chat, tasks, temporal, science, reliability (shared), construct, pretrain, tune, sample, rate, preference, student_text,
     pair_scores, distill (per variant), evaluate, report.
     """
     if variant is not None:
@@ -138,6 +138,12 @@ def step_settings(config: Config, step: str, variant: str | None = None) -> dict
                     "data.science is null: no science questions are asked for; {} takes the defaults"
                 )
             return {"science": data["science"]}
+        case "reliability":
+            if data["reliability"] is None:
+                raise InputError(
+                    "data.reliability is null: no reliability sets are asked for; {} takes the defaults"
+                )
+            return {"reliability": data["reliability"]}
         case "construct":
             return {"experts": raw["experts"], "held_out": held_out, "seed": seed}
         case "pretrain":

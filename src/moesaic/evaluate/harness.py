@@ -1,24 +1,29 @@
 """lm-evaluation-harness through its Python API, around a model that is already loaded; intervals are our own bootstrap over items.
 
 `lm_eval.evaluate` is called with loaded tasks rather than `simple_evaluate`, which would also collect git and environment facts and
-hide the task objects, whose aggregations the intervals need.
+hide the task objects, whose aggregations the intervals need. It is called once per name, and what a name gave is kept: a killed
+evaluation goes on with the first task that is not finished.
 """
 
 import contextlib
+import json
 import logging
 import math
 import random
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from moesaic.config import digest
 from moesaic.errors import InputError
 from moesaic.evaluate import bootstrap
+from moesaic.flow import files
 
 log = logging.getLogger("moesaic.harness")
 
@@ -48,40 +53,74 @@ class TaskScores:
     keys: list[str]
     """Digest of each item, so that two models are compared on the same items only."""
     multiple_choice: bool
+    group: str = ""
+    """Average that the items belong to, for paired comparisons; empty: mc or other."""
 
 
 def run(
-    model: Any, tokenizer: Any, settings: dict[str, Any], folder: Path, work: Path, seed: int
+    model: Any,
+    tokenizer: Any,
+    settings: dict[str, Any],
+    folder: Path,
+    work: Path,
+    seed: int,
+    identity: str | None = None,
+    chat: bool = False,
 ) -> list[TaskScores]:
-    """Evaluate settings["tasks"] (schema.Evaluate as a dict), in order of name.
+    """Evaluate settings["tasks"] (schema.Evaluate as a dict), in order of name; groups come last.
 
     Args:
-        folder: of task files, one folder per task (the `tasks` step's) or all in one. work: where temporary files may go.
+        folder: of task files, one folder per task (the `tasks` step's) or all in one. work: where temporary and kept files may go.
+        identity: digest of the model and of the tasks' data. With it the scores of each finished task are kept in work/tasks and read
+            from there when the same is asked again; None: nothing is kept.
+        chat: put each prompt into the tokenizer's chat template as a user's turn.
 
     Raises:
         InputError: a task that cannot be loaded (no network, missing files, unknown) or that would run generated code.
     """
     names = settings["tasks"]
-    if not names:
-        return []
+    kept = {name: _kept(work, name, settings, seed, identity, chat) for name in names}
+    found = {name: _read(path) for name, path in kept.items() if path is not None and path.is_file()}
+    if found:
+        log.info("%d of %d tasks are there from before", len(found), len(names))
+    todo = [name for name in names if name not in found]
+    if todo:
+        local = all(
+            (folder / name / f"{name}.yaml").is_file() or (folder / f"{name}.yaml").is_file()
+            for name in names
+        )
+        with _quiet(work if local else None):
+            from lm_eval.tasks import TaskManager
+
+            from moesaic.evaluate.prefix import SharedPrefixLM
+
+            paths = [str(folder), *([settings["include_path"]] if settings["include_path"] else [])]
+            manager = TaskManager(include_path=paths, include_defaults=not local)
+            loaded = {name: _load(manager, [name]) for name in todo}
+            for item in loaded.values():
+                _set_shots(item["tasks"], settings["shots"], seed)
+            lm = SharedPrefixLM(model, tokenizer, settings["batch"])
+            for name, item in loaded.items():
+                lm.progress_name = name
+                found[name] = _evaluate(lm, item, settings, seed, chat)
+                path = kept[name]
+                if path is not None:
+                    files.write_json(path, [_plain(score) for score in found[name]])
+    every = {score.task: score for name in names for score in found[name]}
+    return sorted(every.values(), key=lambda score: (not score.keys, score.task))
+
+
+def _evaluate(lm: Any, tasks: Any, settings: dict[str, Any], seed: int, chat: bool) -> list[TaskScores]:
+    """What one name gives: a task, or a group with its tasks."""
     import lm_eval
-    from lm_eval.tasks import TaskManager
 
-    from moesaic.evaluate.prefix import SharedPrefixLM
-
+    # For each task anew: its scores must not depend on which tasks ran before it.
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    local = all(
-        (folder / name / f"{name}.yaml").is_file() or (folder / f"{name}.yaml").is_file() for name in names
+    results = lm_eval.evaluate(
+        lm, tasks, limit=settings["items"], bootstrap_iters=0, log_samples=True, apply_chat_template=chat
     )
-    with _quiet(work if local else None):
-        paths = [str(folder), *([settings["include_path"]] if settings["include_path"] else [])]
-        manager = TaskManager(include_path=paths, include_defaults=not local)
-        tasks = _load(manager, names)
-        _set_shots(tasks["tasks"], settings["shots"], seed)
-        lm = SharedPrefixLM(model, tokenizer, settings["batch"])
-        results = lm_eval.evaluate(lm, tasks, limit=settings["items"], bootstrap_iters=0, log_samples=True)
     assert results is not None, "lm_eval.evaluate gives results on rank 0"
     found = [
         _task(name, task, results, settings["bootstrap"], seed)
@@ -101,6 +140,49 @@ def run(
         ]
         found.append(TaskScores(group, metrics, {}, [], False))
     return found
+
+
+# ---------------------------------------------------------------- finished tasks
+
+
+def _kept(
+    work: Path, name: str, settings: dict[str, Any], seed: int, identity: str | None, chat: bool
+) -> Path | None:
+    """Where the scores of a task are kept: the name holds a digest of everything that they depend on."""
+    if identity is None:
+        return None
+    asked = {key: settings[key] for key in ("include_path", "items", "shots", "bootstrap", "batch")}
+    versions = {package: metadata.version(package) for package in ("lm_eval", "transformers", "torch")}
+    key = digest({"identity": identity, "seed": seed, "chat": chat, "settings": asked, "versions": versions})
+    return work / "tasks" / f"{name}-{key[:16]}.json"
+
+
+def _plain(score: TaskScores) -> dict[str, Any]:
+    items = {name: values.tolist() for name, values in score.items.items()}
+    return asdict(score) | {"items": items}
+
+
+def _read(path: Path) -> list[TaskScores]:
+    """What `_plain` wrote. Raises InputError when the file is damaged."""
+    try:
+        return [
+            TaskScores(
+                row["task"],
+                [
+                    Metric(item["name"], bootstrap.Estimate(**item["estimate"]), item["chance"])
+                    for item in row["metrics"]
+                ],
+                {name: np.asarray(values, dtype=np.float64) for name, values in row["items"].items()},
+                row["keys"],
+                row["multiple_choice"],
+            )
+            for row in json.loads(path.read_text(encoding="utf-8"))
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({error}); delete it and run the evaluation again") from error
+
+
+# ---------------------------------------------------------------- loading
 
 
 def _load(manager: Any, names: Sequence[str]) -> Any:

@@ -13,9 +13,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from moesaic.config import digest
 from moesaic.data import packed
 from moesaic.errors import InputError
-from moesaic.evaluate import bootstrap, harness, instructions, likelihood, routing, samples
+from moesaic.evaluate import bootstrap, compare, harness, instructions, likelihood, routing, samples
+from moesaic.evaluate.reliability import moe
+from moesaic.evaluate.reliability import suite as reliability
 from moesaic.evaluate.science import suite as science
 from moesaic.evaluate.temporal import suite as temporal
 from moesaic.flow import files, manifest
@@ -30,7 +33,7 @@ PLACES = 6
 
 
 def run(context: Context) -> Result:
-    """Write scores.json, items.parquet, samples.json and, for an MoE, routing.parquet."""
+    """Write scores.json, items.parquet, samples.json; for an MoE routing.parquet; with a parent paired.json, with its suite reliability.json."""
     settings, seed = context.settings["evaluate"], context.settings["seed"]
     held_out = set(context.settings["held_out"])
     clock: dict[str, float] = {}
@@ -44,7 +47,15 @@ def run(context: Context) -> Result:
             model, blocks, settings["blocks"], settings["batch"], f"{context.name}: likelihood"
         )
     with _timed(clock, "tasks"):
-        tasks = harness.run(model, tokenizer, settings, context.inputs["tasks"].folder, context.work, seed)
+        tasks = harness.run(
+            model,
+            tokenizer,
+            settings,
+            context.inputs["tasks"].folder,
+            context.work,
+            seed,
+            _identity(context, "tasks"),
+        )
     if "temporal" in settings["suites"]:
         with _timed(clock, "temporal"):
             tasks += temporal.run(model, tokenizer, settings, context.inputs["temporal"], context.work, seed)
@@ -53,11 +64,23 @@ def run(context: Context) -> Result:
             tasks += science.run(model, tokenizer, settings, context.inputs["science"], context.work, seed)
     (context.out / instructions.ANSWERS).unlink(missing_ok=True)
     if settings["instructions"] is not None:
-        digest = sample.model_digest(context.inputs["model"])
+        made_by = sample.model_digest(context.inputs["model"])
         with _timed(clock, "instructions"):
             tasks += instructions.run(
-                model, tokenizer, settings, digest, context.inputs["chat"], context.out, seed, context.name
+                model, tokenizer, settings, made_by, context.inputs["chat"], context.out, seed, context.name
             )
+    shifted: moe.Measured | None = None
+    report: dict[str, Any] = {}
+    if "reliability" in settings["suites"]:
+        source = context.inputs["reliability"]
+        with _timed(clock, "reliability"):
+            found = reliability.run(
+                model, tokenizer, settings, source, context.work, seed, _identity(context, "reliability")
+            )
+            tasks += found.tasks
+            texts = reliability.texts(source)
+            shifted = moe.run(model, tokenizer, texts, settings["batch"], settings["bootstrap"], seed)
+            report = found.report | shifted.details
     with _timed(clock, "samples"):
         continuations, made, generating = samples.generate(model, tokenizer)
     with _timed(clock, "intervals"):
@@ -71,13 +94,27 @@ def run(context: Context) -> Result:
         if ran:
             estimate = depth_ran(ran, held_out, settings["bootstrap"], seed)
             scores.append(score("depth/ran", "share", estimate))
+    if shifted is not None:
+        scores += [score(task, metric, estimate, chance) for task, metric, estimate, chance in shifted.rows]
     files.write_json(context.out / "scores.json", scores)
     files.write_json(context.out / "samples.json", continuations)
     with files.atomic_path(context.out / "items.parquet") as temporary:
-        item_table(losses, held_out, tasks).to_parquet(temporary, index=False)
+        items = item_table(losses, held_out, tasks, shifted.groups if shifted is not None else {})
+        items.to_parquet(temporary, index=False)
     outputs = ["scores.json", "items.parquet", "samples.json"]
     if settings["instructions"] is not None:
         outputs.append(instructions.ANSWERS)
+    for name in ("paired.json", "reliability.json"):
+        (context.out / name).unlink(missing_ok=True)
+    if "parent" in context.inputs:
+        parent = context.inputs["parent"].folder / "items.parquet"
+        with _timed(clock, "paired"):
+            differences = compare.table(context.out / "items.parquet", parent, settings["bootstrap"], seed)
+        files.write_json(context.out / "paired.json", differences)
+        outputs.append("paired.json")
+    if report:
+        files.write_json(context.out / "reliability.json", report)
+        outputs.append("reliability.json")
     (context.out / "routing.parquet").unlink(missing_ok=True)
     if usage:
         routing.write(context.out / "routing.parquet", usage, PLACES)
@@ -103,7 +140,8 @@ def run(context: Context) -> Result:
     return Result(
         outputs,
         headline(scores)
-        | {"parameters": counted.total, "active_parameters": counted.running(depth.shares(model))},
+        | {"parameters": counted.total, "active_parameters": counted.running(depth.shares(model))}
+        | ({"missing_sets": sorted(report["missing"])} if report else {}),
         measured,
     )
 
@@ -170,7 +208,10 @@ def task_scores(tasks: list[harness.TaskScores], resamples: int, seed: int) -> l
 
 
 def item_table(
-    losses: dict[str, likelihood.DomainLoss], held_out: set[str], tasks: list[harness.TaskScores]
+    losses: dict[str, likelihood.DomainLoss],
+    held_out: set[str],
+    tasks: list[harness.TaskScores],
+    shifted: Mapping[str, moe.Group] | None = None,
 ) -> pd.DataFrame:
     """One row per block and per item, for paired comparisons (evaluate/compare.py)."""
     rows: list[dict[str, Any]] = []
@@ -183,8 +224,14 @@ def item_table(
                 "tokens": int(loss.tokens_N[i]),
             }
             rows.append(common | {"item": i, "key": key} | numbers)
+    for name, texts in (shifted or {}).items():
+        common = {"task": f"shift/{name}", "group": "shift"}
+        for i, key in enumerate(texts.keys):
+            numbers = {"nats": round(float(texts.nats_N[i]), PLACES), "bytes": int(texts.bytes_N[i])}
+            rows.append(common | {"item": i, "key": key} | numbers)
     for task in tasks:
-        common = {"task": task.task, "group": "mc" if task.multiple_choice else "other"}
+        group = task.group or ("mc" if task.multiple_choice else "other")
+        common = {"task": task.task, "group": group}
         for i, key in enumerate(task.keys):
             rows.append(
                 common
@@ -237,6 +284,13 @@ def depth_table(model: Any, ran: Mapping[str, np.ndarray]) -> dict[str, Any]:
     }
     found["skipping"] = list(depth.skip.layers(model))
     return found
+
+
+def _identity(context: Context, source: str) -> str:
+    """Digest of the model's weights and of the tasks' files: what kept scores are kept for."""
+    model = [(item.path, item.sha256) for item in context.inputs["model"].outputs]
+    data = [(item.path, item.sha256) for item in context.inputs[source].outputs]
+    return digest({"model": sorted(model), "tasks": sorted(data)})
 
 
 def _load(context: Context) -> tuple[Any, Any]:

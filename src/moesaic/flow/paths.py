@@ -11,7 +11,7 @@ from moesaic.flow.manifest import NAME
 from moesaic.schema import Config
 from moesaic.schema.teaching import TEXT_LOSSES
 
-SUITES = ("temporal", "science")
+SUITES = ("temporal", "science", "reliability")
 """Shared steps that are part of a run only where data.{name} asks for them; evaluate.suites evaluates them."""
 PREPARE = ("documents", "tokens", "chat", "tasks", *SUITES)
 """Shared steps."""
@@ -77,7 +77,7 @@ def inputs(
         return folder(name, **where) / NAME
 
     match step:
-        case "dense" | "documents" | "tasks" | "temporal" | "science":
+        case "dense" | "documents" | "tasks" | "temporal" | "science" | "reliability":
             return {}
         case "tokens":
             return {"documents": at("documents"), "dense": at("dense")}
@@ -89,6 +89,8 @@ def inputs(
             model = at("dense") if stage == "dense" else at(str(stage), variant=variant)
             found = {"model": model, "tokens": at("tokens"), "tasks": at("tasks")}
             found |= {"chat": at("chat")} if config.evaluate.instructions is not None else {}
+            if stage != "dense":
+                found["parent"] = at("evaluate", stage="dense")
             return found | {name: at(name) for name in SUITES if name in config.evaluate.suites}
         case "report":
             found = {f"prepare/{name}": at(name) for name in prepared(config)} | {"dense": at("dense")}

@@ -36,6 +36,10 @@ class Point:
     curves: Series = field(default_factory=dict)
     depth: dict[str, Any] = field(default_factory=dict)
     """depth.json of the evaluation, of a model whose layers skip."""
+    paired: dict[tuple[str, str], Score] = field(default_factory=dict)
+    """(task, metric) -> difference to the dense parent on the same items, from paired.json."""
+    reliability: dict[str, Any] = field(default_factory=dict)
+    """reliability.json of the evaluation, where the suite was run."""
 
     @property
     def label(self) -> str:
@@ -150,6 +154,8 @@ def _point(
         _json(evaluation.folder / "samples.json", []),
         curves,
         _json(evaluation.folder / "depth.json", {}),
+        {(item["task"], item["metric"]): item for item in _json(evaluation.folder / "paired.json", [])},
+        _json(evaluation.folder / "reliability.json", {}),
     )
 
 

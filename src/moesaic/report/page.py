@@ -14,6 +14,7 @@ from moesaic.report import (
     mixing,
     plots,
     preference,
+    reliability,
     tables,
     temporal,
 )
@@ -38,6 +39,7 @@ def render(run: Gathered, found: Sequence[dict[str, Any]], verdict: str) -> str:
         ("depth", "Depth", _depth(run)),
         ("temporal", "Time", _temporal(run)),
         ("instructions", "Instructions", _instructions(run)),
+        ("reliability", "Reliability", _reliability(run)),
         ("data", "Data", _data(run)),
         ("samples", "Samples", _samples(run)),
         ("settings", "Settings", _settings(run)),
@@ -249,6 +251,30 @@ def _temporal(run: Gathered) -> str:
     if content is None:
         return ""
     return f"{table(content, 'sticky')}<details><summary>All tasks</summary>{table(temporal.tasks(run), 'sticky')}</details>\n"
+
+
+def _reliability(run: Gathered) -> str:
+    content = reliability.axes(run)
+    if content is None:
+        return ""
+    every = table(reliability.tasks(run), "sticky")
+    return (
+        table(content, "sticky")
+        + table(reliability.missing(run))
+        + figure(
+            reliability.bars(run),
+            "The axes after the last stage; lines are 95 % intervals, dots chance.",
+            480,
+        )
+        + figure(
+            reliability.calibration(run),
+            "Accuracy against confidence, all multiple-choice tasks of the suite; larger dots hold more items.",
+            240,
+        )
+        + table(reliability.shifts(run), "sticky")
+        + table(reliability.stress(run))
+        + f"<details><summary>All tasks</summary>{every}</details>\n"
+    )
 
 
 def _data(run: Gathered) -> str:

@@ -25,12 +25,13 @@ from moesaic.schema.evaluate import Evaluate, Track
 from moesaic.schema.experts import Experts, layer_numbers
 from moesaic.schema.model import Model
 from moesaic.schema.preference import Preference
+from moesaic.schema.reliability import Reliability
 from moesaic.schema.teaching import Distill, LossOptions, Offline, Pretrain, Student
 from moesaic.schema.training import Mixture
 from moesaic.schema.tune import Tune
 
 __all__ = [
-    "Chat", "ChatSource", "Clean", "Config", "Data", "Depth", "Distill", "Evaluate", "Expand", "Experts", "HubDataset", "LocalFiles", "Location", "LossOptions", "Maths", "Mixture", "Model", "Offline", "PackageFile", "Preference", "Pretrain", "PythonLibrary", "Science", "Skip", "Source", "Stage", "Student", "Temporal", "Track", "Tune", "layer_numbers",
+    "Chat", "ChatSource", "Clean", "Config", "Data", "Depth", "Distill", "Evaluate", "Expand", "Experts", "HubDataset", "LocalFiles", "Location", "LossOptions", "Maths", "Mixture", "Model", "Offline", "PackageFile", "Preference", "Pretrain", "PythonLibrary", "Reliability", "Science", "Skip", "Source", "Stage", "Student", "Temporal", "Track", "Tune", "layer_numbers",
 ]  # fmt: skip
 
 Stage = Literal["construct", "pretrain", "tune", "preference", "distill"]
@@ -72,6 +73,8 @@ class Config(Strict):
             raise ValueError("evaluate.suites: temporal needs data.temporal; {} takes its defaults")
         if "science" in self.evaluate.suites and self.data.science is None:
             raise ValueError("evaluate.suites: science needs data.science; {} takes its defaults")
+        if "reliability" in self.evaluate.suites and self.data.reliability is None:
+            raise ValueError("evaluate.suites: reliability needs data.reliability; {} takes its defaults")
         if "preference" in self.stages and self.data.temporal is None:
             raise ValueError(
                 "stages: preference samples answers to questions about time and needs data.temporal; {} takes its defaults"

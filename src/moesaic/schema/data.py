@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from moesaic.schema.base import Count, Fraction, Positive, Sha256, Strict
+from moesaic.schema.reliability import Reliability
 
 
 class PackageFile(Strict):
@@ -202,3 +203,5 @@ class Data(Strict):
     """Questions about time; null: none are made."""
     science: Science | None = None
     """Numeric questions on magnetic fields; null: none are made."""
+    reliability: Reliability | None = None
+    """Sets of the reliability suite; null: none are read."""

@@ -31,8 +31,8 @@ class Instructions(Strict):
 class Evaluate(Strict):
     tasks: list[str] = ["openbookqa_local", "piqa_local", "commonsenseqa_local"]
     """Tasks of the built-in suite or any lm-evaluation-harness task."""
-    suites: list[Literal["temporal", "science"]] = []
-    """Suites of ours beside the tasks. temporal: the questions of data.temporal, by kind and by task; science: those of data.science, by split."""
+    suites: list[Literal["temporal", "science", "reliability"]] = []
+    """Suites of ours beside the tasks. temporal: the questions of data.temporal, by kind and by task; science: those of data.science, by split; reliability: the sets of data.reliability, by axis, and what the routers do on shifted text."""
     temporal_shots: Annotated[list[Count], Field(min_length=1)] = [0]
     """Examples in the prompts of the temporal suite; it is run once for each number, e.g. [0, 5]."""
     instructions: Instructions | None = None

@@ -1,0 +1,1 @@
+"""The reliability suite, after MoE-RBench (arXiv 2406.11353)."""
