@@ -14,13 +14,16 @@ import pandas as pd
 import torch
 
 from moesaic.data import packed
+from moesaic.data.images import vocabulary
 from moesaic.errors import InputError
 from moesaic.evaluate import bootstrap, harness, likelihood, routing, samples
+from moesaic.evaluate.images import suite as images
 from moesaic.evaluate.science import suite as science
 from moesaic.evaluate.temporal import suite as temporal
 from moesaic.flow import files, manifest
 from moesaic.flow.step import Context, Result
 from moesaic.model import depth, load, size
+from moesaic.model.adapters import beside
 
 log = logging.getLogger("moesaic.evaluate")
 
@@ -29,7 +32,10 @@ PLACES = 6
 
 
 def run(context: Context) -> Result:
-    """Write scores.json, items.parquet, samples.json and, for an MoE, routing.parquet."""
+    """Write scores.json, items.parquet, samples.json and, for an MoE, routing.parquet; with pictures images.json.
+
+    Text and tasks are scored with the words of text alone, so that image tokens change nothing where there is no picture.
+    """
     settings, seed = context.settings["evaluate"], context.settings["seed"]
     held_out = set(context.settings["held_out"])
     clock: dict[str, float] = {}
@@ -38,20 +44,19 @@ def run(context: Context) -> Result:
         counted = size.count(model)
     tokens = context.inputs["tokens"]
     blocks = {name: packed.open_blocks(tokens, name, "validation") for name in packed.domains(tokens)}
-    with _timed(clock, "likelihood"):
-        losses = likelihood.measure(
-            model, blocks, settings["blocks"], settings["batch"], f"{context.name}: likelihood"
-        )
-    with _timed(clock, "tasks"):
-        tasks = harness.run(model, tokenizer, settings, context.inputs["tasks"].folder, context.work, seed)
-    if "temporal" in settings["suites"]:
-        with _timed(clock, "temporal"):
-            tasks += temporal.run(model, tokenizer, settings, context.inputs["temporal"], context.work, seed)
-    if "science" in settings["suites"]:
-        with _timed(clock, "science"):
-            tasks += science.run(model, tokenizer, settings, context.inputs["science"], context.work, seed)
-    with _timed(clock, "samples"):
-        continuations, made, generating = samples.generate(model, tokenizer)
+    with vocabulary.text_only(model, vocabulary.of(tokenizer)):
+        with _timed(clock, "likelihood"):
+            losses = likelihood.measure(
+                model, blocks, settings["blocks"], settings["batch"], f"{context.name}: likelihood"
+            )
+        tasks = _tasks(context, model, tokenizer, clock)
+        with _timed(clock, "samples"):
+            continuations, made, generating = samples.generate(model, tokenizer)
+    pictured: dict[str, Any] = {}
+    if "images" in context.inputs:
+        with _timed(clock, "pictures"):
+            both = (context.inputs["images"], context.inputs["chat"])
+            measured_images, pictured = images.run(model, tokenizer, settings, *both, seed, context.name)
     with _timed(clock, "intervals"):
         scores = text_scores(losses, held_out, settings["bootstrap"], seed)
         scores += task_scores(tasks, settings["bootstrap"], seed)
@@ -63,6 +68,8 @@ def run(context: Context) -> Result:
         if ran:
             estimate = depth_ran(ran, held_out, settings["bootstrap"], seed)
             scores.append(score("depth/ran", "share", estimate))
+        if pictured:
+            scores += [score("images", *item) for item in measured_images]
     files.write_json(context.out / "scores.json", scores)
     files.write_json(context.out / "samples.json", continuations)
     with files.atomic_path(context.out / "items.parquet") as temporary:
@@ -76,6 +83,10 @@ def run(context: Context) -> Result:
     if ran:
         files.write_json(context.out / "depth.json", depth_table(model, ran))
         outputs.append("depth.json")
+    (context.out / "images.json").unlink(missing_ok=True)
+    if pictured:
+        files.write_json(context.out / "images.json", pictured)
+        outputs.append("images.json")
     predicted = sum(int(loss.tokens_N.sum()) for loss in losses.values())
     measured = {
         "tokens_per_second": round(predicted / clock["likelihood"], 1),
@@ -96,6 +107,18 @@ def run(context: Context) -> Result:
         | {"parameters": counted.total, "active_parameters": counted.running(depth.shares(model))},
         measured,
     )
+
+
+def _tasks(context: Context, model: Any, tokenizer: Any, clock: dict[str, float]) -> list[harness.TaskScores]:
+    """The configured tasks and suites."""
+    settings, seed, inputs = context.settings["evaluate"], context.settings["seed"], context.inputs
+    with _timed(clock, "tasks"):
+        tasks = harness.run(model, tokenizer, settings, inputs["tasks"].folder, context.work, seed)
+    for name, suite in (("temporal", temporal), ("science", science)):
+        if name in settings["suites"]:
+            with _timed(clock, name):
+                tasks += suite.run(model, tokenizer, settings, inputs[name], context.work, seed)
+    return tasks
 
 
 def score(
@@ -192,7 +215,7 @@ def headline(scores: list[dict[str, Any]]) -> dict[str, float]:
     names = {
         ("text/average", "bits_per_byte"): "bits_per_byte", ("text/held-out", "bits_per_byte"): "bits_per_byte_held_out",
         ("mc/average", "acc"): "mc_average", ("routing/load_cv", "load_cv"): "load_cv",
-        ("depth/ran", "share"): "depth_ran",
+        ("depth/ran", "share"): "depth_ran", ("images", "image_nats"): "image_nats", ("images", "text_nats"): "image_text_nats",
     }  # fmt: skip
     return {
         names[item["task"], item["metric"]]: item["value"]
@@ -236,6 +259,7 @@ def _load(context: Context) -> tuple[Any, Any]:
     manifest.verify(context.inputs["tasks"])
     folder = source.folder / "model"
     model = load.load_model(folder)
+    beside.put_on(model, source)
     expected, vocabulary = tokens.metrics["vocab_size"], model.config.vocab_size
     if vocabulary != expected:
         raise InputError(

@@ -51,7 +51,9 @@ class Adapter(Strict):
         if len(set(self.targets)) < len(self.targets):
             raise ValueError("targets: each projection at most once")
         if self.budget and self.image_rank:
-            raise ValueError("image_rank: with a budget both branches get the same rank; leave one of the two")
+            raise ValueError(
+                "image_rank: with a budget both branches get the same rank; leave one of the two"
+            )
         return self
 
     @property

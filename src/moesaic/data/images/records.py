@@ -18,7 +18,6 @@ from moesaic.data.conversations import FORMATS, Message
 from moesaic.data.images import codebook, vocabulary
 from moesaic.data.images.codebook import Codebook
 
-
 NAME = "conversations.jsonl"
 """What the images step writes for the chat step."""
 

@@ -41,7 +41,7 @@ def run(context: Context) -> Result:
     counts: Counter[str] = Counter()
     limits = filters.Limits(
         **settings.filters.model_dump(exclude={"judge", "min_scores"}),
-        min_scores=dict(settings.filters.min_scores),
+        min_scores={str(aspect): least for aspect, least in settings.filters.min_scores.items()},
     )
     found = _records(settings, context.settings["seed"], counts)
     kept = list(filters.chain(found, limits, counts, _judge(settings)))

@@ -111,9 +111,8 @@ def text_only(model: Any, tokens: ImageTokens | None) -> Iterator[None]:
         return
     whole = model.get_output_embeddings()
     words = min([tokens.first, tokens.end, *tokens.grids])
-    head = torch.nn.Linear(0, 0, bias=False)
+    head = torch.nn.Linear(whole.weight.shape[1], words, bias=False, device="meta")
     head.weight = torch.nn.Parameter(whole.weight.detach()[:words], requires_grad=False)
-    head.out_features, head.in_features = head.weight.shape
     model.set_output_embeddings(head)
     try:
         yield

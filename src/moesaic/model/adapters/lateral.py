@@ -61,7 +61,9 @@ class Adapted(nn.Module):
         """Those of them that learn."""
         frozen = ("lora_A.", "lora_B.") if self.options.freeze_text else ()
         return (
-            p for name, p in self.named_parameters() if name.startswith("lora_") and not name.startswith(frozen)
+            p
+            for name, p in self.named_parameters()
+            if name.startswith("lora_") and not name.startswith(frozen)
         )
 
     def update(self, x_BTD: Tensor, y_BTO: Tensor) -> Tensor:
