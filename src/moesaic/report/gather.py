@@ -36,6 +36,8 @@ class Point:
     curves: Series = field(default_factory=dict)
     depth: dict[str, Any] = field(default_factory=dict)
     """depth.json of the evaluation, of a model whose layers skip."""
+    images: dict[str, Any] = field(default_factory=dict)
+    """images.json of the evaluation, where there are pictures."""
 
     @property
     def label(self) -> str:
@@ -150,6 +152,7 @@ def _point(
         _json(evaluation.folder / "samples.json", []),
         curves,
         _json(evaluation.folder / "depth.json", {}),
+        _json(evaluation.folder / "images.json", {}),
     )
 
 
