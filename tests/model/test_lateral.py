@@ -477,6 +477,27 @@ def test_only_image_rows_of_the_embeddings_learn():
             assert not torch.equal(new[rows], old[rows])
 
 
+def test_a_frozen_text_branch_leaves_text_to_the_base():
+    base = tiny_llama()
+    options = Options(rank=4, freeze_text=True)
+    ids, pictured = text(9), [*text(3), *image(471), *text(4)]
+    before, before_pictured = logits(base, ids), logits(base, pictured)
+    attach.attach(base, options, TOKENS)
+    learned = {name for name, p in base.named_parameters() if p.requires_grad}
+    assert learned
+    assert all(".lora_image_" in name for name in learned)
+    assert attach.count(base) == attach.planned(tiny_llama(), options)
+    assert attach.count(base) == sum(p.numel() for p in base.parameters() if p.requires_grad)
+    with torch.no_grad():
+        for name, parameter in base.named_parameters():
+            if name in learned:
+                parameter.add_(0.1)
+    assert torch.equal(logits(base, ids), before)
+    assert not torch.allclose(logits(base, pictured), before_pictured)
+    with pytest.raises(InputError, match="shared-linear has no branch of its own for text"):
+        Options(method="shared-linear", freeze_text=True)
+
+
 def test_a_copy_of_the_model_is_its_own():
     model = noisy(with_adapter())
     twin = copy.deepcopy(model)
