@@ -45,8 +45,8 @@ VOCABULARY = FIRST + CODES + 2
 ARMS = {
     "plain": {"method": "lateral", "kernel": "plain"},
     "two-linear": {"method": "two-linear"},
-    "shared": {"method": "shared"},
-    "experts": {"method": "experts", "experts": 2},
+    "shared": {"method": "shared-linear"},
+    "experts": {"method": "moe-lora", "experts": 2},
     "depthwise": {"method": "lateral", "kernel": "depthwise"},
     "analytic": {"method": "lateral", "kernel": "analytic"},
     "mosaic": {"method": "lateral", "kernel": "mosaic"},

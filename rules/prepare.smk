@@ -61,6 +61,25 @@ rule tokens:
         "moesaic tokens --config $MOESAIC_CONFIG" " --threads {threads} --log {log}"
 
 
+rule images:
+    input:
+        upstream("images"),
+    output:
+        "results/prepare/images/manifest.json",
+    log:
+        "logs/prepare/images.log",
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    params:
+        settings=settings("images"),
+        version=version("images"),
+    message:
+        "images: filter records, learn the codebook, encode pictures"
+    shell:
+        "moesaic images --config $MOESAIC_CONFIG" " --threads {threads} --log {log}"
+
+
 rule chat:
     input:
         upstream("chat"),
@@ -153,4 +172,5 @@ rule reliability:
     message:
         "reliability: sets by axis, missing ones listed"
     shell:
-        "moesaic reliability --config $MOESAIC_CONFIG" " --threads {threads} --log {log}"
+        "moesaic reliability --config $MOESAIC_CONFIG"
+        " --threads {threads} --log {log}"

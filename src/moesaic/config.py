@@ -100,7 +100,7 @@ def digest(value: Any) -> str:
 def step_settings(config: Config, step: str, variant: str | None = None) -> dict[str, Any]:
     """What a step depends on, and nothing else.
 
-    Steps: dense, documents, tokens, chat, tasks, temporal, science, reliability (shared), construct, pretrain, tune, sample, rate, preference, student_text,
+    Steps: dense, documents, tokens, images, chat, tasks, temporal, science, reliability (shared), construct, pretrain, tune, sample, rate, preference, student_text,
     pair_scores, distill (per variant), evaluate, report.
     """
     if variant is not None:
@@ -111,7 +111,8 @@ def step_settings(config: Config, step: str, variant: str | None = None) -> dict
     held_out = sorted(name for name, domain in data["domains"].items() if domain["held_out"])
     match step:
         case "dense":
-            return {"model": {key: value for key, value in raw["model"].items() if key != "shape"}}
+            model = {key: value for key, value in raw["model"].items() if key != "shape"}
+            return {"model": model} | _image_tokens(data["images"], seed)
         case "documents":
             domains = {name: {"sources": domain["sources"]} for name, domain in data["domains"].items()}
             return {
@@ -122,6 +123,10 @@ def step_settings(config: Config, step: str, variant: str | None = None) -> dict
             }
         case "tokens":
             return {key: data[key] for key in ("block", "max_train_tokens", "max_validation_tokens")}
+        case "images":
+            if data["images"] is None:
+                raise InputError("data.images is null: there are no pictures; {} takes the defaults")
+            return {"images": data["images"], "seed": seed}
         case "chat":
             return {"chat": data["chat"], "seed": seed}
         case "tasks":
@@ -195,6 +200,11 @@ def step_settings(config: Config, step: str, variant: str | None = None) -> dict
                 "held_out": held_out,
             }
     raise ValueError(f"unknown step {step}")
+
+
+def _image_tokens(images: Mapping[str, Any] | None, seed: int) -> dict[str, Any]:
+    """What the parent's vocabulary depends on; nothing without pictures."""
+    return {"images": {"codes": images["codes"], "grid": images["grid"]}, "seed": seed} if images else {}
 
 
 def _rubric(template: str | None) -> str:

@@ -128,7 +128,7 @@ def test_interleaved_records_as_conversations(photographs, tmp_path):
         {"type": "image", "image": "img/b.png"},
         {"type": "text", "text": "!"},
     ]
-    record = records.parse(turns(question, answer), tmp_path, (8, 8), 4)
+    record = records.parse(turns(question, answer), tmp_path.joinpath, (8, 8), 4)
     assert [len(turn.parts) for turn in record] == [2, 3]
     assert records.words(record) == "What is this?\nA roof. Another:  !"
     found = records.encode(record, book)
@@ -152,9 +152,9 @@ def test_malformed_records_are_none(tmp_path):
         turns("a<|code 3|>", "b"),
         {"messages": [{"role": "assistant", "content": "b"}]},
     ):
-        assert records.parse(bad, tmp_path, (2, 2), 4) is None
+        assert records.parse(bad, tmp_path.joinpath, (2, 2), 4) is None
     with pytest.raises(InputError, match="not an image"):
-        records.parse(turns([{"type": "image", "image": "gone.png"}], "b"), tmp_path, (2, 2), 4)
+        records.parse(turns([{"type": "image", "image": "gone.png"}], "b"), tmp_path.joinpath, (2, 2), 4)
 
 
 def made(text, *images):

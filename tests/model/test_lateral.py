@@ -385,8 +385,8 @@ def test_equal_budgets_for_all_methods():
         options = attach.equal_budget(model, Options(method=method, rank=8, experts=3), wanted)
         assert abs(attach.planned(model, options) - wanted) <= 0.05 * wanted
         assert options.alpha / options.rank == 2.0
-    with pytest.raises(InputError, match="no rank of experts"):
-        attach.equal_budget(model, Options(method="experts", rank=8, experts=64), wanted)
+    with pytest.raises(InputError, match="no rank of moe-lora"):
+        attach.equal_budget(model, Options(method="moe-lora", rank=8, experts=64), wanted)
 
 
 @pytest.mark.parametrize("method", lateral.METHODS)
@@ -406,7 +406,7 @@ def test_l7_saved_and_loaded_bit_for_bit(method, tmp_path):
     assert torch.equal(logits(model, ids), logits(again, ids))
     assert all(name.startswith("base_model.model.model.layers.") for name in first)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert config["peft_type"] == ("MOESAIC_EXPERTS" if method == "experts" else "LORA")
+    assert config["peft_type"] == ("MOESAIC_EXPERTS" if method == "moe-lora" else "LORA")
 
 
 def test_files_that_do_not_fit_are_refused(tmp_path):
@@ -423,12 +423,12 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
 
 
 def test_merging_is_refused_with_the_reason_but_for_a_shared_lora():
-    for method in ("lateral", "two-linear", "experts"):
+    for method in ("lateral", "two-linear", "moe-lora"):
         with pytest.raises(
             InputError, match="cannot be merged: each layer has one update for text and another"
         ):
             attach.merge(noisy(with_adapter(method=method)))
-    model = noisy(with_adapter(method="shared"))
+    model = noisy(with_adapter(method="shared-linear"))
     ids = text(9)
     before = logits(model, ids)
     attach.merge(model)
@@ -475,6 +475,27 @@ def test_only_image_rows_of_the_embeddings_learn():
         for old, new in zip(before, weights.values(), strict=True):
             assert torch.equal(new[~rows], old[~rows])
             assert not torch.equal(new[rows], old[rows])
+
+
+def test_a_frozen_text_branch_leaves_text_to_the_base():
+    base = tiny_llama()
+    options = Options(rank=4, freeze_text=True)
+    ids, pictured = text(9), [*text(3), *image(471), *text(4)]
+    before, before_pictured = logits(base, ids), logits(base, pictured)
+    attach.attach(base, options, TOKENS)
+    learned = {name for name, p in base.named_parameters() if p.requires_grad}
+    assert learned
+    assert all(".lora_image_" in name for name in learned)
+    assert attach.count(base) == attach.planned(tiny_llama(), options)
+    assert attach.count(base) == sum(p.numel() for p in base.parameters() if p.requires_grad)
+    with torch.no_grad():
+        for name, parameter in base.named_parameters():
+            if name in learned:
+                parameter.add_(0.1)
+    assert torch.equal(logits(base, ids), before)
+    assert not torch.allclose(logits(base, pictured), before_pictured)
+    with pytest.raises(InputError, match="shared-linear has no branch of its own for text"):
+        Options(method="shared-linear", freeze_text=True)
 
 
 def test_a_copy_of_the_model_is_its_own():

@@ -17,13 +17,14 @@ import pyarrow.parquet as pq
 
 from moesaic.data import sources
 from moesaic.data.conversations import Message, fields, reader
+from moesaic.data.images import records
 from moesaic.errors import InputError
-from moesaic.flow import files
+from moesaic.flow import files, manifest
 from moesaic.flow.manifest import Manifest, path_of
 from moesaic.flow.step import Context, Result
 from moesaic.model.dense import check_tokenizer
 from moesaic.model.load import load_tokenizer
-from moesaic.schema import Chat, ChatSource
+from moesaic.schema import IMAGES, Chat, ChatSource, LocalFiles
 
 log = logging.getLogger("moesaic.chat")
 
@@ -56,7 +57,8 @@ class Counts:
 def run(context: Context) -> Result:
     """Write `{train,validation}.parquet` and `stats.json`. Metrics: conversations and answer tokens by split."""
     settings = Chat.model_validate(context.settings["chat"])
-    if not settings.sources:
+    chosen = [*settings.sources, *_with_images(context.inputs.get(IMAGES))]
+    if not chosen:
         raise InputError(
             "data.chat.sources is empty: add a source, or leave tune (and distill on chat) out of stages"
         )
@@ -71,11 +73,11 @@ def run(context: Context) -> Result:
     seen: set[bytes] = set()
     with contextlib.ExitStack() as stack:
         write = {s: stack.enter_context(_writer(context.out / f"{s}.parquet")) for s in SPLITS}
-        for i, source in enumerate(settings.sources):
+        for i, source in enumerate(chosen):
             found = counts.setdefault(source.name, Counts())
             _source(
                 source,
-                f"data.chat.sources.{i}",
+                f"data.chat.sources.{i}" if source.name != IMAGES else "data.images",
                 settings,
                 context.settings["seed"],
                 tokenizer,
@@ -84,6 +86,7 @@ def run(context: Context) -> Result:
                 write,
             )
         kept = {s: sum(c.kept[s] for c in counts.values()) for s in SPLITS}
+        _check_images(counts.get(IMAGES), settings)
         if not kept["train"] or (settings.validation and not kept["validation"]):
             side = "train" if not kept["train"] else "validation"
             raise InputError(
@@ -106,6 +109,26 @@ def run(context: Context) -> Result:
         "vocab_size": dense.metrics["vocab_size"],
     }
     return Result([*(f"{s}.parquet" for s in SPLITS), "stats.json"], metrics)
+
+
+def _with_images(images: Manifest | None) -> list[ChatSource]:
+    """The conversations of the images step, when there is one."""
+    if images is None:
+        return []
+    manifest.verify(images, only=[records.NAME])
+    at = LocalFiles(kind="files", path=str(images.folder / records.NAME))
+    return [ChatSource(at=at, format="messages", name=IMAGES)]
+
+
+def _check_images(found: Counts | None, settings: Chat) -> None:
+    """A side without pictures would be seen only when it is too late. Raises InputError."""
+    if found is None or (found.kept["train"] and (found.kept["validation"] or not settings.validation)):
+        return
+    side = "validation" if found.kept["train"] else "train"
+    raise InputError(
+        f"data.images: no conversation with pictures on the {side} side (kept {dict(found.kept)}, dropped {dict(found.dropped)}); "
+        f"too_long: raise data.chat.max_tokens ({settings.max_tokens}) or lower data.images.turns or grid; otherwise add pictures or change data.chat.validation"
+    )
 
 
 def encode(messages: list[Message], tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -253,26 +276,30 @@ class ChatSet:
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
+    @property
+    def ids(self) -> list[str]:
+        """Where each conversation comes from: `{file}:{row}`."""
+        found: list[str] = self.table.column("id").to_pylist()
+        return found
+
     def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids int32 [T] and loss mask int8 [T] of a conversation."""
         ids, mask = (self.table.column(name)[row].values.to_numpy() for name in ("input_ids", "loss_mask"))
         return ids, mask
 
 
-def open_chat(manifest: Manifest, split: str) -> dict[str, ChatSet]:
+def open_chat(chats: Manifest, split: str) -> dict[str, ChatSet]:
     """The conversations of a split by source.
 
     Raises:
         InputError: a missing or damaged file (named, with what to do).
     """
-    path = manifest.folder / f"{split}.parquet"
+    path = chats.folder / f"{split}.parquet"
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        remedy = f"delete {path_of(manifest.folder)} and run the chat step again"
+        remedy = f"delete {path_of(chats.folder)} and run the chat step again"
         raise InputError(
             f"{path}: missing or damaged ({' '.join(str(error).split())[:120]}); {remedy}"
         ) from error
-    return {
-        name: ChatSet(table.filter(pc.equal(table["source"], name))) for name in manifest.metrics["sources"]
-    }
+    return {name: ChatSet(table.filter(pc.equal(table["source"], name))) for name in chats.metrics["sources"]}

@@ -54,11 +54,17 @@ def template(record: dict[str, Any], prompt: str, answer: str) -> list[Message] 
     """One question and one answer, in which {field} stands for a field of the record: a text, a number, or the first of a list."""
     found: list[str] = []
     for text in (prompt, answer):
-        values = {name: _value(record.get(name)) for name in PLACE.findall(text)}
-        if None in values.values():
+        filled = fill(text, record)
+        if filled is None:
             return None
-        found.append(PLACE.sub(lambda place, values=values: str(values[place[1]]), text))  # type: ignore[misc]
+        found.append(filled)
     return _checked([("user", found[0]), ("assistant", found[1])])
+
+
+def fill(text: str, record: dict[str, Any]) -> str | None:
+    """The text with each {field} replaced by the record's; None when a field is missing or no text."""
+    values = {name: _value(record.get(name)) for name in PLACE.findall(text)}
+    return None if None in values.values() else PLACE.sub(lambda place: str(values[place[1]]), text)
 
 
 def reader(source: ChatSource) -> Callable[[dict[str, Any]], list[Message] | None]:

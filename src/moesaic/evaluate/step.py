@@ -15,8 +15,10 @@ import torch
 
 from moesaic.config import digest
 from moesaic.data import packed
+from moesaic.data.images import vocabulary
 from moesaic.errors import InputError
 from moesaic.evaluate import bootstrap, compare, harness, instructions, likelihood, routing, samples
+from moesaic.evaluate.images import suite as images
 from moesaic.evaluate.reliability import moe
 from moesaic.evaluate.reliability import suite as reliability
 from moesaic.evaluate.science import suite as science
@@ -25,6 +27,7 @@ from moesaic.flow import files, manifest
 from moesaic.flow.step import Context, Result
 from moesaic.generate import sample
 from moesaic.model import depth, load, size
+from moesaic.model.adapters import beside
 
 log = logging.getLogger("moesaic.evaluate")
 
@@ -33,7 +36,10 @@ PLACES = 6
 
 
 def run(context: Context) -> Result:
-    """Write scores.json, items.parquet, samples.json; for an MoE routing.parquet; with a parent paired.json, with its suite reliability.json."""
+    """Write scores.json, items.parquet, samples.json; for an MoE routing.parquet; with a parent paired.json, with their data reliability.json and images.json.
+
+    Text and tasks are scored with the words of text alone, so that image tokens change nothing where there is no picture.
+    """
     settings, seed = context.settings["evaluate"], context.settings["seed"]
     held_out = set(context.settings["held_out"])
     clock: dict[str, float] = {}
@@ -42,47 +48,32 @@ def run(context: Context) -> Result:
         counted = size.count(model)
     tokens = context.inputs["tokens"]
     blocks = {name: packed.open_blocks(tokens, name, "validation") for name in packed.domains(tokens)}
-    with _timed(clock, "likelihood"):
-        losses = likelihood.measure(
-            model, blocks, settings["blocks"], settings["batch"], f"{context.name}: likelihood"
-        )
-    with _timed(clock, "tasks"):
-        tasks = harness.run(
-            model,
-            tokenizer,
-            settings,
-            context.inputs["tasks"].folder,
-            context.work,
-            seed,
-            _identity(context, "tasks"),
-        )
-    if "temporal" in settings["suites"]:
-        with _timed(clock, "temporal"):
-            tasks += temporal.run(model, tokenizer, settings, context.inputs["temporal"], context.work, seed)
-    if "science" in settings["suites"]:
-        with _timed(clock, "science"):
-            tasks += science.run(model, tokenizer, settings, context.inputs["science"], context.work, seed)
-    (context.out / instructions.ANSWERS).unlink(missing_ok=True)
-    if settings["instructions"] is not None:
-        made_by = sample.model_digest(context.inputs["model"])
-        with _timed(clock, "instructions"):
-            tasks += instructions.run(
-                model, tokenizer, settings, made_by, context.inputs["chat"], context.out, seed, context.name
+    with vocabulary.text_only(model, vocabulary.of(tokenizer)):
+        with _timed(clock, "likelihood"):
+            losses = likelihood.measure(
+                model, blocks, settings["blocks"], settings["batch"], f"{context.name}: likelihood"
             )
-    shifted: moe.Measured | None = None
-    report: dict[str, Any] = {}
-    if "reliability" in settings["suites"]:
-        source = context.inputs["reliability"]
-        with _timed(clock, "reliability"):
-            found = reliability.run(
-                model, tokenizer, settings, source, context.work, seed, _identity(context, "reliability")
-            )
-            tasks += found.tasks
-            texts = reliability.texts(source)
-            shifted = moe.run(model, tokenizer, texts, settings["batch"], settings["bootstrap"], seed)
-            report = found.report | shifted.details
-    with _timed(clock, "samples"):
-        continuations, made, generating = samples.generate(model, tokenizer)
+        (context.out / instructions.ANSWERS).unlink(missing_ok=True)
+        tasks = _tasks(context, model, tokenizer, clock)
+        shifted: moe.Measured | None = None
+        report: dict[str, Any] = {}
+        if "reliability" in settings["suites"]:
+            source = context.inputs["reliability"]
+            with _timed(clock, "reliability"):
+                found = reliability.run(
+                    model, tokenizer, settings, source, context.work, seed, _identity(context, "reliability")
+                )
+                tasks += found.tasks
+                texts = reliability.texts(source)
+                shifted = moe.run(model, tokenizer, texts, settings["batch"], settings["bootstrap"], seed)
+                report = found.report | shifted.details
+        with _timed(clock, "samples"):
+            continuations, made, generating = samples.generate(model, tokenizer)
+    pictured: dict[str, Any] = {}
+    if "images" in context.inputs:
+        with _timed(clock, "pictures"):
+            both = (context.inputs["images"], context.inputs["chat"])
+            measured_images, pictured = images.run(model, tokenizer, settings, *both, seed, context.name)
     with _timed(clock, "intervals"):
         scores = text_scores(losses, held_out, settings["bootstrap"], seed)
         scores += task_scores(tasks, settings["bootstrap"], seed)
@@ -94,6 +85,8 @@ def run(context: Context) -> Result:
         if ran:
             estimate = depth_ran(ran, held_out, settings["bootstrap"], seed)
             scores.append(score("depth/ran", "share", estimate))
+        if pictured:
+            scores += [score("images", *item) for item in measured_images]
     if shifted is not None:
         scores += [score(task, metric, estimate, chance) for task, metric, estimate, chance in shifted.rows]
     files.write_json(context.out / "scores.json", scores)
@@ -123,6 +116,10 @@ def run(context: Context) -> Result:
     if ran:
         files.write_json(context.out / "depth.json", depth_table(model, ran))
         outputs.append("depth.json")
+    (context.out / "images.json").unlink(missing_ok=True)
+    if pictured:
+        files.write_json(context.out / "images.json", pictured)
+        outputs.append("images.json")
     predicted = sum(int(loss.tokens_N.sum()) for loss in losses.values())
     measured = {
         "tokens_per_second": round(predicted / clock["likelihood"], 1),
@@ -144,6 +141,25 @@ def run(context: Context) -> Result:
         | ({"missing_sets": sorted(report["missing"])} if report else {}),
         measured,
     )
+
+
+def _tasks(context: Context, model: Any, tokenizer: Any, clock: dict[str, float]) -> list[harness.TaskScores]:
+    """The configured tasks and suites."""
+    settings, seed, inputs = context.settings["evaluate"], context.settings["seed"], context.inputs
+    with _timed(clock, "tasks"):
+        kept = _identity(context, "tasks")
+        tasks = harness.run(model, tokenizer, settings, inputs["tasks"].folder, context.work, seed, kept)
+    for name, suite in (("temporal", temporal), ("science", science)):
+        if name in settings["suites"]:
+            with _timed(clock, name):
+                tasks += suite.run(model, tokenizer, settings, inputs[name], context.work, seed)
+    if settings["instructions"] is not None:
+        made_by = sample.model_digest(inputs["model"])
+        with _timed(clock, "instructions"):
+            tasks += instructions.run(
+                model, tokenizer, settings, made_by, inputs["chat"], context.out, seed, context.name
+            )
+    return tasks
 
 
 def score(
@@ -250,6 +266,7 @@ def headline(scores: list[dict[str, Any]]) -> dict[str, float]:
         ("text/average", "bits_per_byte"): "bits_per_byte", ("text/held-out", "bits_per_byte"): "bits_per_byte_held_out",
         ("mc/average", "acc"): "mc_average", ("routing/load_cv", "load_cv"): "load_cv",
         ("depth/ran", "share"): "depth_ran", ("instructions_test", "rougeL"): "rougeL_test",
+        ("images", "image_nats"): "image_nats", ("images", "text_nats"): "image_text_nats",
     }  # fmt: skip
     return {
         names[item["task"], item["metric"]]: item["value"]
@@ -300,6 +317,7 @@ def _load(context: Context) -> tuple[Any, Any]:
     manifest.verify(context.inputs["tasks"])
     folder = source.folder / "model"
     model = load.load_model(folder)
+    beside.put_on(model, source)
     expected, vocabulary = tokens.metrics["vocab_size"], model.config.vocab_size
     if vocabulary != expected:
         raise InputError(

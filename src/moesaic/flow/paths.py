@@ -12,8 +12,10 @@ from moesaic.schema import Config
 from moesaic.schema.teaching import TEXT_LOSSES
 
 SUITES = ("temporal", "science", "reliability")
-"""Shared steps that are part of a run only where data.{name} asks for them; evaluate.suites evaluates them."""
-PREPARE = ("documents", "tokens", "chat", "tasks", *SUITES)
+"""Questions that evaluate.suites evaluates."""
+OPTIONAL = ("images", *SUITES)
+"""Shared steps that are part of a run only where data.{name} is set."""
+PREPARE = ("documents", "tokens", "images", "chat", "tasks", *SUITES)
 """Shared steps."""
 TRAINING = ("pretrain", "tune", "preference", "distill")
 ROUNDS = {"preference": ("sample", "rate"), "distill": ("student_text", "pair_scores")}
@@ -59,7 +61,7 @@ def folder(step: str, variant: str | None = None, stage: str | None = None, part
 
 def prepared(config: Config) -> list[str]:
     """The shared steps of a run, the dense parent's left out."""
-    return [name for name in PREPARE if name not in SUITES or getattr(config.data, name) is not None]
+    return [name for name in PREPARE if name not in OPTIONAL or getattr(config.data, name) is not None]
 
 
 def before(config: Config, stage: str) -> str:
@@ -77,18 +79,21 @@ def inputs(
         return folder(name, **where) / NAME
 
     match step:
-        case "dense" | "documents" | "tasks" | "temporal" | "science" | "reliability":
+        case "dense" | "documents" | "images" | "tasks" | "temporal" | "science" | "reliability":
             return {}
         case "tokens":
             return {"documents": at("documents"), "dense": at("dense")}
         case "chat":
-            return {"dense": at("dense")}
+            found = {"dense": at("dense")}
+            return found | ({"images": at("images")} if config.data.images else {})
         case "construct":
             return {"dense": at("dense"), "tokens": at("tokens")}
         case "evaluate":
             model = at("dense") if stage == "dense" else at(str(stage), variant=variant)
             found = {"model": model, "tokens": at("tokens"), "tasks": at("tasks")}
             found |= {"chat": at("chat")} if config.evaluate.instructions is not None else {}
+            if config.data.images:
+                found |= {name: at(name) for name in ("images", "chat")}
             if stage != "dense":
                 found["parent"] = at("evaluate", stage="dense")
             return found | {name: at(name) for name in SUITES if name in config.evaluate.suites}

@@ -67,6 +67,7 @@ STEPS: dict[str, Step] = {
         Step("dense", "moesaic.model.dense"),
         Step("documents", "moesaic.data.documents"),
         Step("tokens", "moesaic.data.tokens"),
+        Step("images", "moesaic.data.images.step"),
         Step("chat", "moesaic.data.chat"),
         Step("tasks", "moesaic.evaluate.tasks"),
         Step("temporal", "moesaic.evaluate.temporal.step"),

@@ -38,6 +38,8 @@ ARTIFACTS = (
     "stats.json",
     "samples.json",
     "routing.parquet",
+    "images.json",
+    "decoded.png",
 )
 LARGEST_ARTIFACT = 5_000_000
 

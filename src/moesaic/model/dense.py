@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from moesaic.data.images import vocabulary
 from moesaic.errors import InputError
 from moesaic.flow import files
 from moesaic.flow.step import Context, Result
@@ -21,7 +22,7 @@ PROBE = (
 
 
 def run(context: Context) -> Result:
-    """Load the configured model, check it, write `model/`. Metrics: architecture, sizes, loss on a short English text."""
+    """Load the configured model, check it, give it image tokens where pictures are asked for, write `model/`. Metrics: architecture, sizes, loss on a short English text."""
     settings = context.settings["model"]
     model, tokenizer = _load(settings["at"], settings["tokenizer"], getattr(torch, settings["dtype"]))
     families.check_parent(model.config)
@@ -37,6 +38,9 @@ def run(context: Context) -> Result:
             "the model predicts English no better than chance (%.2f nats per token, uniform %.2f): untrained weights, or a tokenizer of another model",
             nats, math.log(model.config.vocab_size),
         )  # fmt: skip
+    if images := context.settings.get("images"):
+        grids = [(images["grid"][0], images["grid"][1])]
+        vocabulary.extend(model, tokenizer, images["codes"], grids, context.settings["seed"])
     with files.atomic_path(context.out / "model") as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -40,6 +40,8 @@ class Point:
     """(task, metric) -> difference to the dense parent on the same items, from paired.json."""
     reliability: dict[str, Any] = field(default_factory=dict)
     """reliability.json of the evaluation, where the suite was run."""
+    images: dict[str, Any] = field(default_factory=dict)
+    """images.json of the evaluation, where there are pictures."""
 
     @property
     def label(self) -> str:
@@ -156,6 +158,7 @@ def _point(
         _json(evaluation.folder / "depth.json", {}),
         {(item["task"], item["metric"]): item for item in _json(evaluation.folder / "paired.json", [])},
         _json(evaluation.folder / "reliability.json", {}),
+        _json(evaluation.folder / "images.json", {}),
     )
 
 

@@ -12,11 +12,13 @@ from moesaic.report import (
     depth,
     instructions,
     mixing,
+    pictures,
     plots,
     preference,
     reliability,
     tables,
     temporal,
+    use,
 )
 from moesaic.report.gather import Gathered
 from moesaic.report.tables import Table
@@ -40,11 +42,12 @@ def render(run: Gathered, found: Sequence[dict[str, Any]], verdict: str) -> str:
         ("temporal", "Time", _temporal(run)),
         ("instructions", "Instructions", _instructions(run)),
         ("reliability", "Reliability", _reliability(run)),
+        ("pictures", "Pictures", _pictures(run)),
         ("data", "Data", _data(run)),
         ("samples", "Samples", _samples(run)),
         ("settings", "Settings", _settings(run)),
         ("provenance", "Provenance", _provenance(run)),
-        ("use", "Use the result", _use(run, found)),
+        ("use", "Use the result", use.html(run, found)),
     ]
     sections = [item for item in sections if item[2]]
     links = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in sections)
@@ -277,6 +280,19 @@ def _reliability(run: Gathered) -> str:
     )
 
 
+def _pictures(run: Gathered) -> str:
+    content = pictures.table(run)
+    if content is None:
+        return ""
+    words = "The answers of the training conversations, image codes and text apart; what begins and ends a picture is neither."
+    note = (
+        '<p class="quiet">“its codes”: what the codebook keeps of the original; “likeliest” and “sampled”: drawn by the model from the same words. '
+        "The conversations were never trained on.</p>\n"
+    )
+    curves = figure(pictures.panels(run), words)
+    return pictures.facts(run) + table(content, "sticky") + curves + note + pictures.shown(run)
+
+
 def _data(run: Gathered) -> str:
     parts = (tables.documents_table(run), tables.tokens_table(run), tables.mixture_table(run))
     chat = next((step.manifest.metrics for step in run.steps if step.key == "prepare/chat"), None)
@@ -353,43 +369,4 @@ def _provenance(run: Gathered) -> str:
         proofs += ".</p>\n"
     return f'{proofs}<p class="quiet">Versions: {words}.</p>\n' + table(
         tables.provenance_table(run), "sticky"
-    )
-
-
-def _use(run: Gathered, found: Sequence[dict[str, Any]]) -> str:
-    row = tables.best(found, run.stages) or found[-1]
-    path = row["model"]
-    load = (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'folder = "{path}"  # {row["label"]}, {row["architecture"]}\n'
-        "model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)\n"
-        'inputs = tokenizer("The capital of France is", return_tensors="pt")\n'
-        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))"
-    )
-    plain = True
-    point = next(point for point in run.points if point.label == row["label"])
-    if "share" in point.model.metrics.get("depth", {}):
-        plain = False
-        load = load.replace(
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n",
-            "from pathlib import Path\n\nfrom transformers import AutoTokenizer\n\nfrom moesaic.model import depth\n",
-        ).replace("AutoModelForCausalLM.from_pretrained(folder)", "depth.load(Path(folder))")
-    shell = (
-        f"lm_eval --model hf --model_args pretrained={path} --tasks piqa,hellaswag\n"
-        f"vllm serve {path}\n"
-        "make ui        # MLflow with all runs on http://127.0.0.1:5000\n"
-        "moesaic summary # the first table, in the terminal"
-    )
-    if not plain:
-        shell = (
-            f"moesaic fold {path} OUT   # a standard model again, where every layer always or never runs\n"
-            + "\n".join(shell.split("\n")[2:])
-        )
-        return (
-            "<p>No class of transformers leaves FFNs out, so this model needs Moesaic to load.</p>\n"
-            f"<pre><code>{escape(load)}</code></pre>\n<pre><code>{escape(shell)}</code></pre>\n"
-        )
-    return (
-        f"<p>The models are plain transformers checkpoints; no code of Moesaic is needed to load them.</p>\n"
-        f"<pre><code>{escape(load)}</code></pre>\n<pre><code>{escape(shell)}</code></pre>\n"
     )

@@ -5,11 +5,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from moesaic.schema.base import Count, Strict
+from moesaic.schema.corpus import Data
 from moesaic.schema.data import (
     Chat,
     ChatSource,
     Clean,
-    Data,
     HubDataset,
     LocalFiles,
     Location,
@@ -23,17 +23,20 @@ from moesaic.schema.data import (
 from moesaic.schema.depth import Depth, Expand, Skip
 from moesaic.schema.evaluate import Evaluate, Track
 from moesaic.schema.experts import Experts, layer_numbers
+from moesaic.schema.images import Images, ImageSource
 from moesaic.schema.model import Model
 from moesaic.schema.preference import Preference
 from moesaic.schema.reliability import Reliability
 from moesaic.schema.teaching import Distill, LossOptions, Offline, Pretrain, Student
 from moesaic.schema.training import Mixture
-from moesaic.schema.tune import Tune
+from moesaic.schema.tune import Adapter, Tune
 
 __all__ = [
-    "Chat", "ChatSource", "Clean", "Config", "Data", "Depth", "Distill", "Evaluate", "Expand", "Experts", "HubDataset", "LocalFiles", "Location", "LossOptions", "Maths", "Mixture", "Model", "Offline", "PackageFile", "Preference", "Pretrain", "PythonLibrary", "Reliability", "Science", "Skip", "Source", "Stage", "Student", "Temporal", "Track", "Tune", "layer_numbers",
+    "Adapter", "Chat", "ChatSource", "Clean", "Config", "Data", "Depth", "Distill", "Evaluate", "Expand", "Experts", "HubDataset", "ImageSource", "Images", "LocalFiles", "Location", "LossOptions", "Maths", "Mixture", "Model", "Offline", "PackageFile", "Preference", "Pretrain", "PythonLibrary", "Reliability", "Science", "Skip", "Source", "Stage", "Student", "Temporal", "Track", "Tune", "layer_numbers",
 ]  # fmt: skip
 
+IMAGES = "images"
+"""Name of the conversations with pictures among the chat sources."""
 Stage = Literal["construct", "pretrain", "tune", "preference", "distill"]
 
 
@@ -79,4 +82,24 @@ class Config(Strict):
             raise ValueError(
                 "stages: preference samples answers to questions about time and needs data.temporal; {} takes its defaults"
             )
+        self._with_images()
         return self
+
+    def _with_images(self) -> None:
+        """What pictures and adapters ask of each other and of the stages. Raises ValueError."""
+        adapter = self.tune.adapter
+        if self.data.images and any(source.name == IMAGES for source in self.data.chat.sources):
+            raise ValueError(
+                f"data.chat.sources: '{IMAGES}' is the name of the conversations with pictures; take another"
+            )
+        if adapter is None or "tune" not in self.stages:
+            return
+        if adapter.routes and self.data.images is None:
+            raise ValueError(
+                f"tune.adapter: {adapter.method} tells text from pictures and needs data.images; {{}} takes its defaults"
+            )
+        after = self.stages[self.stages.index("tune") + 1 :]
+        if adapter.method != "shared-linear" and after:
+            raise ValueError(
+                f"stages: {after[0]} cannot go on from tune.adapter {adapter.method}, which no single matrix can hold; end with tune, or take shared-linear"
+            )

@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from moesaic.schema.base import Count, Fraction, Positive, Sha256, Strict
-from moesaic.schema.reliability import Reliability
 
 
 class PackageFile(Strict):
@@ -185,23 +184,3 @@ class Science(Strict):
     """Longest answer to an open question, in tokens."""
     seed: Count = 0
     """Of the items; apart from the run's seed, so that runs are compared on the same items."""
-
-
-class Data(Strict):
-    domains: Annotated[dict[str, Domain], Field(min_length=1)]
-    clean: Clean = Clean()
-    block: Annotated[int, Field(ge=16)] = 512
-    """Tokens in a packed block."""
-    validation: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
-    """Share of each domain's documents kept for validation (chosen by document, never by block)."""
-    max_train_tokens: Positive | None = None
-    """Per domain: stop tokenising training text after this many tokens."""
-    max_validation_tokens: Positive | None = None
-    """Per domain: stop tokenising validation text after this many tokens."""
-    chat: Chat = Chat()
-    temporal: Temporal | None = None
-    """Questions about time; null: none are made."""
-    science: Science | None = None
-    """Numeric questions on magnetic fields; null: none are made."""
-    reliability: Reliability | None = None
-    """Sets of the reliability suite; null: none are read."""

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from moesaic.schema.base import Count, Positive, Strict
+from moesaic.schema.images import JudgeEndpoint
 
 
 class Instructions(Strict):
@@ -48,6 +49,13 @@ class Evaluate(Strict):
     """Sequences per forward pass."""
     bootstrap: Annotated[int, Field(ge=100)] = 1000
     """Resamples for the 95 % intervals."""
+
+    conversations: Positive | None = None
+    """With data.images: held-out conversations whose losses are taken, images and text apart; null: all."""
+    pictures: Count = 4
+    """With data.images: how many pictures are drawn and how many are described, for the report."""
+    judge: JudgeEndpoint | None = None
+    """With data.images: scores the drawn pictures by the four aspects of InterleavedBench; null: nobody does."""
 
 
 class Track(Strict):

@@ -21,7 +21,8 @@ from moesaic.flow import files, manifest, signals
 from moesaic.flow.progress import Progress
 from moesaic.flow.step import Result
 from moesaic.model import depth, load, size
-from moesaic.train import checkpoint, hardware, policy, probe
+from moesaic.model.adapters import beside
+from moesaic.train import adapt, checkpoint, hardware, policy, probe
 from moesaic.train.engine import Engine, build
 from moesaic.train.job import Job
 from moesaic.train.recorder import Recorder
@@ -244,6 +245,9 @@ def _finish(
 ) -> Result:
     model: Any = job.trainee.model
     state = {name: tensor for name, tensor in weights.items() if not name.startswith("policy.")}
+    adapter = adapt.finish(model, state, job)
+    if adapter is not None:
+        state, counted = adapter.state, adapter.size
     if model.config.tie_word_embeddings:
         state["lm_head.weight"] = state[_input_name(model)]
     with files.atomic_path(job.context.out / "model") as folder:
@@ -264,6 +268,8 @@ def _finish(
         "parameters": counted.total,
         "active_parameters": counted.running(depth.shares(model)),
     }
+    if adapter is not None:
+        result["adapter"] = adapter.facts
     deep = depth.facts(model)
     if deep:
         result["depth"] = deep
@@ -273,7 +279,7 @@ def _finish(
         "device": str(engine.device),
         "memory_gb": hardware.memory_gb(),
     }
-    return Result(["model"], result, measured)
+    return Result(["model"] if adapter is None else ["model", beside.FOLDER], result, measured)
 
 
 def _input_name(model: Any) -> str:

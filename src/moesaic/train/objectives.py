@@ -16,6 +16,8 @@ from torch.nn import functional
 from moesaic.distill.losses import METHODS, OPTIONS, Text, base, kd
 from moesaic.distill.teachers import Taught, Teacher
 from moesaic.model import families
+from moesaic.model.adapters import sequence
+from moesaic.model.adapters.layout import ImageTokens
 from moesaic.model.depth import skip
 from moesaic.model.depth.steer import Steering
 from moesaic.train.chunked import CHUNK, chunked_loss
@@ -76,7 +78,7 @@ TELEMETRY = ("forward_kl_B", "reverse_kl_B", "entropy_B")
 class Trainee(nn.Module):
     """The model with its loss: all of it runs in `forward`, which is what DDP, FSDP and DeepSpeed need.
 
-    Returns the loss and detached statistics: nll_B and distill_B (sums per row), targets_B, balance, z, load_LE, entropy, dropped; in evaluation
+    Returns the loss and detached statistics: nll_B and distill_B (sums per row), targets_B, modality (see `by_modality`), balance, z, load_LE, entropy, dropped; in evaluation
     mode beside a teacher also TELEMETRY, while the distillation loss itself is left out; of depth routers depth_loss, depth_agreement and
     depth_L4 (counts, see steer.Terms).
     """
@@ -88,6 +90,8 @@ class Trainee(nn.Module):
         """Args: teacher: a model, or a Teacher; None without one, or where batches bring what it said."""
         super().__init__()
         self.model, self.weights = model, weights
+        self.images: ImageTokens | None = None
+        """Image tokens, whose losses are told apart from those of text."""
         self.moe = bool(list(families.parts(model)))
         self.policy = Policy(model, weights.router) if self.moe else None
         self.depth = (
@@ -101,6 +105,8 @@ class Trainee(nn.Module):
         model: Any = self.model
         hidden = self.hidden(batch)
         where = batch.targets_BT != IGNORE
+        if self.images is not None:
+            sequence.check_adapted(model, batch.targets_BT)
         taught = self._taught(batch, where)
         names = ("nll_B", "distill_B", *(TELEMETRY if taught is not None and not self.training else ()))
         # beside a teacher several matrices of a chunk's size are alive at once
@@ -118,6 +124,8 @@ class Trainee(nn.Module):
             statistics[name] = torch.zeros(len(batch.domains), device=hidden.device).index_add_(
                 0, rows, token[:, index]
             )
+        if self.images is not None:
+            statistics["modality"] = by_modality(token[:, 0], batch.targets_BT[where], self.images)
         return self.with_router_terms(loss, statistics, batch.share)
 
     def hidden(self, batch: Batch) -> Tensor:
@@ -202,6 +210,13 @@ class Trainee(nn.Module):
             return total, torch.stack([nll_N, found_N], dim=1)
 
         return loss
+
+
+def by_modality(nll_N: Tensor, targets_N: Tensor, tokens: ImageTokens) -> Tensor:
+    """Sum of losses and number of targets: of image codes, then of text; what begins and ends an image is neither [4]."""
+    image_N = tokens.is_code(targets_N)
+    text_N = ~image_N & ~tokens.is_marker(targets_N)
+    return torch.stack([nll_N[image_N].sum(), image_N.sum(), nll_N[text_N].sum(), text_N.sum()])
 
 
 def _telemetry(logits_NV: Tensor, chunk: slice, taught: Taught) -> list[Tensor]:

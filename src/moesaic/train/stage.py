@@ -9,12 +9,14 @@ from moesaic.flow import manifest
 from moesaic.flow.manifest import Manifest
 from moesaic.flow.step import Context
 from moesaic.model import load
+from moesaic.model.adapters import beside
 from moesaic.train.objectives import Weights
 from moesaic.train.streams import ChatStream, Stream, TaughtStream, TextStream, check_vocabulary
 
 
 def load_stage_model(step: Manifest) -> Any:
-    """The model of a finished step, its files checked."""
+    """The model of a finished step, its files checked. Raises InputError for one that is only whole with an adapter beside it."""
+    beside.refuse(step)
     manifest.verify(step, only=["model"])
     return load.load_model(step.folder / "model", f"model of {step.folder}")
 

@@ -8,6 +8,8 @@ from torch import Tensor
 from moesaic.train import balance
 from moesaic.train.engine import Engine
 
+MODALITIES = ("image", "text")
+"""Order of the sums in the statistic `modality`, see objectives.by_modality."""
 ROW = "row/"
 """Statistics of that name hold one value per row (or pair); their means are logged."""
 
@@ -19,6 +21,7 @@ class Sums:
         self.names = names
         self.domain = torch.zeros(len(names), 3, dtype=torch.float64)
         self.scalars = torch.zeros(5, dtype=torch.float64)
+        self.modality = torch.zeros(2 * len(MODALITIES), dtype=torch.float64)
         self.load: Tensor | None = None
         self.depth: Tensor | None = None
         self.depth_scalars = torch.zeros(2, dtype=torch.float64)
@@ -37,6 +40,8 @@ class Sums:
                 one = torch.stack([values_B.sum(), values_B.new_tensor(len(values_B))]).double().cpu()
                 self.rows[key] = self.rows.get(key, 0.0) + one
         self.scalars[0] += float(loss)
+        if "modality" in statistics:
+            self.modality += statistics["modality"].double().cpu()
         if "load_LE" in statistics:
             for i, key in enumerate(("balance", "z", "entropy"), 1):
                 self.scalars[i] += share * float(statistics[key])
@@ -59,6 +64,7 @@ class Sums:
         for name, (nll, _, count) in zip(self.names, domain.tolist(), strict=True):
             if count:
                 out[f"train/loss/domain/{name}"] = nll / count
+        out |= modality_means(engine, self.modality, "train")
         out |= {
             f"train/{key.removeprefix(ROW)}": value for key, value in row_means(engine, self.rows).items()
         }
@@ -82,6 +88,13 @@ class Sums:
             return None
         loss, agreement = engine.sum(self.depth_scalars).cpu().tolist()
         return {"train/loss/depth": loss, "depth/agreement": agreement}, engine.sum(self.depth).cpu()
+
+
+def modality_means(engine: Engine, sums: Tensor, where: str) -> dict[str, float]:
+    """Mean loss of image codes and of text over all ranks, `{where}/modality/{image, text}`, nats per target; nothing where there were none."""
+    found = engine.sum(sums).cpu().tolist()
+    means = zip(MODALITIES, found[::2], found[1::2], strict=True)
+    return {f"{where}/modality/{name}": nll / count for name, nll, count in means if count}
 
 
 def row_means(engine: Engine, rows: Mapping[str, Tensor]) -> dict[str, float]:

@@ -1,4 +1,5 @@
-"""Step `tune`: supervised fine-tuning on conversations, loss on the answers only; with more or fewer layers where `depth` says so."""
+"""Step `tune`: supervised fine-tuning on conversations, loss on the answers only; with more or fewer layers where `depth` says so, of an adapter alone
+where `adapter` does."""
 
 from collections.abc import Iterator
 
@@ -8,7 +9,7 @@ from torch import Tensor
 from moesaic.data.sampler import Sample
 from moesaic.flow.step import Context, Result
 from moesaic.model import depth
-from moesaic.train import loop, stage
+from moesaic.train import adapt, loop, stage
 from moesaic.train.job import Job
 from moesaic.train.objectives import Trainee, Weights
 from moesaic.train.streams import Stream, collate
@@ -22,15 +23,20 @@ def run(context: Context) -> Result | None:
     model = stage.load_stage_model(start)
     train, validation = stage.chat_streams(context, model, settings)
     steered = None
+    tokens = adapt.image_tokens(start)
+    if settings["adapter"]:
+        adapt.begin(model, settings, tokens, context.settings["seed"])
     if deep:
         depth.prepare(model, deep, lambda rows: text(train, rows))
         steered = deep["skip"]
+    trainee = Trainee(
+        model, Weights(settings["balance"], settings["z_loss"], router=settings["router"], depth=steered)
+    )
+    trainee.images = tokens
     job = Job(
         context=context,
         settings=settings,
-        trainee=Trainee(
-            model, Weights(settings["balance"], settings["z_loss"], router=settings["router"], depth=steered)
-        ),
+        trainee=trainee,
         mixture=stage.mixture(context, settings, train),
         train=train,
         validation=validation,

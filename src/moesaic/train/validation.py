@@ -16,7 +16,7 @@ from moesaic.model.depth.steer import Steering
 from moesaic.train.engine import Engine
 from moesaic.train.job import Job
 from moesaic.train.objectives import TELEMETRY, Trainee, Weights
-from moesaic.train.sums import ROW, row_means
+from moesaic.train.sums import MODALITIES, ROW, modality_means, row_means
 
 log = logging.getLogger("moesaic.train")
 
@@ -24,13 +24,14 @@ log = logging.getLogger("moesaic.train")
 def validate(job: Job, engine: Engine, other: Trainee | None = None) -> dict[str, float]:
     """Next-token loss per domain on the first validation rows, `valid/loss/{domain}`, nats per target, and `valid/balance/{domain}`.
 
-    Beside a teacher also `valid/forward_kl/{domain}`, `valid/reverse_kl/{domain}` and the student's `valid/entropy/{domain}`, nats per target.
+    With pictures also `valid/modality/{image, text}` over all domains. Beside a teacher also `valid/forward_kl/{domain}`, `valid/reverse_kl/{domain}` and the student's `valid/entropy/{domain}`, nats per target.
 
     Args:
         other: measured instead of the model that is trained.
     """
     settings, out = job.settings, {}
     ran_L2: Tensor | None = None
+    modality = torch.zeros(2 * len(MODALITIES), dtype=torch.float64)
     with engine.evaluating() as own:
         trainee = other or own
         for name, size in sorted(job.validation.sizes.items()):
@@ -52,6 +53,8 @@ def validate(job: Job, engine: Engine, other: Trainee | None = None) -> dict[str
                     counts = statistics["depth_L4"][:, 2:].double().cpu()
                     ran_L2 = counts if ran_L2 is None else ran_L2 + counts
                 uneven = statistics.get("balance", torch.zeros(())) * targets
+                if "modality" in statistics:
+                    modality += statistics["modality"].double().cpu()
                 beside_teacher = TELEMETRY[0] in statistics
                 beside = [statistics[key].sum() if beside_teacher else torch.zeros(()) for key in TELEMETRY]
                 parts = [statistics["nll_B"].sum(), targets, uneven, *beside]
@@ -69,6 +72,7 @@ def validate(job: Job, engine: Engine, other: Trainee | None = None) -> dict[str
                     out[f"valid/{key.removesuffix('_B')}/{name}"] = value / max(1.0, count)
             if trainee.moe:
                 out[f"valid/balance/{name}"] = imbalance / max(1.0, count)
+    out |= modality_means(engine, modality, "valid")
     if other is None and job.trainee.depth is not None:
         out |= _ran(job.trainee.depth, engine, ran_L2)
     return out

@@ -3,16 +3,13 @@
 The four aspects and the scale are those of InterleavedBench (arXiv 2406.14643); the wording of the prompts is ours.
 """
 
-import base64
-import io
 import json
 import re
 import urllib.error
 import urllib.request
 from typing import Any
 
-import numpy as np
-
+from moesaic.data.images.pictures import data_url
 from moesaic.data.images.records import Interleaved, Judge, Picture
 from moesaic.errors import InputError
 
@@ -69,15 +66,7 @@ def _messages(aspect: str, record: Interleaved) -> list[dict[str, Any]]:
         content.append({"type": "text", "text": f"\n{turn.role}: "})
         for part in turn.parts:
             if isinstance(part, Picture):
-                content.append({"type": "image_url", "image_url": {"url": _data_url(part.pixels)}})
+                content.append({"type": "image_url", "image_url": {"url": data_url(part.pixels)}})
             else:
                 content.append({"type": "text", "text": part})
     return [{"role": "user", "content": content}]
-
-
-def _data_url(pixels: np.ndarray) -> str:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray((pixels * 255).round().astype(np.uint8)).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -4,9 +4,10 @@
                   {"role": "assistant", "content": [{"type": "text", "text": "Here:"}, {"type": "image", "image": "img/7.png"}]}]}
 
 the form that multimodal chat templates take; `content` may also be a string. Paths are relative to the file that the record stands in.
+Pictures with captions become such records: drawn and described in turn, one direction for each picture.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ import numpy as np
 from moesaic.data.conversations import FORMATS, Message
 from moesaic.data.images import codebook, vocabulary
 from moesaic.data.images.codebook import Codebook
+
+NAME = "conversations.jsonl"
+"""What the images step writes for the chat step."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,37 @@ class Turn:
 Interleaved = tuple[Turn, ...]
 
 
-def parse(record: dict[str, Any], folder: Path, grid: tuple[int, int], patch: int) -> Interleaved | None:
+def captioned(
+    pairs: Sequence[tuple[str, str]], turns: int, draw: str, describe: str
+) -> Iterator[dict[str, Any]]:
+    """Records of the form above from (path, caption) pairs; each picture stands in one record, in one direction, so that none is seen from both sides.
+
+    Args:
+        turns: pictures of a record. draw: asks for a picture of {caption}. describe: asks for the caption of the picture before it.
+    """
+    for i in range(0, len(pairs), turns):
+        talk: list[dict[str, Any]] = []
+        for j, (path, caption) in enumerate(pairs[i : i + turns]):
+            picture, text = {"type": "image", "image": path}, {"type": "text", "text": caption}
+            if (i // turns + j) % 2 == 0:
+                asked = {"type": "text", "text": draw.replace("{caption}", caption)}
+                talk += [{"role": "user", "content": [asked]}, {"role": "assistant", "content": [picture]}]
+            else:
+                asked = {"type": "text", "text": describe}
+                talk += [
+                    {"role": "user", "content": [picture, asked]},
+                    {"role": "assistant", "content": [text]},
+                ]
+        yield {"messages": talk}
+
+
+def parse(
+    record: dict[str, Any], find: Callable[[str], Path], grid: tuple[int, int], patch: int
+) -> Interleaved | None:
     """A record with its images read; None when it has not the form above, or spells out an image token.
+
+    Args:
+        find: path in the record -> file.
 
     Raises:
         InputError: an image file that cannot be read.
@@ -60,7 +93,7 @@ def parse(record: dict[str, Any], folder: Path, grid: tuple[int, int], patch: in
             if kind == "text":
                 parts.append(value)
             else:
-                path = folder / value
+                path = find(value)
                 parts.append(Picture(path, codebook.read(path, grid, patch)))
         found.append(Turn(turn["role"], tuple(parts)))
     # the order of the roles is checked as in conversations of text

@@ -7,8 +7,9 @@ The names are ordinary added tokens of the tokenizer, so a picture is a piece of
 and everything that works on text (chat templates, packing, generation, decoding) works on it. The ids come back from the names.
 """
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,24 @@ def of(tokenizer: Any) -> ImageTokens | None:
             "the tokenizer's image tokens are not numbered in order; take the tokenizer that was saved with the model"
         )
     return ImageTokens(first, len(codes), vocabulary[END], grids)
+
+
+@contextlib.contextmanager
+def text_only(model: Any, tokens: ImageTokens | None) -> Iterator[None]:
+    """The model with the words of text alone in its output layer, for what has no picture in it: then it is the model that it was before `extend`,
+    to the last bit (of a tokenizer that covers the whole embedding; unused rows behind the tokenizer's words are left out too). Without image tokens nothing changes."""
+    if tokens is None:
+        yield
+        return
+    whole = model.get_output_embeddings()
+    words = min([tokens.first, tokens.end, *tokens.grids])
+    head = torch.nn.Linear(whole.weight.shape[1], words, bias=False, device="meta")
+    head.weight = torch.nn.Parameter(whole.weight.detach()[:words], requires_grad=False)
+    model.set_output_embeddings(head)
+    try:
+        yield
+    finally:
+        model.set_output_embeddings(whole)
 
 
 def _added(words: list[str]) -> list[Any]:

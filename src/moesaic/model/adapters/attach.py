@@ -79,7 +79,7 @@ def adapted(model: nn.Module) -> list[Adapted]:
 
 def count(model: nn.Module) -> int:
     """Learned numbers of the adapter (embeddings of image tokens not counted)."""
-    return sum(p.numel() for layer in adapted(model) for p in layer.update_parameters())
+    return sum(p.numel() for layer in adapted(model) for p in layer.learned())
 
 
 def planned(model: Any, options: Options) -> int:
@@ -119,7 +119,7 @@ def train_rows(model: Any, tokens: ImageTokens) -> Any:
         weight.requires_grad_(True)
         keep = torch.zeros(len(weight), 1, device=weight.device, dtype=weight.dtype)
         keep[rows] = 1.0
-        handles.append(weight.register_hook(lambda grad, keep=keep: grad * keep))
+        handles.append(weight.register_hook(lambda grad, keep=keep: grad * keep.to(grad.device)))
     return handles
 
 
@@ -151,7 +151,7 @@ def save(model: Any, folder: Path, base: str | None = None) -> None:
             save_file(kept, str(temporary), {"format": "pt"})
     peft = {
         # a mixture is no LoRA that peft could run: let it refuse
-        "peft_type": "MOESAIC_EXPERTS" if options.method == "experts" else "LORA",
+        "peft_type": "MOESAIC_EXPERTS" if options.method == "moe-lora" else "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": options.rank,

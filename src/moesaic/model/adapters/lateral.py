@@ -57,6 +57,15 @@ class Adapted(nn.Module):
         """The parameters of the update alone."""
         return (p for name, p in self.named_parameters() if name.startswith("lora_"))
 
+    def learned(self) -> Any:
+        """Those of them that learn."""
+        frozen = ("lora_A.", "lora_B.") if self.options.freeze_text else ()
+        return (
+            p
+            for name, p in self.named_parameters()
+            if name.startswith("lora_") and not name.startswith(frozen)
+        )
+
     def update(self, x_BTD: Tensor, y_BTO: Tensor) -> Tensor:
         """y with the update added."""
         raise NotImplementedError
@@ -100,6 +109,9 @@ class ByModality(Adapted):
     def __init__(self, base: nn.Linear, options: Options, sequences: Sequences):
         super().__init__(base, options, sequences)
         self.lora_A, self.lora_B = self.pair(options.rank)
+        if options.freeze_text:
+            self.lora_A.requires_grad_(False)
+            self.lora_B.requires_grad_(False)
         self.lora_image_A, self.lora_image_B = self.pair(options.image_rank or options.rank)
         self.image_scaling = options.alpha / (options.image_rank or options.rank)
 
@@ -155,8 +167,8 @@ class Lateral(ByModality):
 METHODS: dict[str, Callable[[nn.Linear, Options, Sequences], Adapted]] = {
     "lateral": Lateral,
     "two-linear": ByModality,
-    "shared": Shared,
-    "experts": Experts,
+    "shared-linear": Shared,
+    "moe-lora": Experts,
 }
 
 
@@ -168,12 +180,12 @@ def _added(y_BTO: Tensor, places_N: Tensor, delta_NO: Tensor) -> Tensor:
 def parameters(options: Options, width_in: int, width_out: int) -> int:
     """Learned numbers of one adapted layer of a width."""
     both = width_in + width_out
-    if options.method == "shared":
+    if options.method == "shared-linear":
         return options.rank * both
-    if options.method == "experts":
+    if options.method == "moe-lora":
         return options.experts * (options.rank * both + width_in)
     image_rank = options.image_rank or options.rank
-    total = options.rank * both + image_rank * both
+    total = (0 if options.freeze_text else options.rank * both) + image_rank * both
     if options.method == "lateral":
         total += bottleneck.parameters(
             options.kernel, image_rank, options.size, options.causal, options.functions, options.share

@@ -40,6 +40,10 @@ class ImageTokens:
         """True where an id is a code."""
         return (ids >= self.first) & (ids < self.first + self.codes)
 
+    def is_marker(self, ids: Tensor) -> Tensor:
+        """True where an id begins or ends an image."""
+        return torch.isin(ids, torch.tensor([self.end, *self.grids], device=ids.device))
+
     @property
     def widest(self) -> int:
         """Columns of the widest grid."""

@@ -13,7 +13,7 @@ class Options:
     """One adapter."""
 
     method: str = "lateral"
-    """lateral, two-linear, shared or experts."""
+    """lateral, two-linear, shared-linear or moe-lora, see lateral.METHODS."""
     rank: int = 8
     image_rank: int | None = None
     """Rank of the image branch; None: the same."""
@@ -28,8 +28,10 @@ class Options:
     share: float = 0.5
     """mosaic: share of the channels that are analytic."""
     experts: int = 4
-    """experts: how many."""
+    """moe-lora: how many."""
     targets: tuple[str, ...] = ATTENTION
+    freeze_text: bool = False
+    """The text branch stays at zero, so that text without an image is the base model's, bit for bit."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "functions", tuple(self.functions))
@@ -40,6 +42,8 @@ class Options:
                 f"adapter.targets: {', '.join(others) or 'empty'}; only attention projections ({', '.join(ATTENTION)}) see an image's tokens side by "
                 "side: a routed expert gets them scattered, so a convolution there would have no grid"
             )
+        if self.freeze_text and self.method not in ("lateral", "two-linear"):
+            raise InputError(f"adapter.freeze_text: {self.method} has no branch of its own for text")
         if self.rank < 1 or (self.image_rank is not None and self.image_rank < 1):
             raise InputError("adapter.rank, adapter.image_rank: at least 1")
 

@@ -112,6 +112,15 @@ def _reorder(cache: Any, order: Tensor) -> None:
     getattr(cache, KEY).reorder(order)
 
 
+def check_adapted(model: nn.Module, targets: Tensor) -> None:
+    """The same for a model with an adapter; any other is left alone."""
+    from moesaic.model.adapters import attach
+
+    layers = attach.adapted(model)
+    if layers and layers[0].options.method == "lateral":
+        check_targets(layers[0].sequences.tokens, layers[0].options.causal, targets)
+
+
 def check_targets(tokens: ImageTokens, causal: bool, targets: Tensor) -> None:
     """Refuse a loss on image tokens with a centred kernel: each cell's state has seen the cell that it is to predict.
 

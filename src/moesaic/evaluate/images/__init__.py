@@ -1,0 +1,1 @@
+"""Conversations with pictures: losses by modality, pictures drawn and described."""

@@ -1,0 +1,84 @@
+"""Tuning by an adapter instead of all weights: put it on before an engine gets the model, save it beside the model at the end."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moesaic.data.images import vocabulary
+from moesaic.flow import files
+from moesaic.flow.manifest import Manifest
+from moesaic.model import load, size
+from moesaic.model.adapters import attach, beside
+from moesaic.model.adapters.lateral import Shared
+from moesaic.model.adapters.layout import ImageTokens
+from moesaic.model.adapters.options import Options
+from moesaic.train.job import Job
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What is left to save when the adapter is."""
+
+    state: dict[str, Tensor]
+    """The model's weights under their own names."""
+    size: size.Size
+    facts: dict[str, Any]
+    """For the manifest: method, rank, parameters, merged."""
+
+
+def image_tokens(step: Manifest) -> ImageTokens | None:
+    """The image tokens of a finished step's tokenizer; None for a model of text alone."""
+    return vocabulary.of(load.load_tokenizer(step.folder / "model"))
+
+
+def begin(model: Any, settings: Mapping[str, Any], tokens: ImageTokens | None, seed: int) -> None:
+    """Attach the configured adapter; besides it only the embeddings of image tokens learn, unless they are frozen.
+
+    Args:
+        settings: schema.Tune as a dict, with `adapter`.
+
+    Raises:
+        InputError: a method that tells text from images, for a model without image tokens; no rank fits the budget.
+    """
+    torch.manual_seed(seed)
+    own = dict(settings["adapter"])
+    budget = own.pop("budget")
+    options = Options(**own)
+    attach.attach(model, attach.equal_budget(model, options, budget) if budget else options, tokens)
+    if tokens is not None and not settings["optimizer"]["freeze_embeddings"]:
+        attach.train_rows(model, tokens)
+
+
+def finish(model: Any, state: Mapping[str, Tensor], job: Job) -> Finished | None:
+    """Write `adapter/`, fold a shared linear LoRA into the model and take any other one off; None without an adapter.
+
+    Args:
+        state: the model's weights by name, the adapter's among them; the torch engine's are the model's own, so a fold shows in them.
+    """
+    layers = attach.adapted(model)
+    if not layers:
+        return None
+    merged = isinstance(layers[0], Shared)
+    counted = size.count(model)
+    facts = {
+        "method": layers[0].options.method,
+        "rank": layers[0].options.rank,
+        "parameters": attach.count(model),
+        "merged": merged,
+    }
+    # a folded one belongs to the model that the stage began with
+    base = job.tokenizer_from if merged else job.context.out / "model"
+    with files.atomic_path(job.context.out / beside.FOLDER) as folder:
+        attach.save(model, folder, base.as_posix())
+    if merged:
+        attach.merge(model)
+        counted = size.count(model)
+    else:
+        attach.detach(model)
+    kept = {name: tensor for name, tensor in state.items() if ".lora_" not in name}
+    return Finished(
+        {name.replace(".base_layer.", "."): tensor for name, tensor in kept.items()}, counted, facts
+    )
