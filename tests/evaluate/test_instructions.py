@@ -127,5 +127,7 @@ def test_in_an_evaluation_and_in_the_report(tmp_path):
         assert "activation<br>construct" in page.split("Sampled answers to held-out instructions")[1]
         asked = config.load(path, {"evaluate": {"instructions": {"max_prompt": 2}}})
         plan = paths.plan_step(asked, "evaluate", None, "dense")
-        with pytest.raises(InputError, match="no question of at most 2 tokens"):
+        with pytest.raises(
+            InputError, match=r"evaluate\.instructions\.max_prompt: .* has no question of at most 2 tokens"
+        ):
             execute(STEPS["evaluate"], plan.settings, plan.inputs, plan.out)

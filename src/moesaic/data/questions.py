@@ -25,12 +25,13 @@ class Question:
 
 
 def read(
-    chats: Manifest, split: str, sources: Sequence[str] = (), per_source: int | None = None, max_prompt: int | None = None
+    chats: Manifest, split: str, sources: Sequence[str] = (), per_source: int | None = None, max_prompt: int | None = None,
+    key: str = "distill.samples",
 ) -> tuple[list[Question], int]:  # fmt: skip
     """The first questions of each source, in order, and how many were left out because they are longer than max_prompt tokens.
 
     Args:
-        sources: empty: all.
+        sources: empty: all. key: of the configuration, for messages.
 
     Raises:
         InputError: a missing or damaged file, a source that is not there, or no question left.
@@ -40,7 +41,7 @@ def read(
     unknown = sorted(set(sources) - set(sets))
     if unknown:
         raise InputError(
-            f"distill.samples.sources: no chat source named {unknown[0]}; there are {', '.join(sorted(sets))}"
+            f"{key}.sources: no chat source named {unknown[0]}; there are {', '.join(sorted(sets))}"
         )
     found: list[Question] = []
     long = 0
@@ -58,7 +59,7 @@ def read(
     if not found:
         where = chats.folder / f"{split}.parquet"
         raise InputError(
-            f"{where}: no question of at most {max_prompt} tokens ({long} are longer); raise max_prompt or add conversations"
+            f"{key}.max_prompt: {where} has no question of at most {max_prompt} tokens ({long} are longer); raise it or add conversations"
         )
     return found, long
 

@@ -30,6 +30,15 @@ def run(context: Context) -> Result:
     Raises:
         InputError: answers to other questions, or models of different vocabularies.
     """
+    vocabulary, other = (
+        next(
+            item.metrics["vocab_size"]
+            for name, item in context.inputs.items()
+            if name.startswith(f"{kind}-text-")
+        )
+        for kind in ("teacher", "student")
+    )
+    students.check_vocabularies(vocabulary, other)
     theirs, own = (answers(context.inputs, kind) for kind in ("teacher", "student"))
     pairs, same = paired(theirs, own, context.out)
     listed = [
@@ -39,11 +48,9 @@ def run(context: Context) -> Result:
     ]
     step = context.inputs["teacher-model"]
     model = stage.load_stage_model(step).to(decode.device())
-    vocabulary = model.config.vocab_size
     logps = [_scores(context, model, sample.model_digest(step), listed, "teacher")]
     del model
     model, digest = sampling.load_student(context)
-    students.check_vocabularies(vocabulary, model.config.vocab_size)
     logps.append(_scores(context, model.to(decode.device()), digest, listed, "student"))
     for pair in pairs:
         for side in SIDES:

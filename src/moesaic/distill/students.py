@@ -48,7 +48,7 @@ def check_vocabularies(teacher: int, student: int) -> None:
     """The same, by the sizes."""
     if teacher != student:
         raise InputError(
-            f"distill.teacher: its vocabulary has {teacher} tokens, the student's {student}; KL losses need one vocabulary"
+            f"distill.teacher: its vocabulary has {teacher} tokens, the student's {student}; probabilities of tokens can be compared in one vocabulary only"
         )
 
 

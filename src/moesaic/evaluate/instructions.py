@@ -46,7 +46,9 @@ def run(
         InputError: no question on a side, a damaged file, an answer that does not fit into the context.
     """
     own = settings["instructions"]
-    found, _ = questions.read(chats, "validation", own["sources"], None, own["max_prompt"])
+    found, _ = questions.read(
+        chats, "validation", own["sources"], None, own["max_prompt"], "evaluate.instructions"
+    )
     chosen = {side: _first([item for item in found if side_of(item) == side], own["items"]) for side in SIDES}
     for side, items in chosen.items():
         if not items:
