@@ -153,4 +153,5 @@ rule reliability:
     message:
         "reliability: sets by axis, missing ones listed"
     shell:
-        "moesaic reliability --config $MOESAIC_CONFIG" " --threads {threads} --log {log}"
+        "moesaic reliability --config $MOESAIC_CONFIG"
+        " --threads {threads} --log {log}"
