@@ -57,10 +57,26 @@ def run(context: Context) -> Result:
         )
     if "temporal" in settings["suites"]:
         with _timed(clock, "temporal"):
-            tasks += temporal.run(model, tokenizer, settings, context.inputs["temporal"], context.work, seed)
+            tasks += temporal.run(
+                model,
+                tokenizer,
+                settings,
+                context.inputs["temporal"],
+                context.work,
+                seed,
+                _identity(context, "temporal"),
+            )
     if "science" in settings["suites"]:
         with _timed(clock, "science"):
-            tasks += science.run(model, tokenizer, settings, context.inputs["science"], context.work, seed)
+            tasks += science.run(
+                model,
+                tokenizer,
+                settings,
+                context.inputs["science"],
+                context.work,
+                seed,
+                _identity(context, "science"),
+            )
     shifted: moe.Measured | None = None
     report: dict[str, Any] = {}
     if "reliability" in settings["suites"]:
