@@ -157,6 +157,7 @@ def test_static_pruning(folder, unit, layers):
         (off,) = found.metrics["depth"]["off"]
         assert found.metrics["depth"] == {"off": [off], "routed": [], "share": {str(off): 0.0}}
     assert depth.load(folder / OUT / "model").config.num_hidden_layers == layers
+    project.run(path, "evaluate", stage="dense")
     project.run(path, "evaluate", "activation", "tune")
     assert (folder / "results/activation/evaluate/tune/depth.json").exists() == (unit == "ffn")
 

@@ -18,9 +18,9 @@ def chain(folder, seed):
         project.prepare(path)
         for step in ("pretrain", "tune", "distill"):
             project.run(path, step, "activation")
+        project.run(path, "evaluate", stage="dense")
         for stage in ("construct", "pretrain", "distill"):
             project.run(path, "evaluate", "activation", stage)
-        project.run(path, "evaluate", stage="dense")
     finally:
         os.chdir(before)
     found = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("manifest.json"))}

@@ -80,7 +80,8 @@ def test_every_axis_has_its_rows(found):
     got = scores(found)
     assert got["rel_sentences_plain", "acc"].chance == 0.5
     assert got["rel_truthfulqa_mc2", "acc"].chance == 0.5
-    assert got["reliability/hallucination", "acc"].estimate.n == 18
+    assert got["reliability/hallucination", "acc"].estimate.n == 6  # questions, not their three forms
+    assert got["reliability/style", "acc"].estimate.n == 6
     assert got["reliability/over_refusal", "refusal"].chance is None
     assert ("reliability/refusal", "refusal") not in got  # cona is missing
     assert sorted(found.report["missing"]) == ["cona"]

@@ -53,6 +53,13 @@ def interval(samples: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def around(value: float, samples: np.ndarray) -> tuple[float, float]:
+    """95 % interval of a figure >= 0 that noise pushes up, such as a divergence: resampling pushes it up once more, so the percentiles
+    are moved back by the mean of the samples minus the value. The value itself keeps its bias: put beside it what noise alone gives."""
+    low, high = interval(samples - (samples.mean() - value))
+    return max(0.0, low), high
+
+
 def mean(values: np.ndarray, resamples: int, rng: np.random.Generator) -> Estimate:
     """Mean of [N] values."""
     return macro([(np.asarray(values, dtype=np.float64), np.ones(len(values)))], resamples, rng)

@@ -1,7 +1,7 @@
 """Is one model better than another? Paired bootstrap on the same blocks and items, so that shared difficulty cancels.
 
 items.parquet: one row per block or item: task, item, key (digest of the content), group (text, held-out, mc, shift, other, or the average
-that the task is part of, such as reliability/style), nats, bytes and tokens for text, one column per metric for tasks.
+that the task is part of, such as reliability/style), cluster (tasks that ask the same items in several forms), nats, bytes and tokens for text, one column per metric for tasks.
 """
 
 import math
@@ -17,7 +17,7 @@ from moesaic.evaluate import bootstrap
 from moesaic.evaluate.reliability import suite
 
 GROUPS = {"text/average": "text", "text/held-out": "held-out", "mc/average": "mc"}
-FIXED = ("task", "item", "key", "group", "nats", "bytes", "tokens")
+FIXED = ("task", "item", "key", "group", "cluster", "nats", "bytes", "tokens")
 
 
 def paired(
@@ -56,7 +56,7 @@ def _paired(
     if metric == "ece":
         return _calibration(frames[0], frames[1], resamples, bootstrap.generator(seed, f"paired/{task}/ece"))
     first, second = (
-        [_stratum(rows, metric, name) for _, rows in frame.groupby("task")]
+        [_stratum(rows, metric, name) for _, rows in frame.groupby("cluster")]
         for name, frame in zip(names, frames, strict=True)
     )
     found = bootstrap.difference(
@@ -158,4 +158,6 @@ def _stratum(rows: Any, metric: str, path: str) -> bootstrap.Stratum:
         )
     if metric not in rows or rows[metric].isna().any():
         raise InputError(f"{path}: task {rows['task'].iloc[0]} has no metric '{metric}' per item")
-    return np.asarray(rows[metric], dtype=np.float64), np.ones(len(rows))
+    # The same items in several forms are one unit each.
+    values = np.asarray(rows.groupby("item")[metric].mean(), dtype=np.float64)
+    return values, np.ones(len(values))

@@ -55,6 +55,8 @@ class TaskScores:
     multiple_choice: bool
     group: str = ""
     """Average that the items belong to, for paired comparisons; empty: mc or other."""
+    cluster: str = ""
+    """Tasks of one cluster ask the same items in several forms; empty: the task alone."""
 
 
 def run(

@@ -152,7 +152,8 @@ def _tasks(context: Context, model: Any, tokenizer: Any, clock: dict[str, float]
     for name, suite in (("temporal", temporal), ("science", science)):
         if name in settings["suites"]:
             with _timed(clock, name):
-                tasks += suite.run(model, tokenizer, settings, inputs[name], context.work, seed)
+                kept = _identity(context, name)
+                tasks += suite.run(model, tokenizer, settings, inputs[name], context.work, seed, kept)
     if settings["instructions"] is not None:
         made_by = sample.model_digest(inputs["model"])
         with _timed(clock, "instructions"):

@@ -142,6 +142,12 @@ def _chance(rows: Sequence[Row]) -> float:
     return round(sum(1 / len(row["choices"]) for row in rows) / len(rows), 6)
 
 
+def _constant(rows: Sequence[Row]) -> float:
+    """What the best constant answer gets, where all rows have the same choices: never below guessing."""
+    golds = [row["gold"] for row in rows]
+    return round(max(golds.count(gold) for gold in set(golds)) / len(golds), 6)
+
+
 def _instructions(name: str, rows: Sequence[Row], settings: dict[str, Any]) -> list[Made]:
     shape = "{instruction}" if settings["prompt"] == "chat" else HEADED
     found = [
@@ -179,7 +185,7 @@ def _questions(name: str, rows: Sequence[Row], settings: dict[str, Any]) -> list
 
 def _nli(name: str, rows: Sequence[Row], settings: dict[str, Any]) -> list[Made]:
     found = [_nli_row(row) for row in first(rows, settings["items"])]
-    facts: dict[str, Any] = {"chance": _chance(found)}
+    facts: dict[str, Any] = {"chance": _constant(found)}
     against = SETS[name].against
     return [(_name(name), facts | ({"against": _name(against)} if against else {}), found)]
 
@@ -197,7 +203,7 @@ def _contrast(name: str, rows: Sequence[Row], settings: dict[str, Any]) -> list[
     pairs = [{"pair": list(found.values())[:2]} for found in claims.values() if len(found) > 1]
     chosen = first(pairs, max(1, settings["items"] // 2))
     found = [_nli_row(row) for pair in chosen for row in pair["pair"]]
-    return [(_name(name), {"chance": _chance(found), "pairs": True}, found)]
+    return [(_name(name), {"chance": _constant(found), "pairs": True}, found)]
 
 
 def _restyled(name: str, rows: Sequence[Row], settings: dict[str, Any]) -> list[Made]:
@@ -224,7 +230,7 @@ def _styled(name: str, rows: Sequence[Row], settings: dict[str, Any]) -> list[Ma
     made: list[Made] = []
     for style, found in styled(rows, settings["items"]).items():
         items = [_sentiment(row) for row in found]
-        facts: dict[str, Any] = {"chance": 0.5, "variant": style}
+        facts: dict[str, Any] = {"chance": _constant(items), "variant": style}
         if style != "plain":
             facts["of"] = _name(name, "plain")
         made.append((_name(name, style), facts, items))
@@ -255,10 +261,11 @@ def _domains(name: str, rows: Sequence[Row], settings: dict[str, Any]) -> list[M
     made: list[Made] = []
     found = by_domain(rows, settings["items"])
     for domain, chosen in found.items():
-        facts: dict[str, Any] = {"chance": 0.5, "variant": domain}
+        items = [_sentiment(row) for row in chosen]
+        facts: dict[str, Any] = {"chance": _constant(items), "variant": domain}
         if domain != DOMAIN:
             facts["against"] = _name(name, DOMAIN)
-        made.append((_name(name, domain), facts, [_sentiment(row) for row in chosen]))
+        made.append((_name(name, domain), facts, items))
     return made
 
 

@@ -169,7 +169,7 @@ def drift(
     """Mean over layers of the divergence between the loads of two groups of texts, and what it is where nothing drifts.
 
     Few texts give a divergence above 0 by noise alone: the second number is its mean after shuffling which group a text is in (within
-    pairs where the groups are the same texts in two forms). The interval resamples texts and is the basic (reflected) one, as of the load CV.
+    pairs where the groups are the same texts in two forms). The interval resamples texts (bootstrap.around).
     """
     value = float(divergence(first_NLE.sum(0), second_NLE.sum(0)).mean())
     n, layers, experts = first_NLE.shape
@@ -192,18 +192,17 @@ def drift(
     else:
         sums = [bootstrap.resampled_sums(side, resamples, rng) for side in sides]
     drawn = [part.reshape(resamples, layers, experts) for part in sums]
-    low, high = bootstrap.interval(divergence(drawn[0], drawn[1]).mean(-1))
-    estimate = bootstrap.Estimate(value, max(0.0, 2 * value - high), max(0.0, 2 * value - low), n)
-    return estimate, floor
+    interval = bootstrap.around(value, divergence(drawn[0], drawn[1]).mean(-1))
+    return bootstrap.Estimate(value, *interval, n), floor
 
 
 def unevenness(slots_NLE: np.ndarray, resamples: int, rng: np.random.Generator) -> bootstrap.Estimate:
-    """Load CV of a group, mean over layers, with the reflected interval (see routing.mean_load_cv)."""
+    """Load CV of a group, mean over layers; few texts push it up too."""
     n, layers, experts = slots_NLE.shape
     value = float(load_cv(slots_NLE.sum(0)).mean())
     sums = bootstrap.resampled_sums(slots_NLE.reshape(n, -1).T, resamples, rng)
-    low, high = bootstrap.interval(load_cv(sums.reshape(resamples, layers, experts)).mean(-1))
-    return bootstrap.Estimate(value, max(0.0, 2 * value - high), max(0.0, 2 * value - low), n)
+    interval = bootstrap.around(value, load_cv(sums.reshape(resamples, layers, experts)).mean(-1))
+    return bootstrap.Estimate(value, *interval, n)
 
 
 def bits(group: Group) -> bootstrap.Stratum:

@@ -18,6 +18,8 @@ from moesaic.flow import files, manifest
 from moesaic.flow.manifest import Manifest
 
 FLOOR_DRAWS = 200
+BOTH = round(1 / 9, 6)
+"""Guessing three verdicts right on both sides of a pair; a constant answer never is."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ def run(
             _metrics(item, known[item.task], resamples, seed),
             multiple_choice=False,
             group=group_of(item.task, known),
+            cluster=cluster_of(item.task, known),
         )
         for item in found
     ]
@@ -94,15 +97,13 @@ def _metrics(item: TaskScores, facts: dict[str, Any], resamples: int, seed: int)
             metric = replace(metric, chance=facts["chance"])
         elif metric.name == "ece":
             rng = bootstrap.generator(seed, f"{item.task}/ece")
-            metric = calibration(item.items["confidence"], item.items["acc"], resamples, rng)
+            metric = calibration([(item.items["confidence"][None], item.items["acc"][None])], resamples, rng)
         out.append(metric)
     if facts.get("pairs"):
         both = pairs(item.items["acc"])
         if len(both):
             rng = bootstrap.generator(seed, f"{item.task}/acc_both")
-            out.append(
-                Metric("acc_both", bootstrap.mean(both, resamples, rng), round(facts["chance"] ** 2, 6))
-            )
+            out.append(Metric("acc_both", bootstrap.mean(both, resamples, rng), BOTH))
     return replace(item, metrics=out)
 
 
@@ -113,22 +114,29 @@ def pairs(right_N: np.ndarray) -> np.ndarray:
 
 
 def calibration(
-    confidence_N: np.ndarray, right_N: np.ndarray, resamples: int, rng: np.random.Generator
+    blocks: Sequence[tuple[np.ndarray, np.ndarray]], resamples: int, rng: np.random.Generator
 ) -> Metric:
-    """ECE with its interval, and as chance what a perfectly calibrated model would show on so few items.
+    """ECE over all items with its interval, and as chance what a perfectly calibrated model would show on so few.
 
-    The plain estimate is too high by noise, and resampling adds the same noise again: the interval is the basic (reflected) one, cut at 0.
+    Args:
+        blocks: confidence and right [F, N] of a set's N items in F forms; an item is drawn with all its forms.
     """
-    value = float(binned_error(confidence_N[None], right_N[None])[0])
-    n = len(confidence_N)
-    ideal = (rng.random((FLOOR_DRAWS, n)) < confidence_N).astype(np.float64)
-    floor = float(binned_error(np.broadcast_to(confidence_N, ideal.shape), ideal).mean())
-    if n < 2:
-        return Metric("ece", bootstrap.Estimate(value, None, None, n), floor)
-    drawn_RN = rng.integers(0, n, size=(resamples, n))
-    low, high = bootstrap.interval(binned_error(confidence_N[drawn_RN], right_N[drawn_RN]))
-    estimate = bootstrap.Estimate(value, max(0.0, 2 * value - high), max(0.0, 2 * value - low), n)
-    return Metric("ece", estimate, floor)
+    confidence_I, right_I = (np.concatenate([block[i].ravel() for block in blocks]) for i in (0, 1))
+    value = float(binned_error(confidence_I[None], right_I[None])[0])
+    ideal = (rng.random((FLOOR_DRAWS, len(confidence_I))) < confidence_I).astype(np.float64)
+    floor = float(binned_error(np.broadcast_to(confidence_I, ideal.shape), ideal).mean())
+    if all(block[0].shape[1] < 2 for block in blocks):
+        return Metric("ece", bootstrap.Estimate(value, None, None, len(confidence_I)), floor)
+    drawn: list[list[np.ndarray]] = [[], []]
+    for block in blocks:
+        n = block[0].shape[1]
+        rows_RN = rng.integers(0, n, size=(resamples, n))
+        for part, values_FN in zip(drawn, block, strict=True):
+            part.append(values_FN[:, rows_RN].swapaxes(0, 1).reshape(resamples, -1))
+    samples = binned_error(np.concatenate(drawn[0], axis=1), np.concatenate(drawn[1], axis=1))
+    return Metric(
+        "ece", bootstrap.Estimate(value, *bootstrap.around(value, samples), len(confidence_I)), floor
+    )
 
 
 def binned_error(confidence_RN: np.ndarray, right_RN: np.ndarray) -> np.ndarray:
@@ -189,19 +197,25 @@ def group_of(name: str, known: dict[str, dict[str, Any]]) -> str:
     return f"reliability/{facts['axis']}"
 
 
+def cluster_of(name: str, known: dict[str, dict[str, Any]]) -> str:
+    """The set, where its tasks are the same items in several forms; else the task."""
+    return str(known[name]["set"]) if known[name]["kind"] in ("truth", "styled", "choice") else name
+
+
 def means(
     found: dict[str, TaskScores], known: dict[str, dict[str, Any]], resamples: int, seed: int
 ) -> list[TaskScores]:
-    """One row per axis: mean over its tasks, items resampled within them; robust and shifted accuracy beside the drop from the clean one.
+    """One row per axis: mean over its sets (of a set in several forms the mean over these, by item), items resampled within sets; drops beside.
 
     `reliability/refusal` is over harmful sets (higher is better), `reliability/over_refusal` over harmless ones (lower is better).
     """
     out = []
 
     def add(name: str, members: Sequence[str], metric: str) -> None:
-        strata = [_stratum(found[task].items[metric]) for task in members]
+        clusters = _by_cluster([found[task] for task in members])
+        strata = [_stratum(_joined(same, metric)) for same in clusters]
         chances = [known[task]["chance"] for task in members]
-        chance = None if None in chances else float(np.mean(chances))
+        chance = None if None in chances else _mean_chance(clusters, known)
         estimate = bootstrap.macro(strata, resamples, bootstrap.generator(seed, name))
         out.append(TaskScores(name, [Metric(metric, estimate, chance)], {}, [], False))
 
@@ -232,9 +246,14 @@ def means(
             out.append(_one(f"reliability/{axis}_drop", "acc_drop", estimate))
     calibrated = [item for item in found.values() if "confidence" in item.items]
     if calibrated:
-        joined = [np.concatenate([item.items[key] for item in calibrated]) for key in ("confidence", "acc")]
-        rng = bootstrap.generator(seed, "reliability/calibration")
-        metric = calibration(joined[0], joined[1], resamples, rng)
+        blocks = [
+            (
+                np.stack([item.items["confidence"] for item in same]),
+                np.stack([item.items["acc"] for item in same]),
+            )
+            for same in _by_cluster(calibrated)
+        ]
+        metric = calibration(blocks, resamples, bootstrap.generator(seed, "reliability/calibration"))
         out.append(TaskScores("reliability/calibration", [metric], {}, [], False))
     return out
 
@@ -243,9 +262,21 @@ def _one(name: str, metric: str, estimate: bootstrap.Estimate) -> TaskScores:
     return TaskScores(name, [Metric(metric, estimate, None)], {}, [], False)
 
 
-def _joined(items: Sequence[TaskScores]) -> np.ndarray:
+def _by_cluster(items: Sequence[TaskScores]) -> list[list[TaskScores]]:
+    """Tasks that ask the same items in several forms, together."""
+    found: dict[str, list[TaskScores]] = {}
+    for item in items:
+        found.setdefault(item.cluster, []).append(item)
+    return list(found.values())
+
+
+def _joined(items: Sequence[TaskScores], metric: str = "acc") -> np.ndarray:
     """Mean over tasks on the same items, by item [N]: one sentence in five styles is one unit, not five."""
-    return np.asarray(np.mean([item.items["acc"] for item in items], axis=0))
+    return np.asarray(np.mean([item.items[metric] for item in items], axis=0))
+
+
+def _mean_chance(clusters: Sequence[Sequence[TaskScores]], known: dict[str, dict[str, Any]]) -> float:
+    return float(np.mean([np.mean([known[item.task]["chance"] for item in same]) for same in clusters]))
 
 
 def contrast(

@@ -14,7 +14,13 @@ from moesaic.flow.manifest import Manifest
 
 
 def run(
-    model: Any, tokenizer: Any, settings: dict[str, Any], source: Manifest, work: Path, seed: int
+    model: Any,
+    tokenizer: Any,
+    settings: dict[str, Any],
+    source: Manifest,
+    work: Path,
+    seed: int,
+    identity: str | None = None,
 ) -> list[TaskScores]:
     """Evaluate all tasks with evaluate.shots, items, batch and bootstrap.
 
@@ -24,7 +30,7 @@ def run(
     manifest.verify(source, ["tasks/", "stats.json"])
     known = files.read_json(source.folder / "stats.json")["lm_eval"]
     mine = settings | {"tasks": sorted(known), "include_path": None}
-    found = harness.run(model, tokenizer, mine, source.folder / "tasks", work, seed)
+    found = harness.run(model, tokenizer, mine, source.folder / "tasks", work, seed, identity)
     # Not multiple_choice: these have means of their own, and are not part of mc/average.
     found = [replace(_with_chance(item, known[item.task]["chance"]), multiple_choice=False) for item in found]
     return found + means(found, known, settings["bootstrap"], seed)

@@ -13,7 +13,13 @@ from moesaic.flow.manifest import Manifest
 
 
 def run(
-    model: Any, tokenizer: Any, settings: dict[str, Any], source: Manifest, work: Path, seed: int
+    model: Any,
+    tokenizer: Any,
+    settings: dict[str, Any],
+    source: Manifest,
+    work: Path,
+    seed: int,
+    identity: str | None = None,
 ) -> list[TaskScores]:
     """Evaluate all tasks once for each of settings["temporal_shots"], and average them by kind.
 
@@ -26,7 +32,7 @@ def run(
     scores: list[TaskScores] = []
     for shots in settings["temporal_shots"]:
         mine = settings | {"tasks": sorted(known), "include_path": None, "shots": shots}
-        found = harness.run(model, tokenizer, mine, source.folder / "tasks", work, seed)
+        found = harness.run(model, tokenizer, mine, source.folder / "tasks", work, seed, identity)
         end = f"@{shots}" if shots else ""
         # Not multiple_choice: these have averages of their own, and are not part of mc/average.
         found = [
