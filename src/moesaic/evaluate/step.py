@@ -233,7 +233,8 @@ def item_table(
     """One row per block and per item, for paired comparisons (evaluate/compare.py)."""
     rows: list[dict[str, Any]] = []
     for domain, loss in losses.items():
-        common = {"task": f"text/{domain}", "group": "held-out" if domain in held_out else "text"}
+        name = f"text/{domain}"
+        common = {"task": name, "group": "held-out" if domain in held_out else "text", "cluster": name}
         for i, key in enumerate(loss.keys):
             numbers = {
                 "nats": round(float(loss.nats_N[i]), PLACES),
@@ -242,20 +243,20 @@ def item_table(
             }
             rows.append(common | {"item": i, "key": key} | numbers)
     for name, texts in (shifted or {}).items():
-        common = {"task": f"shift/{name}", "group": "shift"}
+        common = {"task": f"shift/{name}", "group": "shift", "cluster": f"shift/{name}"}
         for i, key in enumerate(texts.keys):
             numbers = {"nats": round(float(texts.nats_N[i]), PLACES), "bytes": int(texts.bytes_N[i])}
             rows.append(common | {"item": i, "key": key} | numbers)
     for task in tasks:
         group = task.group or ("mc" if task.multiple_choice else "other")
-        common = {"task": task.task, "group": group}
+        common = {"task": task.task, "group": group, "cluster": task.cluster or task.task}
         for i, key in enumerate(task.keys):
             rows.append(
                 common
                 | {"item": i, "key": key}
                 | {metric: round(float(values[i]), PLACES) for metric, values in task.items.items()}
             )
-    first = ["task", "item", "key", "group", "nats", "bytes", "tokens"]
+    first = ["task", "item", "key", "group", "cluster", "nats", "bytes", "tokens"]
     frame = pd.DataFrame(rows)
     frame = frame[first + sorted(set(frame.columns) - set(first))]
     return frame.astype({"item": "int64", "bytes": "Int64", "tokens": "Int64"})
@@ -307,7 +308,9 @@ def depth_table(model: Any, ran: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def _identity(context: Context, source: str) -> str:
     """Digest of the model's weights and of the tasks' files: what kept scores are kept for."""
     model = [(item.path, item.sha256) for item in context.inputs["model"].outputs]
-    data = [(item.path, item.sha256) for item in context.inputs[source].outputs]
+    # Only what the harness reads: other texts for the routers change no task.
+    aside = ("stats.json", "texts.jsonl")
+    data = [(item.path, item.sha256) for item in context.inputs[source].outputs if item.path not in aside]
     return digest({"model": sorted(model), "tasks": sorted(data)})
 
 
