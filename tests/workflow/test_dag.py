@@ -140,3 +140,31 @@ def test_the_default_configuration_plans_the_whole_chain(tmp_path):
     assert jobs["construct"] == jobs["pretrain"] == jobs["tune"] == jobs["distill"] == 2
     assert jobs["evaluate"] == 8
     assert sum(jobs.values()) == 24
+
+
+def test_a_run_without_conversations_ends_with_its_report(tmp_path):
+    project.make(tmp_path, {"stages": ["construct"]})
+    path = tmp_path / "config.yaml"
+    settings = yaml.safe_load(path.read_text())
+    del settings["data"]["chat"]
+    path.write_text(yaml.safe_dump(settings))
+    assert "chat" not in planned(tmp_path)
+    snakemake(tmp_path)
+    assert "Conversations kept" not in (tmp_path / "results/report.html").read_text()
+    assert planned(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted((ROOT / "config/recipes").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_recipe_plans(tmp_path, recipe):
+    (tmp_path / "config.yaml").write_text(recipe.read_text())
+    jobs = planned(tmp_path)
+    settings = yaml.safe_load(recipe.read_text())
+    variants, stages = len(settings["variants"]), settings["stages"]
+    assert jobs["report"] == 1
+    assert jobs["construct"] == variants
+    assert jobs["evaluate"] == variants * len(stages)
+    assert ("chat" in jobs) == bool(
+        settings["data"].get("chat") or settings["data"].get("images") is not None
+    )

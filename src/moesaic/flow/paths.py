@@ -60,8 +60,10 @@ def folder(step: str, variant: str | None = None, stage: str | None = None, part
 
 
 def prepared(config: Config) -> list[str]:
-    """The shared steps of a run, the dense parent's left out."""
-    return [name for name in PREPARE if name not in OPTIONAL or getattr(config.data, name) is not None]
+    """The shared steps of a run, the dense parent's left out; without conversations there is no chat step."""
+    names = [name for name in PREPARE if name not in OPTIONAL or getattr(config.data, name) is not None]
+    talks = config.data.chat.sources or config.data.images is not None
+    return names if talks else [name for name in names if name != "chat"]
 
 
 def before(config: Config, stage: str) -> str:
