@@ -155,6 +155,7 @@ def test_text_without_a_picture_is_unchanged_to_the_last_digit(folder, tmp_path)
 
 def test_a_text_branch_that_learns_changes_text(folder):
     path = change(folder)
+    project.run(path, "evaluate", stage="dense")
     project.run(path, "tune", "activation")
     assert text(scores(path, "construct")) != text(scores(path, "tune")), "or the test above could not fail"
 

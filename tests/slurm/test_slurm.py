@@ -178,7 +178,8 @@ def test_requeued_job_goes_on(cluster: Cluster, tmp_path: Path) -> None:
 def test_killed_snakemake_leaves_the_job_and_a_second_writer_is_refused(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    project = Project(cluster, tmp_path, steps=250)
+    # Long enough for three more starts of Snakemake on a busy machine.
+    project = Project(cluster, tmp_path, steps=700)
     project.make_data()
     process = project.snakemake()
     project.wait_for(lambda: len(project.steps()) >= 5, "training")
