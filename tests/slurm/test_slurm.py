@@ -190,15 +190,15 @@ def test_killed_snakemake_leaves_the_job_and_a_second_writer_is_refused(
     asked = cluster.run(["squeue", "-h", "-j", first, "-o", "%b %l %C %m %D"]).stdout.split()
     assert asked == ["gres:gpu:1", "1-00:00:00", "8", "62.50G", "1"]
 
-    project.finish(project.snakemake(), code=1, timeout=30)
+    project.finish(project.snakemake(), code=1, timeout=90)
     assert "--unlock" in (project.folder / "snakemake.out").read_text()
-    project.finish(project.snakemake(extra=("--unlock",)), timeout=30)
+    project.finish(project.snakemake(extra=("--unlock",)), timeout=90)
     assert project.jobs() == [first], "the job of the killed Snakemake should still run"
-    project.finish(project.snakemake(extra=("--retries=0",)), code=1, timeout=60)
+    project.finish(project.snakemake(extra=("--retries=0",)), code=1, timeout=120)
     assert f"another process is writing here (host {os.uname().nodename}" in project.job_logs()
     assert f"Slurm job {first}" in project.job_logs()
 
-    project.wait_for(lambda: not project.jobs(), "end of the first job")
+    project.wait_for(lambda: not project.jobs(), "end of the first job", timeout=180.0)
     project.finish(project.snakemake())
     project.check_whole(attempts=1)
     assert project.weights() == _straight(tmp_path, project, 1)
