@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from moesaic import config
+from moesaic.errors import InputError
 from moesaic.evaluate import bootstrap, compare
 from moesaic.evaluate.temporal.tasks import TASKS
 from moesaic.flow import files, paths
@@ -47,15 +48,18 @@ def main() -> None:
     changes: dict[str, Any] = {}
     for text in arguments.set:
         changes = config.merge(changes, config.parse_override(text))
-    wanted = config.load(arguments.study.resolve(), changes)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    os.chdir(arguments.out)
-    if not arguments.table:
-        import torch
+    try:
+        wanted = config.load(arguments.study.resolve(), changes)
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        os.chdir(arguments.out)
+        if not arguments.table:
+            import torch
 
-        torch.set_num_threads(arguments.threads)
-        make(wanted)
-    text = table(evaluations(wanted))
+            torch.set_num_threads(arguments.threads)
+            make(wanted)
+        text = table(evaluations(wanted))
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from None
     Path("table.md").write_text(text + "\n", encoding="utf-8")
     print(text)
 
