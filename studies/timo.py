@@ -5,7 +5,7 @@
 
 Arms: the MoE as constructed, after maths SFT, then SFT on the chosen answers and DPO on random, rubric and verifier pairs. Settings: studies/timo.yaml.
 All arms share the construction, the maths SFT and the sampled answers. Intervals are 95 % bootstraps over the items within their task; differences
-are paired by item. A general task falls when its difference lies below 0 with its whole interval.
+are paired by item. An arm with fewer than 8 pairs (a critic that states no scores) is left out and named in the log. A general task falls when its difference lies below 0 with its whole interval.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from moesaic import config
 from moesaic.errors import InputError
 from moesaic.evaluate import bootstrap, compare
 from moesaic.evaluate.temporal.tasks import TASKS
-from moesaic.flow import files, paths
+from moesaic.flow import files, manifest, paths
 from moesaic.flow.step import STEPS, execute
 from moesaic.schema import Config
 
@@ -31,6 +31,8 @@ SHARED = ("construct", "tune")
 """Stages that every arm has in common; the first variant's are taken."""
 KINDS = ("math-time", "pure-time")
 RESAMPLES = 1000
+LEAST = 8
+"""Pairs that an arm needs; a critic that states no scores leaves fewer."""
 
 
 def main() -> None:
@@ -76,8 +78,21 @@ def make(wanted: Config) -> None:
     for name in wanted.variants:
         for step, part in paths.round_steps(wanted, name):
             once(step, shared(paths.plan_step(wanted, step, name, part=part), first, name))
+        if pairs(wanted, name) < LEAST:
+            log.warning("%s: fewer than %d pairs, the arm is left out", name, LEAST)
+            continue
         once("preference", shared(paths.plan_step(wanted, "preference", name), first, name))
         once("evaluate", paths.plan_step(wanted, "evaluate", name, "preference"))
+
+
+def pairs(wanted: Config, name: str) -> int:
+    """Pairs of a variant's only round, over its shards."""
+    found = [
+        manifest.read(paths.folder(step, name, part=part)).metrics["counts"]
+        for step, part in paths.round_steps(wanted, name)
+        if step == "rate"
+    ]
+    return sum(counts["pairs"] for shard in found for counts in shard.values())
 
 
 def once(step: str, plan: paths.Plan) -> None:
