@@ -2,12 +2,14 @@
 
 import json
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from moesaic import config
+from moesaic.evaluate import bootstrap
 from moesaic.flow import files, manifest, metrics, paths
 
 Row = dict[str, Any]
@@ -47,14 +49,8 @@ def digests(inputs: dict[str, Path]) -> dict[str, str]:
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean and half width of its 95 % interval (Student's t over the seeds; NaN for a single one)."""
-    from scipy import stats
-
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, math.nan
-    return mean, float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(
-        len(values)
-    )
+    found = bootstrap.student(np.asarray(values))
+    return found.value, math.nan if found.high is None else found.high - found.value
 
 
 def cell(values: Sequence[float], digits: int = 3) -> str:

@@ -128,28 +128,28 @@ def table(arms: dict[str, Path]) -> str:
         "| arm | " + " | ".join(f"{head} | minus maths SFT" for head in heads) + " |",
         "|---" * (2 * len(heads) + 1) + "|",
     ]
-    chance = ""
+    found = {arm: scores(folder) for arm, folder in arms.items()}
     for arm, folder in arms.items():
-        scores = {
-            item["task"]: item for item in files.read_json(folder / "scores.json") if item["metric"] == "acc"
-        }
         cells = []
         for head in heads:
-            item = scores["mc/average" if head == heads[-1] else f"temporal_{head.replace('-', '_')}"]
-            cells.append(
-                f"{100 * item['value']:.1f} [{100 * item['ci_low']:.1f}, {100 * item['ci_high']:.1f}]"
-            )
-            cells.append(
-                ""
-                if arm == "maths SFT" or "maths SFT" not in arms
-                else difference(folder, arms["maths SFT"], head)
-            )
+            value, low, high = (100 * found[arm][head][key] for key in ("value", "ci_low", "ci_high"))
+            paired = arm != "maths SFT" and "maths SFT" in arms
+            cells += [
+                f"{value:.1f} [{low:.1f}, {high:.1f}]",
+                difference(folder, arms["maths SFT"], head) if paired else "",
+            ]
         lines.append(f"| {arm} | {' | '.join(cells)} |")
-        known = [scores[f"temporal_{kind.replace('-', '_')}"]["chance"] for kind in KINDS]
-        general = scores["mc/average"]["chance"]
-        values = [*known, general]
-        chance = " | ".join(f"{100 * value:.1f} | " if value is not None else " | " for value in values)
-    return "\n".join([*lines, f"| chance | {chance} |"])
+    chance = " | ".join(f"{100 * found[next(iter(arms))][head]['chance']:.1f} |" for head in heads)
+    return "\n".join([*lines, f"| chance | {chance}"])
+
+
+def scores(folder: Path) -> dict[str, dict[str, Any]]:
+    """Accuracies of an evaluation by head of the table."""
+    every = files.read_json(folder / "scores.json")
+    found = {item["task"]: item for item in every if item["metric"] == "acc"}
+    return {kind: found[f"temporal_{kind.replace('-', '_')}"] for kind in KINDS} | {
+        "general tasks": found["mc/average"]
+    }
 
 
 def difference(folder: Path, other: Path, head: str) -> str:

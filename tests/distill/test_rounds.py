@@ -5,15 +5,14 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import project
 import pytest
+from killing import command, finish, killed
 from safetensors.torch import load_file
 
 from moesaic import config
@@ -339,28 +338,6 @@ def test_what_the_report_says_of_rounds():
 
 
 # ---------------------------------------------------------------- killed and gone on
-
-
-def command(name, *extra):
-    call = [sys.executable, "-m", "moesaic.cli", name, "--config", "config.yaml", "--variant", "activation"]
-    return [*call, "--threads", "1", *extra]
-
-
-def killed(folder, call, ready):
-    """Start, kill -9 when `ready()`, check that it was not done."""
-    process = subprocess.Popen(call, cwd=folder, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not ready() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    _, errors = process.communicate()
-    assert process.returncode == -signal.SIGKILL, f"ended before it could be killed: {errors[-2000:]}"
-
-
-def finish(folder, call):
-    done = subprocess.run(call, cwd=folder, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stderr
 
 
 @pytest.mark.slow

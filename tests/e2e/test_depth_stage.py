@@ -3,12 +3,9 @@
 import importlib.util
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
+import killing
 import project
 import pytest
 import torch
@@ -59,14 +56,11 @@ def change(folder, **tune):
 
 
 def command(ranks=1):
-    call = [sys.executable, "-m", "moesaic.cli", "tune", "--config", "config.yaml", "--variant", "activation"]
-    return [*call, "--threads", "1", "--ranks-per-node", str(ranks)]
+    return killing.command("tune", "--ranks-per-node", str(ranks))
 
 
 def finish(folder, ranks=1):
-    done = subprocess.run(command(ranks), cwd=folder, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stderr
+    return killing.finish(folder, command(ranks), 600)
 
 
 def test_skipping_goes_through_the_workflow(folder):
@@ -167,19 +161,8 @@ def test_killed_twice_equals_uninterrupted(prepared, tmp_path):
     shutil.copytree(prepared, whole)
     shutil.copytree(prepared, broken)
     finish(whole)
-
-    def written():
-        path = broken / OUT / "work/metrics.jsonl"
-        return max((item["step"] for item in metrics.read(path)), default=0) if path.exists() else 0
-
     for moment in (3, 6):
-        process = subprocess.Popen(command(), cwd=broken, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 180
-        while written() < moment and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+        killing.killed(broken, command(), lambda at=moment: killing.steps_written(broken / OUT) >= at, 180)
     assert "going on from step" in finish(broken)
     for name in ("manifest.json", "model/model.safetensors", "model/depth.safetensors", "model/config.json"):
         assert files.sha256(whole / OUT / name) == files.sha256(broken / OUT / name), name

@@ -3,12 +3,9 @@
 import contextlib
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
+import killing
 import pictured
 import project
 import pytest
@@ -197,37 +194,16 @@ def test_all_weights_can_be_tuned_on_pictures(folder):
     assert "train/modality/image" in metrics.series(OUT / "work/metrics.jsonl")
 
 
-def command():
-    call = [sys.executable, "-m", "moesaic.cli", "tune", "--config", "config.yaml", "--variant", "activation"]
-    return [*call, "--threads", "1"]
-
-
-def finish(folder):
-    done = subprocess.run(command(), cwd=folder, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stderr
-
-
 def test_killed_twice_equals_uninterrupted(prepared, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for folder in (whole, broken):
         shutil.copytree(prepared, folder)
         change(folder, steps=8)
-    finish(whole)
-
-    def written():
-        path = broken / OUT / "work/metrics.jsonl"
-        return max((item["step"] for item in metrics.read(path)), default=0) if path.exists() else 0
-
+    call = killing.command("tune")
+    killing.finish(whole, call, 600)
     for moment in (3, 6):
-        process = subprocess.Popen(command(), cwd=broken, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 180
-        while written() < moment and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
-    assert "going on from step" in finish(broken)
+        killing.killed(broken, call, lambda at=moment: killing.steps_written(broken / OUT) >= at, 180)
+    assert "going on from step" in killing.finish(broken, call, 600)
     for name in (*FILES, "adapter/image_embeddings.safetensors"):
         assert files.sha256(whole / OUT / name) == files.sha256(broken / OUT / name), name
     one, two = (metrics.series(folder / OUT / "work/metrics.jsonl") for folder in (whole, broken))

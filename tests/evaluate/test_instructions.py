@@ -11,7 +11,7 @@ from moesaic import config
 from moesaic.data import questions
 from moesaic.data.questions import Question
 from moesaic.errors import InputError
-from moesaic.evaluate import instructions
+from moesaic.evaluate import bootstrap, instructions
 from moesaic.flow import manifest, paths
 from moesaic.flow.step import STEPS, execute
 
@@ -79,7 +79,7 @@ def test_scores_by_length_seed_and_question():
     assert whole["exact_match"].value == pytest.approx(0.5)
     assert whole["repetition"].value == pytest.approx((0 + 0 + 0.5 * 4 / 5) / 3)
     assert found["instructions_test_long"].metrics[0].estimate.value == 0.0
-    assert instructions.over_seeds(np.array([3.0])).low is None
+    assert bootstrap.student(np.array([3.0])).low is None
 
 
 def test_equal_questions_stay_on_one_side():

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from moesaic import config as configuration
 from moesaic.flow import files, manifest, paths
 from moesaic.flow.step import STEPS, execute
+from moesaic.report import gather
 from moesaic.schema import Config
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +55,14 @@ def build(loaded: Config) -> Path:
             _model(loaded, variant, stage, 1 + 1.2 * index)
             _evaluation(loaded, variant, stage, LOSS[stage] * (1 + 1.2 * index))
     return Path("results")
+
+
+def gathered() -> gather.Gathered:
+    """What the report of the embedded default reads, below the current folder."""
+    loaded = load_config()
+    build(loaded)
+    plan = paths.plan_step(loaded, "report")
+    return gather.gather(plan.settings, {name: manifest.read(path) for name, path in plan.inputs.items()})
 
 
 def report(loaded: Config) -> tuple[str, dict[str, Any]]:

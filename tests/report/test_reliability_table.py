@@ -5,8 +5,7 @@ import dataclasses
 import pytest
 from report import fake_results
 
-from moesaic.flow import manifest, paths
-from moesaic.report import gather, page, reliability
+from moesaic.report import page, reliability
 
 
 def entry(value, chance=None, n=50):
@@ -43,11 +42,7 @@ DETAILS = {
 def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("run"))
-        config = fake_results.load_config()
-        fake_results.build(config)
-        plan = paths.plan_step(config, "report")
-        found = {name: manifest.read(path) for name, path in plan.inputs.items()}
-        yield gather.gather(plan.settings, found)
+        yield fake_results.gathered()
 
 
 @pytest.fixture

@@ -5,8 +5,7 @@ import dataclasses
 import pytest
 from report import fake_results
 
-from moesaic.flow import manifest, paths
-from moesaic.report import gather, page, temporal
+from moesaic.report import page, temporal
 
 
 def entry(value, chance, n=50):
@@ -28,11 +27,7 @@ SCORES = {
 def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("run"))
-        config = fake_results.load_config()
-        fake_results.build(config)
-        plan = paths.plan_step(config, "report")
-        found = {name: manifest.read(path) for name, path in plan.inputs.items()}
-        yield gather.gather(plan.settings, found)
+        yield fake_results.gathered()
 
 
 def test_no_section_without_the_suite(run):

@@ -14,7 +14,7 @@ from moesaic.data.sampler import Sample
 from moesaic.distill.losses import PAIRS, dpkd_guarded
 from moesaic.errors import InputError
 from moesaic.generate.sample import seed_of
-from moesaic.train import pairs, streams
+from moesaic.train import pairs
 from moesaic.train.objectives import Weights
 from moesaic.train.pair_losses import Pairs
 from moesaic.train.pairs import PairBatch, PairRow
@@ -60,12 +60,7 @@ def collate(
 ) -> PairBatch:
     """As pairs.collate, with the blocks of the corpus after the answers."""
     blocks = [row.corpus for row in rows if isinstance(row, CorpusRow)]
-    found = pairs.collate(rows, domains, step_pairs, share, device)
-    if not blocks:
-        return found
-    flat = [row.chosen for row in rows] + [row.rejected for row in rows] + blocks
-    plain = streams.collate(flat, domains, step_pairs, share, device)
-    return PairBatch(**vars(plain), reference_B2=found.reference_B2)
+    return pairs.collate(rows, domains, step_pairs, share, device, blocks)
 
 
 class PairStudent(pairs.PairTrainee):

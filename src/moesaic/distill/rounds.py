@@ -1,13 +1,11 @@
 """Training of distillation on sampled answers: pairs with a preference loss, or the answers' text with a token loss."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from moesaic.config import PAIR_LOSSES
 from moesaic.distill import pairs, sampling, scoring, teachers
 from moesaic.distill.students import check_teacher
-from moesaic.flow import files, manifest
 from moesaic.flow.step import Context
 from moesaic.schema.teaching import TEXT_LOSSES
 from moesaic.train import pairs as training_pairs
@@ -40,13 +38,9 @@ def job(context: Context) -> tuple[Job, dict[str, Any]]:
 def _on_pairs(context: Context, settings: dict[str, Any], model: Any) -> tuple[Job, dict[str, Any]]:
     seed, options = context.settings["seed"], settings["pairs"]
     steps = [item for name, item in context.inputs.items() if name.startswith("pair-scores-")]
-    records: list[dict[str, Any]] = []
-    for step in steps:
-        manifest.verify(step)
-        streams.check_vocabulary(step, model, context.name)
-        records += files.read_lines(step.folder / scoring.PAIRS)
-    train, held = pairs.split(_ordered(records), settings["validation"], seed)
-    _set_steps(settings, len(train))
+    records = training_pairs.read(steps, scoring.PAIRS, model, context.name)
+    train, held = pairs.split(records, settings["validation"], seed)
+    training_pairs.set_steps(settings, len(train))
     if options["corpus"]:
         tokens = context.inputs["tokens"]
         streams.check_vocabulary(tokens, model, context.name)
@@ -70,7 +64,7 @@ def _on_pairs(context: Context, settings: dict[str, Any], model: Any) -> tuple[J
         count=training_pairs.count,
         watch=pairs.Collapse(context.name, options, refresh),
     )
-    counts = added([step.metrics["counts"] for step in steps])
+    counts = training_pairs.added([step.metrics["counts"] for step in steps])
     return found, {"train": len(train), "validation": len(held), "counts": counts}
 
 
@@ -88,9 +82,11 @@ def _on_text(context: Context, settings: dict[str, Any], model: Any) -> tuple[Jo
         parts = [item for name, item in context.inputs.items() if name.startswith(f"{kind}-text-")]
         for item in parts:
             streams.check_vocabulary(item, model, context.name)
-        counts[kind] = added([item.metrics["counts"] for item in parts])
-    train, held = pairs.split(_ordered(records), settings["validation"], context.settings["seed"])
-    _set_steps(settings, len(train))
+        counts[kind] = training_pairs.added([item.metrics["counts"] for item in parts])
+    train, held = pairs.split(
+        training_pairs.ordered(records), settings["validation"], context.settings["seed"]
+    )
+    training_pairs.set_steps(settings, len(train))
     data, validation = AnswerStream(train), AnswerStream(held)
     settings["student_text"] = sorted(name for name in data.sizes if own != "teacher" and name.endswith(OWN))
     teacher = None
@@ -108,23 +104,3 @@ def _on_text(context: Context, settings: dict[str, Any], model: Any) -> tuple[Jo
         tokenizer_from=context.inputs["student"].folder / "model",
     )
     return found, {"train": len(train), "validation": len(held), "counts": counts}
-
-
-def _ordered(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """By id, so that neither the number of shards nor their order has a part in what is drawn."""
-    return sorted(records, key=lambda record: record["id"])
-
-
-def _set_steps(settings: dict[str, Any], count: int) -> None:
-    if settings["epochs"] is not None:
-        settings["steps"] = math.ceil(settings["epochs"] * count / settings["batch"])
-
-
-def added(shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Numbers of all shards added up, key by key."""
-    out: dict[str, Any] = {}
-    for key in shards[0]:
-        values = [shard[key] for shard in shards]
-        total = added(values) if isinstance(values[0], Mapping) else sum(values)
-        out[key] = round(total, 6) if isinstance(total, float) else total
-    return out

@@ -4,6 +4,7 @@ Everything measured is a ratio of sums (nats / bytes, correct / items), or the m
 Shapes: N units of a stratum, C columns of numbers per unit, R resamples.
 """
 
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,6 +59,18 @@ def around(value: float, samples: np.ndarray) -> tuple[float, float]:
     are moved back by the mean of the samples minus the value. The value itself keeps its bias: put beside it what noise alone gives."""
     low, high = interval(samples - (samples.mean() - value))
     return max(0.0, low), high
+
+
+def student(values_S: np.ndarray) -> Estimate:
+    """Mean over seeds with Student's 95 % interval; no interval of a single seed."""
+    count = len(values_S)
+    middle = float(np.mean(values_S))
+    if count < 2:
+        return Estimate(middle, None, None, count)
+    from scipy import stats
+
+    half = float(stats.t.ppf(0.975, count - 1) * np.std(values_S, ddof=1) / math.sqrt(count))
+    return Estimate(middle, middle - half, middle + half, count)
 
 
 def mean(values: np.ndarray, resamples: int, rng: np.random.Generator) -> Estimate:

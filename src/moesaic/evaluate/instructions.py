@@ -8,7 +8,6 @@ Shapes: N questions, S decoding seeds.
 """
 
 import hashlib
-import math
 import string
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,7 +104,7 @@ def score(
         "rougeL": rouge_NS.mean(1), "exact_match": exact_NS.mean(1), "tokens": _mean(answers, lambda one: len(one["ids"])),
         "finished": _mean(answers, lambda one: one["finished"]), "repetition": _mean(answers, _repeated),
     }  # fmt: skip
-    by_seed = Metric("rougeL_by_seed", over_seeds(rouge_NS.mean(0)), None)
+    by_seed = Metric("rougeL_by_seed", bootstrap.student(rouge_NS.mean(0)), None)
     found = [TaskScores(name, [*means(name, whole), by_seed], whole, keys, False)]
     words_N = np.array([len(reference.split()) for reference in references])
     for label, least, most in BINS:
@@ -131,18 +130,6 @@ def exact(reference: str, text: str) -> float:
 def plain(text: str) -> str:
     """What exact match compares."""
     return " ".join(text.lower().translate(PUNCTUATION).split())
-
-
-def over_seeds(values_S: np.ndarray) -> bootstrap.Estimate:
-    """Mean over the seeds with Student's 95 % interval; no interval of a single seed."""
-    count = len(values_S)
-    if count < 2:
-        return bootstrap.Estimate(float(values_S.mean()), None, None, count)
-    from scipy import stats
-
-    middle = float(values_S.mean())
-    half = float(stats.t.ppf(0.975, count - 1) * values_S.std(ddof=1) / math.sqrt(count))
-    return bootstrap.Estimate(middle, middle - half, middle + half, count)
 
 
 _SCORERS: list[Any] = []

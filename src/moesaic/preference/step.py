@@ -1,10 +1,7 @@
 """Step `preference`: train on one round's pairs (or on their chosen answers alone)."""
 
 import logging
-import math
-from typing import Any
 
-from moesaic.flow import files, manifest
 from moesaic.flow.step import Context, Result
 from moesaic.preference import rating
 from moesaic.train import loop, pairs, stage, streams
@@ -20,17 +17,9 @@ def run(context: Context) -> Result | None:
     settings = dict(context.settings["preference"])
     model = stage.load_stage_model(context.inputs["model"])
     rated = {name: item for name, item in context.inputs.items() if name.startswith("pairs-")}
-    records: list[dict[str, Any]] = []
-    for item in rated.values():
-        manifest.verify(item)
-        streams.check_vocabulary(item, model, context.name)
-        records += files.read_lines(item.folder / rating.PAIRS)
-    # By id, so that neither the number of shards nor their order has a part in what is drawn.
-    train, held = pairs.split(
-        sorted(records, key=lambda item: item["id"]), settings["validation"], context.settings["seed"]
-    )
-    if settings["epochs"] is not None:
-        settings["steps"] = math.ceil(settings["epochs"] * len(train) / settings["batch"])
+    records = pairs.read(rated.values(), rating.PAIRS, model, context.name)
+    train, held = pairs.split(records, settings["validation"], context.settings["seed"])
+    pairs.set_steps(settings, len(train))
     weights = Weights(settings["balance"], settings["z_loss"], router=settings["router"])
     supervised = settings["loss"] == SFT
     stream = pairs.ChosenStream if supervised else pairs.PairStream
@@ -55,18 +44,9 @@ def run(context: Context) -> Result | None:
             {
                 "train": len(train),
                 "validation": len(held),
-                "counts": _added([item.metrics["counts"] for item in rated.values()]),
+                "counts": dict(
+                    sorted(pairs.added([item.metrics["counts"] for item in rated.values()]).items())
+                ),
             },
         ]
     return result
-
-
-def _added(shards: list[dict[str, dict[str, int]]]) -> dict[str, dict[str, int]]:
-    """Counts by kind, added up over the shards."""
-    out: dict[str, dict[str, int]] = {}
-    for counts in shards:
-        for kind, found in counts.items():
-            mine = out.setdefault(kind, dict.fromkeys(found, 0))
-            for name, value in found.items():
-                mine[name] += value
-    return dict(sorted(out.items()))

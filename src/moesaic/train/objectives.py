@@ -214,8 +214,7 @@ class Trainee(nn.Module):
 
 def by_modality(nll_N: Tensor, targets_N: Tensor, tokens: ImageTokens) -> Tensor:
     """Sum of losses and number of targets: of image codes, then of text; what begins and ends an image is neither [4]."""
-    image_N = tokens.is_code(targets_N)
-    text_N = ~image_N & ~tokens.is_marker(targets_N)
+    image_N, text_N = tokens.is_code(targets_N), tokens.is_text(targets_N)
     return torch.stack([nll_N[image_N].sum(), image_N.sum(), nll_N[text_N].sum(), text_N.sum()])
 
 

@@ -3,6 +3,7 @@
 Shapes: B pairs, R = 2 B rows of a batch (all chosen answers, then all rejected ones), T tokens, N answer tokens, D model width.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from torch.nn import functional
 
 from moesaic.data.sampler import Sample
 from moesaic.errors import InputError
+from moesaic.flow import files, manifest
+from moesaic.flow.manifest import Manifest
 from moesaic.generate.sample import seed_of
 from moesaic.train import pair_losses, streams
 from moesaic.train.chunked import chunked_loss
@@ -42,6 +45,44 @@ class PairBatch(Batch):
     """A micro-batch; `domains` has one entry per pair, the tensors have two rows."""
 
     reference_B2: Tensor | None = None
+
+
+def read(steps: Iterable[Manifest], file: str, model: Any, name: str) -> list[dict[str, Any]]:
+    """Records of all shards by id, so that neither the number of shards nor their order has a part in what is drawn.
+
+    Args:
+        name: of the step, for messages.
+
+    Raises:
+        InputError: a damaged file, or one of another vocabulary than the model's.
+    """
+    records: list[dict[str, Any]] = []
+    for step in steps:
+        manifest.verify(step)
+        streams.check_vocabulary(step, model, name)
+        records += files.read_lines(step.folder / file)
+    return ordered(records)
+
+
+def ordered(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Records by id."""
+    return sorted(records, key=lambda record: record["id"])
+
+
+def set_steps(settings: dict[str, Any], count: int) -> None:
+    """Put `steps` for so many epochs over `count` records into a stage's settings, where `epochs` says so."""
+    if settings["epochs"] is not None:
+        settings["steps"] = math.ceil(settings["epochs"] * count / settings["batch"])
+
+
+def added(shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Numbers of all shards added up, key by key; a shard may lack keys that others have."""
+    out: dict[str, Any] = {}
+    for key in dict.fromkeys(key for shard in shards for key in shard):
+        values = [shard[key] for shard in shards if key in shard]
+        total = added(values) if isinstance(values[0], Mapping) else sum(values)
+        out[key] = round(total, 6) if isinstance(total, float) else total
+    return out
 
 
 def answer_row(prompt: Sequence[int], answer: Sequence[int]) -> Row:
@@ -86,10 +127,15 @@ def count(rows: Sequence[PairRow]) -> int:
 
 
 def collate(
-    rows: Sequence[PairRow], domains: list[str], step_pairs: int, share: float, device: torch.device
+    rows: Sequence[PairRow],
+    domains: list[str],
+    step_pairs: int,
+    share: float,
+    device: torch.device,
+    more: Sequence[Row] = (),
 ) -> PairBatch:
-    """Both answers of all pairs in one batch, padded on the right."""
-    flat = [row.chosen for row in rows] + [row.rejected for row in rows]
+    """Both answers of all pairs in one batch, then `more` rows, padded on the right."""
+    flat = [row.chosen for row in rows] + [row.rejected for row in rows] + [*more]
     plain = streams.collate(flat, domains, step_pairs, share, device)
     reference_B2 = torch.tensor([row.reference for row in rows], dtype=torch.float64)
     return PairBatch(**vars(plain), reference_B2=reference_B2.to(device, torch.float32))

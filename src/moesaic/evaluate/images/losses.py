@@ -48,8 +48,7 @@ def measure(model: Any, tokens: ImageTokens, stream: Stream, count: int, batch: 
         where = one.targets_BT != IGNORE
         targets_M = one.targets_BT[where]
         nats_M, best_M = target_nats(model, hidden[where], targets_M)
-        image_M = tokens.is_code(targets_M)
-        text_M = ~image_M & ~tokens.is_marker(targets_M)
+        image_M, text_M = tokens.is_code(targets_M), tokens.is_text(targets_M)
         codes += (targets_M[image_M] - tokens.first).tolist()
         columns = torch.stack(
             [nats_M * image_M, best_M & image_M, image_M, nats_M * text_M, text_M], dim=1

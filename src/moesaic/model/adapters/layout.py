@@ -44,6 +44,10 @@ class ImageTokens:
         """True where an id begins or ends an image."""
         return torch.isin(ids, torch.tensor([self.end, *self.grids], device=ids.device))
 
+    def is_text(self, ids: Tensor) -> Tensor:
+        """True where an id is neither a code nor begins or ends an image."""
+        return ~self.is_code(ids) & ~self.is_marker(ids)
+
     @property
     def widest(self) -> int:
         """Columns of the widest grid."""
