@@ -114,13 +114,15 @@ def train_one(arguments: Any, name: str, seed: int, place: Path) -> dict[str, An
     settings = METHODS[name]
     tokens = manifest.read(arguments.results / "prepare" / "tokens")
     weight = settings.get("weight", 0.0) * arguments.moe_layers
-    model = load.load_model(converted(arguments, settings.get("family", FAMILY), seed, place)).float()
-    training = text(tokens, "train", arguments.steps * 2, arguments.length + 1, seed)
-    test = text(tokens, "validation", 20, arguments.length + 1, 0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load.load_model(converted(arguments, settings.get("family", FAMILY), seed, place))
+    model = model.float().to(device)
+    training = text(tokens, "train", arguments.steps * 2, arguments.length + 1, seed).to(device)
+    test = text(tokens, "validation", 20, arguments.length + 1, 0).to(device)
     skew(model, training[:4], arguments.margin)
     model.get_input_embeddings().requires_grad_(False)
     model.get_output_embeddings().requires_grad_(False)
-    trainee = Trainee(model, Weights(balance=weight, router=DEFAULTS | settings["router"])).train()
+    trainee = Trainee(model, Weights(balance=weight, router=DEFAULTS | settings["router"])).train().to(device)
     start = measure(trainee, test)
     routers = {id(part.router.weight) for part in families.parts(model)}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in routers]
@@ -199,8 +201,9 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--rate", type=float, default=1e-3, help="of the routers; a tenth for the rest")
     parser.add_argument("--margin", type=float, default=0.3)
+    parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(arguments.threads)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.touch()
     with tempfile.TemporaryDirectory(prefix="balance-") as place:

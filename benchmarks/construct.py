@@ -23,7 +23,7 @@ from moesaic.data import packed
 from moesaic.evaluate import likelihood
 from moesaic.experts import calibration, construct, scale
 from moesaic.flow import manifest, metrics
-from moesaic.model import families, load
+from moesaic.model import families, grouped, load
 from moesaic.model.lazy import LazyModel
 from moesaic.schema import Experts
 from moesaic.train.objectives import Batch, Trainee, Weights
@@ -75,6 +75,8 @@ METHODS: dict[str, dict[str, Any]] = {
     },
 }
 DENSE = "dense parent (control)"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+"""Of training and measuring; conversions run on the CPU."""
 BATCH = 2
 """Blocks per optimizer step."""
 
@@ -106,22 +108,35 @@ def shape(kind: str, active: float, width: int) -> dict[str, Any]:
 def perplexities(model: Any, test: dict[str, torch.Tensor]) -> dict[str, float]:
     """Perplexity of each domain."""
     return {
-        name: math.exp(float(likelihood.block_nats(model, blocks).sum()) / blocks[:, 1:].numel())
+        name: math.exp(float(sum(block_nats(model, part) for part in blocks.split(4))) / blocks[:, 1:].numel())
         for name, blocks in test.items()
     }
 
 
-def train(model: Any, blocks_NT: torch.Tensor, rate: float, control: bool) -> None:
-    """A few optimizer steps at a constant rate."""
+def block_nats(model: Any, blocks_BT: torch.Tensor) -> float:
+    """Nats of all targets of some blocks."""
+    return float(likelihood.block_nats(model, blocks_BT.to(model.device)).sum())
+
+
+def train(model: Any, blocks_NT: torch.Tensor, rate: float, control: bool, rows: int = BATCH) -> None:
+    """Optimizer steps of so many blocks at a constant rate, after a tenth of warm-up where there are more than 100; in bfloat16 products on a GPU."""
+    grouped.register()
     trainee = Trainee(model.train(), Weights(balance=0.01))
     if control:
         for part in families.parts(model):
             part.experts.requires_grad_(False)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], rate, (0.9, 0.95))
-    for ids_BT in blocks_NT.split(BATCH):
+    device = model.device
+    parts = blocks_NT.split(rows)
+    warmup = len(parts) // 10 if len(parts) > 100 else 0
+    for step, ids_BT in enumerate(parts):
+        ids_BT = ids_BT.to(device)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1.0, (step + 1) / (warmup + 1))
         count = ids_BT[:, 1:].numel()
         batch = Batch(ids_BT[:, :-1], ids_BT[:, 1:], None, [""] * len(ids_BT), count, 1.0)
-        loss, _ = trainee(batch)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            loss, _ = trainee(batch)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -136,7 +151,10 @@ def training_text(tokens: Any, held_out: str, count: int, seed: int) -> torch.Te
     length = tokens.metrics["block"]
     number = count // length
     rows = [torch.randperm(len(pool), generator=stream).tolist() for pool in pools]
-    chosen = [pools[i % len(pools)].tokens([rows[i % len(pools)][i // len(pools)]])[0] for i in range(number)]
+    chosen = [
+        pools[i % len(pools)].tokens([rows[i % len(pools)][i // len(pools) % len(pools[i % len(pools)])]])[0]
+        for i in range(number)
+    ]
     return torch.stack([torch.as_tensor(item).long() for item in chosen])
 
 
@@ -158,7 +176,7 @@ def row(
     """Convert once, measure, train, measure."""
     out: dict[str, Any] = {"method": name, "active": active, "seed": seed, "tokens": arguments.tokens}
     if name == DENSE:
-        model, control = load.load_model(dense.folder), False
+        model, control = load.load_model(dense.folder).to(DEVICE), False
     else:
         settings = dict(METHODS[name])
         control = settings.get("scale") == "off"
@@ -176,11 +194,11 @@ def row(
                 dense, merged, text, seed, folder, folder / "work", arguments.threads, tokenizer
             )
             out["seconds"] = round(time.monotonic() - began, 1)
-            model = made.model
+            model = made.model.to(DEVICE)
             out |= ratios(model, test, parent, arguments.held_out)
     if arguments.train_tokens:
         blocks_NT = training_text(tokens, arguments.held_out, arguments.train_tokens, seed)
-        train(model, blocks_NT, arguments.rate, control)
+        train(model, blocks_NT, arguments.rate, control, arguments.batch)
         out |= {"train_tokens": arguments.train_tokens, "rate": arguments.rate}
         out |= ratios(model, test, parent, arguments.held_out, "_after")
     return out
@@ -229,6 +247,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=10240, help="calibration tokens")
     parser.add_argument("--train-tokens", type=int, default=8192, help="0: no training")
     parser.add_argument("--rate", type=float, default=1e-4)
+    parser.add_argument("--batch", type=int, default=BATCH, help="blocks per optimizer step")
     parser.add_argument("--blocks", type=int, default=4, help="test blocks of each domain")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
@@ -252,7 +271,7 @@ def make(arguments: Any) -> None:
     for name in packed.domains(tokens):
         stored = packed.open_blocks(tokens, name, "validation")
         test[name] = torch.from_numpy(stored.tokens(list(range(min(arguments.blocks, len(stored)))))).long()
-    parent = perplexities(load.load_model(arguments.results / "dense" / "model"), test)
+    parent = perplexities(load.load_model(arguments.results / "dense" / "model").to(DEVICE), test)
     print("dense parent:", {name: round(value, 2) for name, value in parent.items()}, flush=True)
     wanted = [
         (seed, active, name)

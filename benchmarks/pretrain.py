@@ -21,7 +21,7 @@ import torch
 
 from moesaic import plan
 from moesaic.experts import sizes
-from moesaic.model import families
+from moesaic.model import families, grouped
 from moesaic.schema import Experts, Pretrain
 from moesaic.train import hardware
 from moesaic.train.engine import adamw, build
@@ -50,10 +50,10 @@ def plain(model: Any, settings: dict[str, Any], device: torch.device) -> Callabl
     moe = families.is_moe(model)
 
     def step(batch: Any) -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with grouped.off(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             more = {"output_router_logits": True} if moe else {}
             loss = model(input_ids=batch.ids_BT, labels=batch.ids_BT, use_cache=False, **more).loss
-        loss.backward()
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters.values(), settings["optimizer"]["clip"])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -71,13 +71,20 @@ def main() -> None:
     parser.add_argument("--micro-batch", type=int, default=2)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--layers", type=int, help="of the models; default: as many as the parent has")
+    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, in ours")
+    parser.add_argument("--only", nargs="+", help="candidates, beside ours and the dense parent")
     arguments = parser.parse_args()
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(arguments.parent, local_files_only=True)
-    settings = Pretrain(steps=100, batch=arguments.micro_batch, micro_batch=arguments.micro_batch).model_dump(
-        mode="json"
-    )
+    config.num_hidden_layers = arguments.layers or config.num_hidden_layers
+    settings = Pretrain(
+        steps=100,
+        batch=arguments.micro_batch,
+        micro_batch=arguments.micro_batch,
+        engine={"gradient_checkpointing": arguments.checkpointing},
+    ).model_dump(mode="json")
     experts = Experts(**EXPERTS).model_dump(mode="json")
     shape = sizes.shape(sizes.sizes(config.intermediate_size, experts), config.num_hidden_layers, experts)
     family, _ = families.choose(shape, config)
@@ -89,34 +96,53 @@ def main() -> None:
         return model
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    candidates: dict[str, tuple[Any, Any]] = {
-        "ours": (ours, moe()),
-        "transformers, grouped experts": (plain, moe()),
-        "transformers, eager experts": (plain, moe("eager")),
-        "dense parent, ours": (ours, AutoModelForCausalLM.from_config(config)),
+    candidates: dict[str, tuple[Any, Callable[[], Any]]] = {
+        "ours": (ours, moe),
+        "transformers, grouped experts": (plain, moe),
+        "transformers, eager experts": (plain, lambda: moe("eager")),
+        "dense parent, ours": (ours, lambda: AutoModelForCausalLM.from_config(config)),
     }
-    steps = {name: make(model, settings, device) for name, (make, model) in candidates.items()}
+    if arguments.only:
+        wanted = ("ours", "dense parent, ours", *arguments.only)
+        candidates = {name: own for name, own in candidates.items() if name in wanted}
+    cuda = device.type == "cuda"
     stream = np.random.default_rng(0)
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    memory: dict[str, float] = {}
-    for turn in range(arguments.repetitions + 1):  # the first one warms up
+
+    def batch() -> Any:
         ids = stream.integers(0, config.vocab_size, (arguments.micro_batch, arguments.length))
         rows = [Row(row, np.append(row[1:], -100)) for row in ids]
-        batch = collate(rows, ["text"] * len(rows), ids.size, 1.0, device)
+        return collate(rows, ["text"] * len(rows), ids.size, 1.0, device)
+
+    models: dict[str, Any] = {}
+    steps: dict[str, Callable[[Any], None]] = {}
+    resident: dict[str, int] = {}
+    for name, (make, build_model) in candidates.items():
+        before = torch.cuda.memory_allocated() if cuda else 0
+        models[name] = build_model()
+        steps[name] = make(models[name], settings, device)
+        for _ in range(2):  # warm up; the optimizer's state is there afterwards
+            steps[name](batch())
+        resident[name] = torch.cuda.memory_allocated() - before if cuda else 0
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    memory: dict[str, float] = {}
+    for _ in range(arguments.repetitions):
+        same = batch()
         for name, step in steps.items():
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            began = time.perf_counter()
-            step(batch)
-            if device.type == "cuda":
+            if cuda:
                 torch.cuda.synchronize()
-                memory[name] = torch.cuda.max_memory_allocated() / 1e9
-            if turn:
-                seconds[name].append(time.perf_counter() - began)
+                torch.cuda.reset_peak_memory_stats()
+                others = torch.cuda.memory_allocated() - resident[name]
+            began = time.perf_counter()
+            step(same)
+            if cuda:
+                torch.cuda.synchronize()
+                # Of this candidate alone: the others' weights and states lie there, too.
+                memory[name] = (torch.cuda.max_memory_allocated() - others) / 1e9
+            seconds[name].append(time.perf_counter() - began)
     tokens, peak = arguments.micro_batch * arguments.length, hardware.peak_flops(device)
     found = []
     base = statistics.median(seconds["dense parent, ours"])
-    for name, (_, model) in candidates.items():
+    for name, model in models.items():
         middle = statistics.median(seconds[name])
         flops = plan.flops_per_token(model, arguments.length, training=True)
         row = {"candidate": name, "tokens_per_second": tokens / middle, "speed_of_dense": base / middle}
@@ -125,16 +151,19 @@ def main() -> None:
         row["memory_gb"] = memory.get(name)
         found.append(row)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    arguments.out.write_text(json.dumps({"device": name, "rows": found}, indent=1) + "\n")
+    told = {"device": torch.cuda.get_device_name() if cuda else "cpu", "layers": config.num_hidden_layers}
+    told |= {"width": config.hidden_size, "micro_batch": arguments.micro_batch, "length": arguments.length}
+    told |= {"checkpointing": arguments.checkpointing}
+    arguments.out.write_text(json.dumps({**told, "rows": found}, indent=1) + "\n")
     print(
-        "| candidate | tokens/s | of the dense parent | seconds a step (range) | MFU |\n|---|---|---|---|---|"
+        "| candidate | tokens/s | of the dense parent | seconds a step (range) | MFU | GB |\n|---|---|---|---|---|---|"
     )
     for row in found:
-        mfu = f"{row['mfu']:.0%}" if row["mfu"] else ""
+        mfu = f"{row['mfu']:.1%}" if row["mfu"] else ""
+        memory_gb = f"{row['memory_gb']:.1f}" if cuda else ""
         print(
             f"| {row['candidate']} | {row['tokens_per_second']:.0f} | {row['speed_of_dense']:.2f} "
-            f"| {row['fastest']:.2f}-{row['slowest']:.2f} | {mfu} |"
+            f"| {row['fastest']:.3f}-{row['slowest']:.3f} | {mfu} | {memory_gb} |"
         )
 
 

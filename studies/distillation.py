@@ -116,9 +116,11 @@ def measure(arguments: Any, model: Any) -> dict[str, float]:
     """Bits per byte on validation text of the trained domains and of the held-out one; KLs and entropy beside the teacher, mean of the trained ones."""
     tokens = manifest.read(arguments.results / "prepare" / "tokens")
     blocks = {name: packed.open_blocks(tokens, name, "validation") for name in packed.domains(tokens)}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
     found = likelihood.measure(model.eval(), blocks, arguments.blocks, 2)
     bits = {name: float(item.nats_N.sum() / math.log(2) / item.bytes_N.sum()) for name, item in found.items()}
-    teacher = load.load_model(arguments.results / "dense" / "model")
+    teacher = load.load_model(arguments.results / "dense" / "model").to(device)
     trainee = Trainee(model, Weights(), teacher).eval()
     stream = TextStream(tokens, "validation", [HELD_OUT], document_mask=True)
     means = []
@@ -126,7 +128,7 @@ def measure(arguments: Any, model: Any) -> dict[str, float]:
         sums = np.zeros(len(TELEMETRY) + 1)
         for row in range(min(arguments.blocks, size)):
             rows = stream.rows([Sample(name, row)])
-            _, told = trainee(collate(rows, [name], count_targets(rows), 0.0, torch.device("cpu")))
+            _, told = trainee(collate(rows, [name], count_targets(rows), 0.0, device))
             sums += [float(told[key].sum()) for key in (*TELEMETRY, "targets_B")]
         means.append(sums[:-1] / sums[-1])
     average = np.mean(means, axis=0)

@@ -33,9 +33,11 @@ from moesaic.flow.step import STEPS, execute
 
 log = logging.getLogger("moesaic.study")
 
-KEYS = {"base", "step", "variant", "seeds", "stage", "runs", "keep_models"}
+KEYS = {"base", "config", "step", "variant", "seeds", "stage", "runs", "keep_models"}
 TRAINED = ("pretrain", "tune")
 RUNS = "runs.jsonl"
+ROOT = Path(__file__).parents[1]
+"""What `base` is relative to."""
 
 
 def main() -> None:
@@ -74,6 +76,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise InputError(
             f"{path}: keys {sorted(set(study) ^ KEYS)} are missing or unknown; known: {sorted(KEYS)}"
         )
+    base = Path(study["base"])
+    study["base"] = base if base.is_absolute() else ROOT / base
     if study["step"] not in TRAINED:
         raise InputError(f"{path}: step: {study['step']!r} is none of {', '.join(TRAINED)}")
     return dict(study)
@@ -109,7 +113,7 @@ def train(study: dict[str, Any], out: Path, only: Sequence[str] = ()) -> None:
 
 def prepare(study: dict[str, Any]) -> None:
     """The steps that all runs share: data, dense parent, construction; those that are up to date are left alone."""
-    base = config.load(study["base"])
+    base = config.load(study["base"], study["config"])
     for step in ("dense", "documents", "tokens", *(["chat"] if study["step"] == "tune" else []), "construct"):
         plan = paths.plan_step(base, step, study["variant"] if step == "construct" else None)
         if common.current(plan):
@@ -122,7 +126,9 @@ def planned(study: dict[str, Any], name: str) -> paths.Plan:
     step = study["step"]
     own = config.merge(study["stage"], study["runs"][name])
     changes = {"stages": ["construct", step], "variants": {study["variant"]: {step: own}}}
-    return paths.plan_step(config.load(study["base"], changes), step, study["variant"])
+    return paths.plan_step(
+        config.load(study["base"], config.merge(study["config"], changes)), step, study["variant"]
+    )
 
 
 def summary(folder: Path, name: str, seed: int) -> dict[str, Any]:

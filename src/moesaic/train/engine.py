@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moesaic.model import families
+from moesaic.model import families, grouped
 from moesaic.model.depth import skip
 from moesaic.train.clock import Clock
 from moesaic.train.schedule import learning_rate
@@ -23,6 +23,7 @@ class Engine:
         """Args: settings: schema.Training as a dict. wrap: False leaves that to another engine."""
         from accelerate import Accelerator, DistributedDataParallelKwargs
 
+        grouped.register()
         cuda = torch.cuda.is_available()
         self.accelerator = Accelerator(
             cpu=not cuda,
