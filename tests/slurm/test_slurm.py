@@ -134,7 +134,8 @@ def limited(
     project = Project(cluster, folder, steps=300, pause=0.2, save=100_000, slow_save=3.0)
     project.make_data()
     resources = ("runtime=1", 'slurm_extra="--signal=USR2@15"', "gres=gpu:1", "tasks_per_gpu=0")
-    return project, project.snakemake(*resources)
+    # Slurm may signal a minute early: on a busy machine an attempt gets only a few steps done, and the profile's retries would not do.
+    return project, project.snakemake(*resources, extra=("--retries=10",))
 
 
 def test_two_nodes_signalled_once_finish_as_if_never_stopped(cluster: Cluster, tmp_path: Path) -> None:
@@ -208,7 +209,7 @@ def test_time_limit_saves_and_resumes(
     limited: tuple[Project, "subprocess.Popen[str]"], tmp_path: Path
 ) -> None:
     project, process = limited
-    project.finish(process)
+    project.finish(process, timeout=600.0)
     project.check_whole(attempts=2)
     assert "train: stopped after step" in project.job_logs()
     assert project.weights() == _straight(tmp_path, project, 1)
