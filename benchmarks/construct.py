@@ -108,7 +108,9 @@ def shape(kind: str, active: float, width: int) -> dict[str, Any]:
 def perplexities(model: Any, test: dict[str, torch.Tensor]) -> dict[str, float]:
     """Perplexity of each domain."""
     return {
-        name: math.exp(float(sum(block_nats(model, part) for part in blocks.split(4))) / blocks[:, 1:].numel())
+        name: math.exp(
+            float(sum(block_nats(model, part) for part in blocks.split(4))) / blocks[:, 1:].numel()
+        )
         for name, blocks in test.items()
     }
 

@@ -65,7 +65,10 @@ def train(
     def rows(index: int) -> list[Any]:
         found = stream.rows(
             [
-                Sample(names[(index + i) % len(names)], (index + i) // len(names))
+                Sample(
+                    names[(index + i) % len(names)],
+                    (index + i) // len(names) % stream.sizes[names[(index + i) % len(names)]],
+                )
                 for i in range(arguments.rows)
             ]
         )

@@ -34,7 +34,7 @@ def test_routers_first_then_everything(tmp_path):
     def moved(steps):
         before = {name: p.detach().clone() for name, p in engine.parameters.items()}
         for step in steps:
-            engine.forward_backward(batch(), last=True)
+            engine.forward_backward(batch(device=engine.device), last=True)
             engine.step(step)
         return {name: not torch.equal(before[name], p) for name, p in engine.parameters.items() if p.numel()}
 

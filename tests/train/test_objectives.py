@@ -18,7 +18,7 @@ def experts(tmp_path):
     return tiny_moe(tmp_path, shared=32).model
 
 
-def batch(rows=4, length=20, seed=0, padded=False):
+def batch(rows=4, length=20, seed=0, padded=False, device="cpu"):
     ids = torch.randint(3, 512, (rows, length), generator=torch.Generator().manual_seed(seed))
     targets = torch.cat([ids[:, 1:], torch.full((rows, 1), IGNORE)], dim=1)
     mask = None
@@ -26,7 +26,9 @@ def batch(rows=4, length=20, seed=0, padded=False):
         mask = torch.ones_like(ids)
         mask[0, length // 2 :] = 0
         targets[0, length // 2 - 1 :] = IGNORE
-    return Batch(ids, targets, mask, ["a", "b", "a", "b"][:rows], int((targets != IGNORE).sum()), 1.0)
+    count = int((targets != IGNORE).sum())
+    ids, targets, mask = (None if item is None else item.to(device) for item in (ids, targets, mask))
+    return Batch(ids, targets, mask, ["a", "b", "a", "b"][:rows], count, 1.0)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1000])

@@ -26,7 +26,7 @@ def study():
 
 def settings(step="tune", **mixtures):
     return {
-        "base": "config.yaml", "step": step, "variant": "activation", "seeds": [0, 1], "keep_models": False,
+        "base": "config.yaml", "config": {}, "step": step, "variant": "activation", "seeds": [0, 1], "keep_models": False,
         "stage": {"steps": 9, "tokens": 700, "batch": 4, "micro_batch": 4},
         "runs": {
             name: {"mixture": mixture}
