@@ -12,6 +12,7 @@ from moesaic.evaluate.temporal.tasks import TASKS
 from moesaic.flow import files, manifest, paths
 from moesaic.model import families, size
 from moesaic.model.cost import flops_per_token
+from moesaic.preference.rubric import HIGHEST
 from moesaic.schema import Config
 from moesaic.train.memory import BILLION
 
@@ -104,7 +105,8 @@ def _preference(config: Config, model: Any) -> list[Sampling]:
     how = own.sampling.model_dump(mode="json")
     found = [_sampling("answers", questions, own.sampling.answers, how, model, own.rounds)]
     length = own.sampling.max_prompt + own.sampling.new_tokens
-    if own.pairs == "rubric":
+    critic = own.rubric.read if own.pairs == "rubric" else None
+    if critic == "text":
         rubric = own.rubric.model_dump(mode="json") | {"max_prompt": length}
         found.append(
             _sampling(
@@ -112,6 +114,8 @@ def _preference(config: Config, model: Any) -> list[Sampling]:
             )
         )
     scored = 2 if own.pairs != "verifier" else 2 + own.sampling.answers
+    if critic == "expected":
+        scored += own.sampling.answers * (int(HIGHEST) + 1)
     flops, memory = _forward(model, length), _scoring(model, own.score_batch * length)
     found.append(Sampling("log-probabilities", questions, scored, length, flops, memory, own.rounds))
     return found

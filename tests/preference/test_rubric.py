@@ -1,5 +1,7 @@
 """What is read out of a critic's text, and what a rubric file must hold."""
 
+import math
+
 import pytest
 
 from moesaic.errors import InputError
@@ -59,3 +61,26 @@ def test_the_built_in_rubric_is_whole_and_braces_stay():
 def test_a_wrong_rubric_file_is_named(text, message):
     with pytest.raises(InputError, match=message):
         rubric.load(text, "mine.yaml")
+
+
+def test_expected_score_is_the_mean_under_the_normalised_probabilities():
+    assert rubric.expected([math.log(1 / 6)] * 6) == pytest.approx(2.5)
+    assert rubric.expected([-1000.0, -1000.0, -1000.0, -1000.0, -1000.0, -3.0]) == pytest.approx(5.0)
+    logs = [math.log(p) if p else -math.inf for p in (0.01, 0.02, 0.0, 0.03, 0.1, 0.04)]
+    assert rubric.expected(logs) == pytest.approx((0.02 + 0.09 + 0.4 + 0.2) / 0.2)
+
+
+def test_a_tokenizer_that_joins_the_score_to_what_is_before_is_refused():
+    def apart(text, add_special_tokens):
+        assert not add_special_tokens
+        return {"input_ids": [ord(letter) for letter in text]}
+
+    start, found = rubric.endings(apart)
+    assert start == [ord(letter) for letter in "Score:"]
+    assert found == [[ord(" "), ord(str(value))] for value in range(6)]
+
+    def joined(text, add_special_tokens):
+        return {"input_ids": [hash(word) for word in text.split(":")]} if " " in text else {"input_ids": [7]}
+
+    with pytest.raises(InputError, match=r"preference\.rubric\.read"):
+        rubric.endings(joined)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import project
 import pytest
+import torch
 from killing import command, finish, killed
 from safetensors.torch import load_file
 
@@ -18,6 +19,9 @@ from moesaic.evaluate.temporal.item import Item
 from moesaic.evaluate.temporal.verify import prompt
 from moesaic.flow import files, manifest, metrics, paths
 from moesaic.flow.step import STEPS, execute
+from moesaic.generate import sample
+from moesaic.model import load
+from moesaic.preference import rubric
 
 pytestmark = pytest.mark.slow
 TRAIN = {"batch": 4, "micro_batch": 2, "save_every": 2, "validation_batches": 2}
@@ -164,6 +168,47 @@ def test_the_paper_mode_end_to_end(tuned, tmp_path):
         free = series["train/logp/chosen"]
         assert held[0][1] == pytest.approx(free[0][1], abs=1e-4)
         assert held[-1][1] > free[-1][1] + 0.5, "cross entropy on the chosen answers keeps them likely"
+
+
+def test_expected_scores_rate_every_answer_and_follow_the_model(tuned, tmp_path):
+    path = here(tuned, tmp_path / "p")
+    with contextlib.chdir(path.parent):
+        whole(path, preference={"rubric": {"read": "expected"}})
+        folder = Path("results/activation/rounds/1/rate/0")
+        counts = json.loads((folder / "stats.json").read_text())
+        total = {
+            key: sum(one[key] for one in counts.values())
+            for key in ("pairs", "unrated", "unparsable", "ratings")
+        }
+        assert total["pairs"] >= 4
+        assert total["unrated"] == total["unparsable"] == 0
+        rated = {item["id"]: item["answers"] for item in lines(folder / "rated.jsonl")}
+        read = [answer["ratings"] for answers in rated.values() for answer in answers]
+        values = [ratings[0] for ratings in read if ratings]
+        assert len(values) == total["ratings"] > 0
+        assert all(len(ratings) <= 1 for ratings in read)
+        assert all(0.0 < value < 5.0 for value in values)
+        assert len(set(values)) > 5, "they are the model's, not a constant"
+        for pair in lines(folder / "pairs.jsonl"):
+            for side, right in (("chosen", True), ("rejected", False)):
+                best = max(a["ratings"][0] for a in rated[pair["id"]] if a["right"] == right)
+                assert pair[side]["rating"] == pytest.approx(best)
+        model = load.load_model(Path("results/activation/tune/model")).eval()
+        tokenizer = load.load_tokenizer(Path("results/activation/tune/model"))
+        pair = lines(folder / "pairs.jsonl")[0]
+        gold = {item.id: item for item in items("train", 20)}[pair["id"]]
+        text = rubric.fill("Good? {question} {answer}", prompt(gold), pair["chosen"]["text"])
+        ids = [
+            *sample.chat_prompt(tokenizer, text),
+            *tokenizer("Score:", add_special_tokens=False)["input_ids"],
+        ]
+        weights = []
+        for value in range(6):
+            ending = rubric.endings(tokenizer)[1][value]
+            with torch.no_grad():
+                logits = model(torch.tensor([[*ids, *ending]])).logits[0].log_softmax(-1)
+            weights.append(sum(float(logits[len(ids) - 1 + i, token]) for i, token in enumerate(ending)))
+        assert pair["chosen"]["rating"] == pytest.approx(rubric.expected(weights), abs=1e-3)
 
 
 def test_shards_give_the_same_pairs_and_the_same_model(tuned, tmp_path):

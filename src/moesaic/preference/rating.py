@@ -4,6 +4,7 @@ reference model's log-probabilities of it, so that training needs no second mode
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -148,7 +149,7 @@ def _sides(candidates: list[Candidate]) -> tuple[list[Candidate], list[Candidate
 def _rate(
     context: Context, tokenizer: Any, model: Any, by_id: dict[str, Item], both: dict[str, list[Candidate]]
 ) -> None:
-    """Fill in `ratings`, several sampled ones per answer."""
+    """Fill in `ratings`: several sampled ones per answer, or an expected one."""
     own = context.settings["preference"]["rubric"]
     template = rubric.load(own["text"], own["template"] or rubric.BUILT_IN.name)
     asked = []
@@ -157,17 +158,36 @@ def _rate(
             words = template["right" if item.right else "wrong"]
             ids = sample.chat_prompt(tokenizer, rubric.fill(words, prompt(by_id[name]), item.text))
             asked.append(sample.Prompt(_key(name, item), ids))
-    plan = sample.Plan(
-        decode.Decoding.of(own), own["ratings"], context.settings["seed"], own["batch"], own["part"]
-    )
     digest = sample.model_digest(context.inputs["model"])
-    rated = sample.answer(model, tokenizer, digest, asked, plan, f"{context.name}: critic")
-    by_key = {
-        record["id"]: [rubric.parse(answer["text"]) for answer in record["answers"]] for record in rated
-    }
+    if own["read"] == "expected":
+        by_key = _expected(tokenizer, model, digest, asked, own["batch"], context.name)
+    else:
+        plan = sample.Plan(
+            decode.Decoding.of(own), own["ratings"], context.settings["seed"], own["batch"], own["part"]
+        )
+        rated = sample.answer(model, tokenizer, digest, asked, plan, f"{context.name}: critic")
+        by_key = {
+            record["id"]: [rubric.parse(answer["text"]) for answer in record["answers"]] for record in rated
+        }
     for name, candidates in both.items():
         for item in candidates:
             item.ratings = by_key[_key(name, item)]
+
+
+def _expected(
+    tokenizer: Any, model: Any, digest: str, asked: Sequence[sample.Prompt], batch: int, name: str
+) -> dict[str, list[float | None]]:
+    """One rating per prompt: the mean score under the model's probabilities of the scores."""
+    start, scores = rubric.endings(tokenizer)
+    listed = [
+        score.Scored(f"{item.id}={value}", [*item.ids, *start], ids)
+        for item in asked
+        for value, ids in enumerate(scores)
+    ]
+    found = score.score(model, digest, listed, batch, f"{name}: critic")
+    logp = [record["logp"] for record in found]
+    count = len(scores)
+    return {item.id: [rubric.expected(logp[i * count : (i + 1) * count])] for i, item in enumerate(asked)}
 
 
 def _score(

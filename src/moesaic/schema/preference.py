@@ -31,6 +31,9 @@ class Sampling(Strict):
 class Rubric(Strict):
     """The model as critic of its own answers; read where `pairs` is rubric."""
 
+    read: Literal["text", "expected"] = "text"
+    """text = sampled ratings, the score read out of what is written (the paper); expected = the mean of the scores 0 to 5 under the model's own
+    probabilities of them as its first words (G-Eval, 2303.16634): no sampling, and never without a score. The keys down to new_tokens, and part, are for text."""
     ratings: Positive = 3
     """Sampled ratings per answer; their mean counts."""
     temperature: NonNegative = 0.8
