@@ -2,7 +2,8 @@
 
 from moesaic.distill import rounds, students
 from moesaic.flow.step import Context, Result
-from moesaic.train import loop, stage
+from moesaic.train import loop, packing, stage
+from moesaic.train import streams as data
 from moesaic.train.job import Job
 from moesaic.train.objectives import Trainee
 
@@ -30,6 +31,7 @@ def run(context: Context) -> Result | None:
         validation=validation,
         tokenizer_from=start.folder / "model",
         reference=dense,
+        collate=packing.collate if settings["data"] == "chat" and settings["packing"] else data.collate,
     )
     return loop.train(job)
 

@@ -127,12 +127,7 @@ class Teacher(nn.Module):
         """Last hidden states [B, T, D], without gradient."""
         self._seed = batch.seed
         with torch.no_grad():
-            found: Tensor = self.model.base_model(
-                input_ids=batch.ids_BT,
-                attention_mask=batch.mask_BT,
-                position_ids=batch.positions_BT,
-                use_cache=False,
-            ).last_hidden_state
+            found: Tensor = self.model.base_model(**batch.inputs, use_cache=False).last_hidden_state
         return found
 
     def taught(self, batch: "Batch", where_BT: Tensor) -> Full:

@@ -155,6 +155,8 @@ class Distill(Teaching):
     """text: the corpus; chat: answers of the instruction data; samples: answers that teacher and student give to its questions."""
     document_mask: bool = True
     """text: as in pretrain."""
+    packing: bool = True
+    """chat: as in tune."""
     samples: Samples = Samples()
     rounds: Positive = 1
     """samples: sample from the student, score, train so often; each round starts from the student of the round before. 1: fixed pairs."""

@@ -10,11 +10,14 @@ from moesaic.schema.training import Mixture, Training
 
 
 class Adapter(Strict):
-    """Low-rank updates of the attention projections instead of full tuning (docs/methods/lateral-lora.md)."""
+    """Low-rank updates instead of full tuning (docs/methods/lora.md; the methods for pictures: docs/methods/lateral-lora.md)."""
 
-    method: Literal["lateral", "two-linear", "shared-linear", "moe-lora"] = "lateral"
-    """lateral: linear on text, convolutional on images; two-linear: by modality, no convolution; shared-linear: one for all; moe-lora: a learned mixture."""
+    method: Literal["lateral", "two-linear", "shared-linear", "moe-lora", "lora"] = "lateral"
+    """lateral: linear on text, convolutional on images; two-linear: by modality, no convolution; shared-linear: one for all; moe-lora: a learned mixture.
+    lora: peft's, on attention and, with `expert_rank`, on experts; folded into the model at the end."""
     rank: Positive = 8
+    expert_rank: Positive | None = None
+    """lora: rank on every routed expert's own weights, at the same scale; null: experts stay as they are."""
     image_rank: Positive | None = None
     """Rank of the image branch; null: the same."""
     budget: Positive | None = None
@@ -38,7 +41,7 @@ class Adapter(Strict):
     targets: Annotated[list[Literal["q_proj", "k_proj", "v_proj", "o_proj"]], Field(min_length=1)] = [
         "q_proj", "k_proj", "v_proj", "o_proj",
     ]  # fmt: skip
-    """Attention projections that are adapted; never an expert, which gets an image's tokens scattered."""
+    """Attention projections that are adapted; for pictures never an expert, which gets an image's tokens scattered."""
     freeze_text: bool = False
     """lateral, two-linear: only images learn; what the model does on text without an image stays as it is, to the last bit."""
 
@@ -48,6 +51,10 @@ class Adapter(Strict):
             raise ValueError(
                 f"freeze_text: {self.method} has no branch of its own for text; take lateral or two-linear"
             )
+        if self.expert_rank and self.method != "lora":
+            raise ValueError(f"expert_rank: {self.method} is for attention alone; take lora")
+        if self.method == "lora" and (self.budget or self.image_rank):
+            raise ValueError("lora: has neither a budget nor an image_rank; set rank and expert_rank")
         if len(set(self.targets)) < len(self.targets):
             raise ValueError("targets: each projection at most once")
         if self.budget and self.image_rank:
@@ -64,6 +71,8 @@ class Adapter(Strict):
 
 class Tune(Training):
     mixture: Mixture = Mixture(weights="size")
+    packing: bool = True
+    """Several conversations in one sequence, each seeing itself alone, instead of padding to the longest: the same losses, faster. Not with depth or an adapter for pictures."""
     depth: Depth | None = None
     """Dynamic layer operations: more layers, and layers that tokens skip. null: the model's depth stays as it is."""
     adapter: Adapter | None = None
@@ -77,7 +86,7 @@ class Tune(Training):
             raise ValueError("adapter: cannot go with depth; take one of the two")
         if self.engine.kind != "torch":
             raise ValueError(f"adapter: needs engine.kind torch, not {self.engine.kind}")
-        if self.optimizer.weight_decay and not self.optimizer.freeze_embeddings:
+        if self.adapter.method != "lora" and self.optimizer.weight_decay and not self.optimizer.freeze_embeddings:
             raise ValueError(
                 "adapter: set optimizer.weight_decay to 0 (it would shrink the text's embeddings while those of image tokens learn), "
                 "or optimizer.freeze_embeddings to true"

@@ -11,7 +11,7 @@ from moesaic.data.images import vocabulary
 from moesaic.flow import files
 from moesaic.flow.manifest import Manifest
 from moesaic.model import load, size
-from moesaic.model.adapters import attach, beside
+from moesaic.model.adapters import attach, beside, lora
 from moesaic.model.adapters.lateral import Shared
 from moesaic.model.adapters.layout import ImageTokens
 from moesaic.model.adapters.options import Options
@@ -45,7 +45,11 @@ def begin(model: Any, settings: Mapping[str, Any], tokens: ImageTokens | None, s
     """
     torch.manual_seed(seed)
     own = dict(settings["adapter"])
+    if own["method"] == lora.METHOD:
+        lora.attach(model, own["rank"], own["alpha"], own["targets"], own["expert_rank"])
+        return
     budget = own.pop("budget")
+    own.pop("expert_rank")
     options = Options(**own)
     attach.attach(model, attach.equal_budget(model, options, budget) if budget else options, tokens)
     if tokens is not None and not settings["optimizer"]["freeze_embeddings"]:
@@ -53,11 +57,13 @@ def begin(model: Any, settings: Mapping[str, Any], tokens: ImageTokens | None, s
 
 
 def finish(model: Any, state: Mapping[str, Tensor], job: Job) -> Finished | None:
-    """Write `adapter/`, fold a shared linear LoRA into the model and take any other one off; None without an adapter.
+    """Write `adapter/`, fold what can be folded into the model and take any other one off; None without an adapter.
 
     Args:
         state: the model's weights by name, the adapter's among them; the torch engine's are the model's own, so a fold shows in them.
     """
+    if lora.attached(model):
+        return _fold(model, state, job)
     layers = attach.adapted(model)
     if not layers:
         return None
@@ -82,3 +88,21 @@ def finish(model: Any, state: Mapping[str, Tensor], job: Job) -> Finished | None
     return Finished(
         {name.replace(".base_layer.", "."): tensor for name, tensor in kept.items()}, counted, facts
     )
+
+
+def _fold(model: Any, state: Mapping[str, Tensor], job: Job) -> Finished:
+    """Write `adapter/` as peft does, and fold it into the model."""
+    own = job.settings["adapter"]
+    facts = {
+        "method": lora.METHOD,
+        "rank": own["rank"],
+        "expert_rank": own["expert_rank"],
+        "parameters": lora.count(model),
+        "merged": True,
+    }
+    with files.atomic_path(job.context.out / beside.FOLDER) as folder:
+        lora.save(model, folder, job.tokenizer_from.as_posix())
+    lora.merge(model)
+    names = {name.replace(".base_layer", "") for name in state if ".lora_" not in name}
+    folded = model.state_dict()
+    return Finished({name: folded[name].detach().cpu() for name in names}, size.count(model), facts)

@@ -48,6 +48,18 @@ class Batch:
     """The teacher's probabilities at the target positions, where they come from a cache."""
     progress: float = 0.0
     """Share of the stage's steps that are done."""
+    rows_BT: Tensor | None = None
+    """Row of each token where several share a sequence (packing), any number at padding; None: sequence b is row b."""
+
+    @property
+    def inputs(self) -> dict[str, Tensor | None]:
+        """What a decoder is called with. Where positions tell rows or documents apart, padding is apart, too: there is no mask beside them."""
+        mask = self.mask_BT if self.positions_BT is None else None
+        return {"input_ids": self.ids_BT, "attention_mask": mask, "position_ids": self.positions_BT}
+
+    def row_of(self, where_BT: Tensor) -> Tensor:
+        """Row of each of the positions [N]."""
+        return where_BT.nonzero()[:, 0] if self.rows_BT is None else self.rows_BT[where_BT]
 
 
 @dataclass(frozen=True)
@@ -118,8 +130,9 @@ class Trainee(nn.Module):
             chunk,
         )
         loss = total / batch.step_targets
-        rows = where.nonzero()[:, 0]
-        statistics = {"targets_B": where.sum(dim=1)}
+        rows = batch.row_of(where)
+        counts = torch.zeros(len(batch.domains), dtype=torch.long, device=rows.device)
+        statistics = {"targets_B": counts.index_add_(0, rows, torch.ones_like(rows))}
         for index, name in enumerate(names):
             statistics[name] = torch.zeros(len(batch.domains), device=hidden.device).index_add_(
                 0, rows, token[:, index]
@@ -136,12 +149,7 @@ class Trainee(nn.Module):
             self.policy.begin(valid_T, batch.seed)
         if self.depth is not None:
             self.depth.begin(batch.mask_BT, batch.ids_BT, batch.seed, self.training)
-        found: Tensor = model.base_model(
-            input_ids=batch.ids_BT,
-            attention_mask=batch.mask_BT,
-            position_ids=batch.positions_BT,
-            use_cache=False,
-        ).last_hidden_state
+        found: Tensor = model.base_model(**batch.inputs, use_cache=False).last_hidden_state
         return found
 
     def with_router_terms(
@@ -182,7 +190,7 @@ class Trainee(nn.Module):
         weights = self.weights
         method = METHODS[weights.loss]
         own = torch.tensor([name in weights.student_text for name in batch.domains], device=targets_N.device)
-        own_N = own[where_BT.nonzero()[:, 0]] if weights.student_text else None
+        own_N = own[batch.row_of(where_BT)] if weights.student_text else None
 
         def loss(logits_NV: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
             nll_N = functional.cross_entropy(logits_NV, targets_N[chunk], reduction="none")

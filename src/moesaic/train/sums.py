@@ -28,12 +28,11 @@ class Sums:
         self.rows: dict[str, Tensor] = {}
 
     def add(self, loss: Tensor, statistics: Mapping[str, Tensor], domains: list[str], share: float) -> None:
-        for i, name in enumerate(domains):
-            row = (
-                torch.stack([statistics["nll_B"][i], statistics["distill_B"][i], statistics["targets_B"][i]])
-                .double()
-                .cpu()
-            )
+        # One transfer for all rows: each waits for the device.
+        rows_B3 = torch.stack(
+            [statistics[key].double() for key in ("nll_B", "distill_B", "targets_B")], dim=1
+        )
+        for name, row in zip(domains, rows_B3.cpu(), strict=True):
             self.domain[self.names.index(name)] += row
         for key, values_B in statistics.items():
             if key.startswith(ROW):

@@ -9,7 +9,8 @@ from torch import Tensor
 from moesaic.data.sampler import Sample
 from moesaic.flow.step import Context, Result
 from moesaic.model import depth
-from moesaic.train import adapt, loop, stage
+from moesaic.model.adapters import lora
+from moesaic.train import adapt, loop, packing, stage
 from moesaic.train.job import Job
 from moesaic.train.objectives import Trainee, Weights
 from moesaic.train.streams import Stream, collate
@@ -24,6 +25,7 @@ def run(context: Context) -> Result | None:
     train, validation = stage.chat_streams(context, model, settings)
     steered = None
     tokens = adapt.image_tokens(start)
+    rows = settings["adapter"] and settings["adapter"]["method"] != lora.METHOD
     if settings["adapter"]:
         adapt.begin(model, settings, tokens, context.settings["seed"])
     if deep:
@@ -42,6 +44,8 @@ def run(context: Context) -> Result | None:
         validation=validation,
         tokenizer_from=start.folder / "model",
         reference=context.inputs.get("dense"),
+        # Adapters for pictures and depth routers read a row as a sequence.
+        collate=packing.collate if settings["packing"] and not (deep or rows) else collate,
     )
     return loop.train(job)
 
