@@ -99,7 +99,7 @@ class Config(Strict):
                 f"tune.adapter: {adapter.method} tells text from pictures and needs data.images; {{}} takes its defaults"
             )
         after = self.stages[self.stages.index("tune") + 1 :]
-        if adapter.method != "shared-linear" and after:
+        if adapter.method not in ("shared-linear", "lora") and after:
             raise ValueError(
-                f"stages: {after[0]} cannot go on from tune.adapter {adapter.method}, which no single matrix can hold; end with tune, or take shared-linear"
+                f"stages: {after[0]} cannot go on from tune.adapter {adapter.method}, which no single matrix can hold; end with tune, or take shared-linear or lora"
             )

@@ -86,7 +86,11 @@ class Tune(Training):
             raise ValueError("adapter: cannot go with depth; take one of the two")
         if self.engine.kind != "torch":
             raise ValueError(f"adapter: needs engine.kind torch, not {self.engine.kind}")
-        if self.adapter.method != "lora" and self.optimizer.weight_decay and not self.optimizer.freeze_embeddings:
+        if (
+            self.adapter.method != "lora"
+            and self.optimizer.weight_decay
+            and not self.optimizer.freeze_embeddings
+        ):
             raise ValueError(
                 "adapter: set optimizer.weight_decay to 0 (it would shrink the text's embeddings while those of image tokens learn), "
                 "or optimizer.freeze_embeddings to true"
