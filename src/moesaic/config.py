@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from moesaic.errors import InputError
+from moesaic.evaluate import presets
 from moesaic.schema import Config
 from moesaic.schema.teaching import PAIR_LOSSES
 
@@ -130,7 +131,8 @@ def step_settings(config: Config, step: str, variant: str | None = None) -> dict
         case "chat":
             return {"chat": data["chat"], "seed": seed}
         case "tasks":
-            return {"tasks": raw["evaluate"]["tasks"], "include_path": raw["evaluate"]["include_path"]}
+            asked = presets.expand(raw["evaluate"])
+            return {"tasks": asked["tasks"], "include_path": asked["include_path"]}
         case "temporal":
             if data["temporal"] is None:
                 raise InputError(
@@ -191,7 +193,7 @@ def step_settings(config: Config, step: str, variant: str | None = None) -> dict
             extra = {"like": like, "held_out": held_out} if raw["distill"]["data"] == "text" else {}
             return {"distill": _training(raw, "distill"), "seed": seed, **extra}
         case "evaluate":
-            return {"evaluate": raw["evaluate"], "held_out": held_out, "seed": seed}
+            return {"evaluate": presets.expand(raw["evaluate"]), "held_out": held_out, "seed": seed}
         case "report":
             return {
                 "name": raw["name"],

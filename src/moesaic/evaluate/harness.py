@@ -11,7 +11,7 @@ import logging
 import math
 import random
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -99,8 +99,8 @@ def run(
             paths = [str(folder), *([settings["include_path"]] if settings["include_path"] else [])]
             manager = TaskManager(include_path=paths, include_defaults=not local)
             loaded = {name: _load(manager, [name]) for name in todo}
-            for item in loaded.values():
-                _set_shots(item["tasks"], settings["shots"], seed)
+            for name, item in loaded.items():
+                _set_shots(item["tasks"], _shots(settings, name), seed)
             lm = SharedPrefixLM(model, tokenizer, settings["batch"])
             for name, item in loaded.items():
                 lm.progress_name = name
@@ -153,7 +153,8 @@ def _kept(
     """Where the scores of a task are kept: the name holds a digest of everything that they depend on."""
     if identity is None:
         return None
-    asked = {key: settings[key] for key in ("include_path", "items", "shots", "bootstrap", "batch")}
+    asked = {key: settings[key] for key in ("include_path", "items", "bootstrap", "batch")}
+    asked["shots"] = _shots(settings, name)
     versions = {package: metadata.version(package) for package in ("lm_eval", "transformers", "torch")}
     key = digest({"identity": identity, "seed": seed, "chat": chat, "settings": asked, "versions": versions})
     return work / "tasks" / f"{name}-{key[:16]}.json"
@@ -201,6 +202,11 @@ def _load(manager: Any, names: Sequence[str]) -> Any:
             f"evaluate.tasks: {', '.join(names)} cannot be loaded ({type(error).__name__}: {reason}); data on a hub needs network or a filled "
             "cache, local data needs the tasks step's files"
         ) from error
+
+
+def _shots(settings: Mapping[str, Any], name: str) -> int:
+    """Examples in the prompts of a task or group."""
+    return int(settings.get("task_shots", {}).get(name, settings["shots"]))
 
 
 def _set_shots(tasks: dict[str, Any], shots: int, seed: int) -> None:

@@ -43,6 +43,12 @@ class Evaluate(Strict):
     items: Positive | None = None
     """Items per task (the first ones); null: all."""
     shots: Count = 0
+    """Examples in a task's prompts."""
+    preset: Literal["llama-moe"] | None = None
+    """Published tasks with their numbers of examples, beside `tasks`; their data come from a hub. llama-moe: SciQ, PIQA, WinoGrande, ARC easy, LogiQA and
+    LAMBADA without, ARC challenge 25, HellaSwag 10, BoolQ 32, NQ 32, MMLU 5."""
+    task_shots: dict[str, Count] = {}
+    """Examples by task, where another number than `shots` or the preset's is wanted."""
     blocks: Positive | None = None
     """Validation blocks per domain; null: all."""
     batch: Positive = 8

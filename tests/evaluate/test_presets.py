@@ -1,0 +1,56 @@
+"""Published lists of tasks: names that lm-eval knows, examples as published, and the user's own on top."""
+
+from pathlib import Path
+
+import pytest
+
+from moesaic import config
+from moesaic.evaluate import harness, presets, tasks
+from moesaic.schema import Evaluate
+
+RECIPES = Path(__file__).parents[2] / "config" / "recipes"
+
+
+def test_every_published_name_is_a_task_of_lm_eval():
+    known = tasks.harness_tasks(None)
+    for name, published in presets.PRESETS.items():
+        assert set(published) <= known, name
+
+
+def test_the_users_tasks_and_examples_go_first():
+    own = Evaluate(
+        preset="llama-moe", tasks=["piqa", "toy"], shots=3, task_shots={"mmlu": 0, "toy": 1}
+    ).model_dump(mode="json")
+    found = presets.expand(own)
+    assert found["tasks"] == [*presets.PRESETS["llama-moe"], "toy"]
+    assert found["task_shots"]["arc_challenge"] == 25
+    assert [harness._shots(found, name) for name in ("mmlu", "toy", "boolq", "other")] == [0, 1, 32, 3]
+    plain = Evaluate(tasks=["toy"]).model_dump(mode="json")
+    assert presets.expand(plain)["tasks"] == ["toy"]
+
+
+def test_each_task_gets_its_own_number_and_a_change_is_a_new_score(monkeypatch, tmp_path):
+    seen = {}
+    monkeypatch.setattr(
+        harness,
+        "_set_shots",
+        lambda loaded, shots, seed: seen.update(dict.fromkeys(loaded, shots)),
+    )
+    monkeypatch.setattr(harness, "_load", lambda manager, names: {"tasks": dict.fromkeys(names)})
+    monkeypatch.setattr(harness, "_evaluate", lambda lm, item, settings, seed, chat: [])
+    monkeypatch.setattr("moesaic.evaluate.prefix.SharedPrefixLM", lambda *_: type("LM", (), {})())
+    own = Evaluate(tasks=["a", "b"], task_shots={"b": 5}).model_dump(mode="json")
+    harness.run(None, None, own, tmp_path, tmp_path / "w", 0)
+    assert seen == {"a": 0, "b": 5}
+    changed = own | {"task_shots": {"b": 4}}
+    paths = [[harness._kept(tmp_path, name, item, 0, "x", False) for item in (own, changed)] for name in "ab"]
+    assert paths[0][0] == paths[0][1], "of a task whose examples are the same the score is kept"
+    assert paths[1][0] != paths[1][1]
+
+
+def test_the_published_recipes_ask_for_it():
+    loaded = config.load(RECIPES / "llama-moe-3.5b-4of16.yaml")
+    settings = config.step_settings(loaded, "evaluate", "activation")["evaluate"]
+    assert settings["task_shots"]["hellaswag"] == 10
+    with pytest.raises(Exception, match="llama-moe"):
+        Evaluate(preset="nothing")
