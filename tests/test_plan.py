@@ -219,3 +219,35 @@ def test_preference_tuning_is_planned(nothing_done):
         .total
         == 6 * 7 * 2
     )
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {"method": "lora", "rank": 4},
+        {"method": "lora", "rank": 4, "expert_rank": 2},
+        {"method": "lateral", "rank": 4},
+    ],
+)
+def test_an_adapter_needs_states_for_what_it_learns(tmp_path, adapter):
+    from moesaic.schema import Tune
+    from moesaic.train import adapt
+
+    settings = Tune(steps=1, batch=4, optimizer={"weight_decay": 0.0}, adapter=adapter).model_dump(
+        mode="json"
+    )
+    model = tiny_moe(tmp_path, shared=32).model
+    with torch.device("meta"):
+        bare = type(model)(model.config)
+    planned = adapt.planned(bare, settings["adapter"])
+    count = sum(p.numel() for p in planned.parameters() if p.requires_grad)
+    if adapter["method"] == "lora":
+        adapt.begin(model, settings, None, 0)
+        assert count == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert not any(".lora_" in name for name, _ in bare.named_parameters()), "the plan's own model stays"
+    full = memory.memory(settings | {"adapter": None}, bare, None, 64, 1, mixed=False)
+    found = memory.memory(settings, planned, None, 64, 1, mixed=False)
+    assert found["optimizer"] * 1e9 == pytest.approx(2 * 4 * count)
+    assert found["gradients"] * 1e9 == pytest.approx(4 * count)
+    assert found["optimizer"] < 0.3 * full["optimizer"]
+    assert found["weights"] * 1e9 == pytest.approx(full["weights"] * 1e9 + 4 * count)

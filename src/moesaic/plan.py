@@ -25,7 +25,7 @@ from moesaic.model import depth, families, size
 from moesaic.model.cost import flops_per_token
 from moesaic.model.depth import skip
 from moesaic.schema import Config
-from moesaic.train import hardware, memory
+from moesaic.train import adapt, hardware, memory
 from moesaic.train.memory import BILLION
 
 GPU_MEMORY_GB = {
@@ -219,6 +219,8 @@ def _training(own: Config, variant: str, name: str, moe: Any, dense: Any, machin
     length, rows = own.data.block if on_text else own.data.chat.max_tokens, 1
     deep = settings.get("depth")
     trained = deepened(moe, dense, deep) if deep else moe
+    if settings.get("adapter"):
+        trained = adapt.planned(trained, settings["adapter"])
     parents = {"dense": dense, "moe": moe, None: None}
     teacher = parents[settings.get("teacher")]
     if name == "distill":

@@ -1,5 +1,6 @@
 """Tuning by an adapter instead of all weights: put it on before an engine gets the model, save it beside the model at the end."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +45,20 @@ def begin(model: Any, settings: Mapping[str, Any], tokens: ImageTokens | None, s
         InputError: a method that tells text from images, for a model without image tokens; no rank fits the budget.
     """
     torch.manual_seed(seed)
-    own = dict(settings["adapter"])
+    _attach(model, dict(settings["adapter"]), tokens)
+    pictured = settings["adapter"]["method"] != lora.METHOD
+    if pictured and tokens is not None and not settings["optimizer"]["freeze_embeddings"]:
+        attach.train_rows(model, tokens)
+
+
+def planned(model: Any, adapter: Mapping[str, Any]) -> Any:
+    """A copy with the adapter on it, to be counted; the embeddings of image tokens are not among what learns. Args: model: may be on the meta device. adapter: schema.Adapter as a dict."""
+    found = copy.deepcopy(model)
+    _attach(found, dict(adapter), ImageTokens(0, 0, -1, {-1: (1, 1)}))
+    return found
+
+
+def _attach(model: Any, own: dict[str, Any], tokens: ImageTokens | None) -> None:
     if own["method"] == lora.METHOD:
         lora.attach(model, own["rank"], own["alpha"], own["targets"], own["expert_rank"])
         return
@@ -52,8 +66,6 @@ def begin(model: Any, settings: Mapping[str, Any], tokens: ImageTokens | None, s
     own.pop("expert_rank")
     options = Options(**own)
     attach.attach(model, attach.equal_budget(model, options, budget) if budget else options, tokens)
-    if tokens is not None and not settings["optimizer"]["freeze_embeddings"]:
-        attach.train_rows(model, tokens)
 
 
 def finish(model: Any, state: Mapping[str, Tensor], job: Job) -> Finished | None:
