@@ -251,3 +251,23 @@ def test_an_adapter_needs_states_for_what_it_learns(tmp_path, adapter):
     assert found["gradients"] * 1e9 == pytest.approx(4 * count)
     assert found["optimizer"] < 0.3 * full["optimizer"]
     assert found["weights"] * 1e9 == pytest.approx(full["weights"] * 1e9 + 4 * count)
+
+
+def test_the_arms_of_the_picture_recipe_are_of_one_size():
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from moesaic.train import adapt
+
+    loaded = config.load(ROOT / "config" / "recipes" / "lateral.yaml")
+    shape = LlamaConfig(
+        hidden_size=576, intermediate_size=64, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, vocab_size=64
+    )  # fmt: skip
+    counts = {}
+    for variant in loaded.variants:
+        own = config.step_settings(loaded, "tune", variant)["tune"]["adapter"]
+        with torch.device("meta"):
+            parent = AutoModelForCausalLM.from_config(shape)
+        counts[variant] = sum(p.numel() for p in adapt.planned(parent, own).parameters() if p.requires_grad)
+    assert len(counts) == 5
+    sizes = [count for variant, count in counts.items() if variant != "frozen-text"]
+    assert max(sizes) <= 1.06 * min(sizes), counts
