@@ -1,5 +1,6 @@
 """Balancing: gradients that push the right way, the load estimate against simulation, exact bookkeeping of what is dropped."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -9,6 +10,7 @@ from tiny import tiny_moe
 
 from moesaic.errors import InputError
 from moesaic.model import families
+from moesaic.schema.training import RouterTraining
 from moesaic.train import balance
 from moesaic.train.balance import importance_load
 from moesaic.train.balance.base import Decision
@@ -224,3 +226,63 @@ def test_a_skewed_router_is_brought_back(tmp_path, router, weight, family):
         found.policy.after_step(statistics["load_LE"])
     found.eval()
     assert float(balance.load_cv(found(batch(seed=3))[1]["load_LE"]).mean()) < 0.6 * float(skewed.mean())
+
+
+FAMILIES = ("mixtral", "granitemoeshared", "qwen2_moe", "glm4_moe")
+
+
+def of(tmp_path, family):
+    shared, experts = (0, 4) if family == "mixtral" else (32, 8)
+    return tiny_moe(tmp_path, shared=shared, experts=experts, family=family).model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_frozen_routers_stay_and_experts_learn(tmp_path, family):
+    model = of(tmp_path, family)
+    found = trainee(model, 0.1, frozen=True).train()
+    learned = {name for name, p in found.model.named_parameters() if p.requires_grad}
+    routers = {id(part.router.weight) for part in families.parts(model)}
+    names = {name for name, p in model.named_parameters() if id(p) in routers}
+    assert len(names) == 3
+    assert not names & learned
+    # not by a word in the name: the experts' gate projections are trained
+    assert any("gate_up_proj" in name for name in learned)
+    loss, _ = found(batch())
+    loss.backward()
+    assert all(part.router.weight.grad is None for part in families.parts(model))
+    assert all(part.experts.gate_up_proj.grad.abs().max() > 0 for part in families.parts(model))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_expert_dropout_is_seeded_keeps_the_mean_and_is_off_in_evaluation(tmp_path, family):
+    model = of(tmp_path, family)
+    plain = trainee(copy.deepcopy(model)).train()
+    found = trainee(model, expert_dropout=0.3).train()
+    inner = [part.experts for part in families.parts(model)]
+    seen = []
+    experts = inner[1]
+    thinned = experts._apply_gate
+
+    def look(gate_up_SF):
+        out_SM = thinned(gate_up_SF)
+        seen.append((experts.act_fn(gate_up_SF.chunk(2, -1)[0]) * gate_up_SF.chunk(2, -1)[1], out_SM))
+        return out_SM
+
+    experts._apply_gate = look
+    first = float(found(batch(length=64))[0])
+    again = float(found(batch(length=64))[0])
+    other = float(found(dataclasses.replace(batch(length=64), seed=9))[0])
+    assert first == again != other
+    whole_SM, thin_SM = seen[0]
+    gone = thin_SM == 0
+    assert float(gone.float().mean()) == pytest.approx(0.3, abs=0.02)
+    torch.testing.assert_close(thin_SM[~gone], whole_SM[~gone] / 0.7)
+    assert float(plain(batch(length=64))[0]) != first
+    with torch.no_grad():
+        assert float(found.eval()(batch(length=64))[0]) == float(plain.eval()(batch(length=64))[0])
+    assert list(model.state_dict()) == list(plain.model.state_dict()), "nothing of it is saved"
+
+
+def test_frozen_goes_with_nothing_that_trains_the_router():
+    with pytest.raises(ValueError, match="frozen: leave noise"):
+        RouterTraining(frozen=True, noise="learned")

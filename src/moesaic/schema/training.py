@@ -40,8 +40,18 @@ class RouterTraining(Strict):
     """Most token slots of an expert, as a multiple of the mean; what is beyond is dropped in training. null: nothing is dropped."""
     learn_scale: bool = False
     """Train a factor on each layer's routed output; folded into the down projections at the end."""
+    frozen: bool = False
+    """Leave the routers' weights as they are; everything else is trained."""
+    expert_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of an expert's inner activations that are 0 in training (Switch Transformers, section 2.4)."""
     gate: Literal["linear", "tanh"] = "linear"
     """tanh: LLaMA-MoE's gate of two layers, for comparisons in scripts: a stage refuses it, because its model could not be saved."""
+
+    @model_validator(mode="after")
+    def _frozen_stays(self) -> "RouterTraining":
+        if self.frozen and (self.noise != "none" or self.gate != "linear"):
+            raise ValueError("frozen: leave noise and gate, which are trained with the router")
+        return self
 
 
 class Engine(Strict):

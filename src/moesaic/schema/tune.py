@@ -97,6 +97,8 @@ class Tune(Training):
             )
         if self.optimizer.routers_first:
             raise ValueError("adapter: the model's routers are frozen; leave optimizer.routers_first at 0")
+        if self.router.expert_dropout:
+            raise ValueError("adapter: leave router.expert_dropout at 0, the experts' own weights are frozen")
         if self.router.noise != "none" or self.router.learn_scale or self.router.balance == "bias":
             raise ValueError(
                 "adapter: the model's routers are frozen; leave router.noise, router.learn_scale and router.balance: bias"

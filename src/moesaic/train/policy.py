@@ -1,4 +1,5 @@
-"""What the stock routers do not do by themselves while they are trained: noise, capacity, a learned scale, a bias that is updated, a tanh gate.
+"""What the stock routers and experts do not do by themselves while they are trained: noise, capacity, a learned scale, a bias that is updated, a tanh gate,
+dropout inside experts.
 
 Forward hooks on the stock routers; nothing of it is in the saved model, whose routers stay what the architecture says. The learned scale is
 folded into the down projections at the end; LLaMA-MoE's gate of two layers cannot be folded, and a model that has it cannot be saved.
@@ -30,7 +31,8 @@ EXPORT = (
 )
 
 DEFAULTS: dict[str, Any] = {
-    "balance": "switch", "bias_rate": 1e-3, "noise": "none", "capacity": None, "learn_scale": False, "gate": "linear",
+    "balance": "switch", "bias_rate": 1e-3, "noise": "none", "capacity": None, "learn_scale": False, "gate": "linear", "frozen": False,
+    "expert_dropout": 0.0,
 }  # fmt: skip
 
 
@@ -81,6 +83,14 @@ class Policy(nn.Module):
         self.valid_T: Tensor | None = None
         for layer, router in enumerate(routers):
             router.register_forward_hook(self._hook(layer))
+            router.requires_grad_(router.weight.requires_grad and not settings["frozen"])
+        if settings["expert_dropout"]:
+            if model.config._experts_implementation == "eager":  # type: ignore[union-attr, operator]
+                raise InputError(
+                    "router.expert_dropout: needs transformers' grouped or batched experts, not eager ones"
+                )
+            for layer, part in enumerate(self.parts):
+                part.experts._apply_gate = self._thin(layer, part.experts._apply_gate)
 
     def begin(self, valid_T: Tensor | None, seed: int) -> None:
         """Before a forward pass.
@@ -174,6 +184,20 @@ class Policy(nn.Module):
             return logits_TE, weight_TK, index_TK
 
         return decide
+
+    def _thin(self, layer: int, inner: Any) -> Any:
+        """Dropout on the experts' inner activations [S, M] of all token slots, seeded as the noise is."""
+        rate = self.settings["expert_dropout"]
+
+        def activate(gate_up_SF: Tensor) -> Tensor:
+            found_SM: Tensor = inner(gate_up_SF)
+            if not self.training:
+                return found_SM
+            generator = torch.Generator(device=found_SM.device).manual_seed(self.seed * 4099 + layer + 2048)
+            kept_SM = torch.rand(found_SM.shape, generator=generator, device=found_SM.device) >= rate
+            return found_SM * kept_SM / (1.0 - rate)
+
+        return activate
 
     def _normal(self, like: Tensor, layer: int) -> Tensor:
         generator = torch.Generator(device=like.device).manual_seed(self.seed * 4099 + layer)
