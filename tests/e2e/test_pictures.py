@@ -66,7 +66,8 @@ def test_lateral_goes_through_the_workflow(folder):
     project.run(path, "tune", "activation")
     found = manifest.read(OUT)
     paths = {output.path for output in found.outputs}
-    assert {*FILES[:3], "adapter/image_embeddings.safetensors"} <= paths
+    assert {*FILES[:3], "adapter/image_embeddings.safetensors", "adapter/kernels.png"} <= paths
+    assert (OUT / "adapter/kernels.png").read_bytes().startswith(b"\x89PNG")
     facts = found.metrics["adapter"]
     # q, k, v, o of 3 layers at rank 4, both branches; 16 numbers per causal 3 x 3 tap between 4 channels
     expected = sum(2 * 4 * (48 + width) + 4 * 4 * 5 for width in (48, 16, 16, 48)) * 3
@@ -108,8 +109,9 @@ def test_lateral_goes_through_the_workflow(folder):
     project.run(path, "report")
     page = Path("results/report.html").read_text()
     assert '<section id="pictures"' in page
-    assert page.count("data:image/png;base64,") >= 3 * (2 * 4 + 2)
+    assert page.count("data:image/png;base64,") >= 3 * (2 * 4 + 2) + 1
     assert "Loss on image codes" in page
+    assert page.count('<figure class="kernels"') == 1
     assert "attach.load" in page, "the page says how to load the model with its adapter"
 
 

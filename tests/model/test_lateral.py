@@ -507,3 +507,24 @@ def test_a_copy_of_the_model_is_its_own():
     assert torch.equal(logits(twin, ids), expected)
     attach.detach(model)
     assert torch.equal(logits(twin, ids), expected)
+
+
+@pytest.mark.parametrize("kernel", ["plain", "depthwise", "analytic", "mosaic"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_drawn_kernel_is_what_a_channel_computes(kernel, causal):
+    made = bottleneck.build(kernel, 4, 3, causal)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+        found = bottleneck.drawn(made)
+    assert found.shape == (4, 3, 3)
+    for tap, (down, right) in enumerate(made.offsets):
+        for channel in range(4):
+            one = torch.zeros(1, len(made.offsets), 4)
+            one[0, tap, channel] = 1.0
+            with torch.no_grad():
+                value = float(made(one)[0, channel])
+            assert float(found[channel, 1 + down, 1 + right]) == pytest.approx(value, abs=1e-6)
+    if causal:
+        assert not found[:, 2, :].any()
+        assert not found[:, 1, 2].any()

@@ -40,6 +40,7 @@ ARTIFACTS = (
     "routing.parquet",
     "images.json",
     "decoded.png",
+    "adapter/kernels.png",
 )
 LARGEST_ARTIFACT = 5_000_000
 

@@ -290,7 +290,14 @@ def _pictures(run: Gathered) -> str:
         "The conversations were never trained on.</p>\n"
     )
     curves = figure(pictures.panels(run), words)
-    return pictures.facts(run) + table(content, "sticky") + curves + note + pictures.shown(run)
+    return (
+        pictures.facts(run)
+        + table(content, "sticky")
+        + curves
+        + pictures.kernels(run)
+        + note
+        + pictures.shown(run)
+    )
 
 
 def _data(run: Gathered) -> str:

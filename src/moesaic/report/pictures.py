@@ -1,7 +1,9 @@
 """Pictures: losses of image codes and of text, model by model, and what each model draws and says beside the originals."""
 
+import base64
 from html import escape
 
+from moesaic.model.adapters import beside
 from moesaic.report import plots
 from moesaic.report.cells import NOTHING, interval, number, percent, short
 from moesaic.report.gather import Gathered, Point
@@ -105,6 +107,20 @@ def shown(run: Gathered) -> str:
         ]
         out.append(f'<div class="samples pictures">{"".join(cards)}</div>')
     return "\n".join(out)
+
+
+def kernels(run: Gathered) -> str:
+    """The adapters' convolution kernels, arm by arm."""
+    out = []
+    for point in _points(run):
+        path = point.model.folder / beside.FOLDER / beside.KERNELS
+        if path.is_file():
+            address = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+            words = f"Kernels of {point.label}: red is positive, blue negative, white zero, each scaled to its own largest value; layer, projection and channel above each"
+            out.append(
+                f'<figure class="kernels"><img src="{address}" alt="{escape(words)}"><figcaption>{escape(words)}</figcaption></figure>'
+            )
+    return f"<h3>Learned kernels</h3>\n{''.join(out)}\n" if out else ""
 
 
 def _card(title: str, pictures: list[tuple[str, str]], text: str = "") -> str:

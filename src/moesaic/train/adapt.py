@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,11 +13,14 @@ from moesaic.data.images import vocabulary
 from moesaic.flow import files
 from moesaic.flow.manifest import Manifest
 from moesaic.model import load, size
-from moesaic.model.adapters import attach, beside, lora
-from moesaic.model.adapters.lateral import Shared
+from moesaic.model.adapters import attach, beside, bottleneck, lora, pictures
+from moesaic.model.adapters.lateral import Lateral, Shared
 from moesaic.model.adapters.layout import ImageTokens
 from moesaic.model.adapters.options import Options
 from moesaic.train.job import Job
+
+KERNEL_LAYERS, KERNEL_CHANNELS = 8, 8
+"""In the picture of an adapter's kernels."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ def finish(model: Any, state: Mapping[str, Tensor], job: Job) -> Finished | None
     base = job.tokenizer_from if merged else job.context.out / "model"
     with files.atomic_path(job.context.out / beside.FOLDER) as folder:
         attach.save(model, folder, base.as_posix())
+        _draw(model, folder / beside.KERNELS)
     if merged:
         attach.merge(model)
         counted = size.count(model)
@@ -100,6 +105,24 @@ def finish(model: Any, state: Mapping[str, Tensor], job: Job) -> Finished | None
     return Finished(
         {name.replace(".base_layer.", "."): tensor for name, tensor in kept.items()}, counted, facts
     )
+
+
+@torch.no_grad()
+def _draw(model: Any, path: Path) -> None:
+    """Picture of the kernels between the factors: the first channels of eight layers, from the first to the last; nothing for other methods."""
+    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, Lateral)]
+    if not layers:
+        return
+    count = min(KERNEL_LAYERS, len(layers))
+    chosen = [layers[i * (len(layers) - 1) // max(1, count - 1)] for i in range(count)]
+    banks = [bottleneck.drawn(layer.lora_image_kernel)[:KERNEL_CHANNELS] for _, layer in chosen]
+    titles = [
+        f"{name.removeprefix('model.layers.').replace('.self_attn.', ' ')} {channel}"
+        for (name, _), bank in zip(chosen, banks, strict=True)
+        for channel in range(len(bank))
+    ]
+    figure = pictures.kernels(torch.cat(banks), titles, columns=max(len(bank) for bank in banks))
+    figure.savefig(path, format="png", dpi=100, metadata={"Software": None})
 
 
 def _fold(model: Any, state: Mapping[str, Tensor], job: Job) -> Finished:

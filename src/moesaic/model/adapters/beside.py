@@ -8,6 +8,8 @@ from moesaic.flow.manifest import Manifest
 from moesaic.model.adapters import attach
 
 FOLDER = "adapter"
+KERNELS = "kernels.png"
+"""In it: what the channels of a convolution look like."""
 
 
 def needed(step: Manifest) -> bool:

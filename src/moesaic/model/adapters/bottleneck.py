@@ -38,6 +38,10 @@ class Plain(nn.Module):
         self.weight = nn.Parameter(start_Krr)
         """Tap by output by input channel."""
 
+    def bank(self) -> Tensor:
+        """What each channel makes of itself, [r, k, k]."""
+        return _spread(self.weight.diagonal(dim1=1, dim2=2), self.offsets)
+
     def forward(self, taps_NKr: Tensor) -> Tensor:
         """Values at the taps (0 outside the image) -> [N, r]."""
         return taps_NKr.flatten(1) @ self.weight.permute(0, 2, 1).flatten(0, 1)
@@ -52,6 +56,10 @@ class Depthwise(nn.Module):
         start_Kr = torch.zeros(len(self.offsets), rank)
         start_Kr[self.offsets.index((0, 0))] = 1.0
         self.weight = nn.Parameter(start_Kr)
+
+    def bank(self) -> Tensor:
+        """[r, k, k]."""
+        return _spread(self.weight, self.offsets)
 
     def forward(self, taps_NKr: Tensor) -> Tensor:
         """As Plain."""
@@ -80,6 +88,22 @@ class Mosaic(nn.Module):
         """As Plain."""
         weight_Kr = self.bank().flatten(1)[:, self.places].T
         return (taps_NKr * weight_Kr.to(taps_NKr.dtype)).sum(1)
+
+
+def drawn(kernel: Plain | Depthwise | Mosaic) -> Tensor:
+    """The kernel of each channel on its grid, 0 where a causal one has no tap [r, k, k]."""
+    if isinstance(kernel, Mosaic):
+        return _spread(kernel.bank().flatten(1)[:, kernel.places].T, kernel.offsets)  # type: ignore[index]
+    return kernel.bank()
+
+
+def _spread(weight_Kr: Tensor, offsets: Sequence[tuple[int, int]]) -> Tensor:
+    """Values at the taps on the whole grid [r, k, k]."""
+    half = max(abs(move) for offset in offsets for move in offset)
+    out_rkk = weight_Kr.new_zeros(weight_Kr.shape[1], 2 * half + 1, 2 * half + 1)
+    for (down, right), values_r in zip(offsets, weight_Kr, strict=True):
+        out_rkk[:, half + down, half + right] = values_r
+    return out_rkk
 
 
 def _near_identity(kind: str, raw: Tensor) -> Tensor:

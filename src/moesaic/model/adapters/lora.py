@@ -71,7 +71,7 @@ def layers(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
 
 def attached(model: nn.Module) -> bool:
     """True for a model with a LoRA of peft on it."""
-    return any(".lora_A." in name for name, _ in model.named_parameters())
+    return any(".lora_A.default." in name for name, _ in model.named_parameters())
 
 
 def count(model: nn.Module) -> int:
