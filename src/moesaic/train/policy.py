@@ -85,7 +85,7 @@ class Policy(nn.Module):
             router.register_forward_hook(self._hook(layer))
             router.requires_grad_(router.weight.requires_grad and not settings["frozen"])
         if settings["expert_dropout"]:
-            if model.config._experts_implementation == "eager":  # type: ignore[union-attr, operator]
+            if model.config._experts_implementation == "eager":  # type: ignore[union-attr]
                 raise InputError(
                     "router.expert_dropout: needs transformers' grouped or batched experts, not eager ones"
                 )

@@ -93,7 +93,7 @@ class Mosaic(nn.Module):
 def drawn(kernel: Plain | Depthwise | Mosaic) -> Tensor:
     """The kernel of each channel on its grid, 0 where a causal one has no tap [r, k, k]."""
     if isinstance(kernel, Mosaic):
-        return _spread(kernel.bank().flatten(1)[:, kernel.places].T, kernel.offsets)  # type: ignore[index]
+        return _spread(kernel.bank().flatten(1)[:, kernel.places].T, kernel.offsets)
     return kernel.bank()
 
 

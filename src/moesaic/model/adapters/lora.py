@@ -47,11 +47,16 @@ def attach(model: Any, rank: int, alpha: float, targets: Sequence[str], expert_r
         if expert_rank
         else []
     )
+    scaled = alpha * (expert_rank or 0) / rank
+    own: dict[str, Any] = {  # peft's own types say int where it takes any number
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {re.escape(name): expert_rank for name in wanted},
+        "alpha_pattern": {re.escape(name): scaled for name in wanted},
+    }
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, target_modules=list(targets), target_parameters=wanted or None, task_type="CAUSAL_LM",
-        rank_pattern={re.escape(name): expert_rank for name in wanted},
-        alpha_pattern={re.escape(name): alpha * expert_rank / rank for name in wanted},
-    )  # fmt: skip
+        target_modules=list(targets), target_parameters=wanted or None, task_type="CAUSAL_LM", **own
+    )
     inject_adapter_in_model(config, model)
     model.peft_config = {"default": config}
 
@@ -111,4 +116,4 @@ def _nested(layer: Any) -> Iterator[Any]:
 
     while isinstance(layer, BaseTunerLayer):
         yield layer
-        layer = layer.base_layer
+        layer = getattr(layer, "base_layer", None)
