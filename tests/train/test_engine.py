@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_objectives import batch
-from tiny import tiny_moe
+from tiny import tiny_llama, tiny_moe
 
 from moesaic.errors import InputError
 from moesaic.model import families
@@ -74,3 +74,39 @@ def test_expert_parallelism_is_refused():
     template = json.loads((TEMPLATES / "zero2.json").read_text())
     with pytest.raises(InputError, match="expert_parallel"):
         resolve(template | {"expert_parallel": {"enabled": True}}, 4, 2, 8, 0.5, 100, True)
+
+
+def test_validation_tells_the_load_of_each_domain(tmp_path):
+    """A domain whose tokens all go to the same experts, and one that is spread."""
+    import types
+
+    import numpy as np
+
+    from moesaic.train.job import Job
+    from moesaic.train.streams import Row
+    from moesaic.train.validation import validate
+
+    model = tiny_moe(tmp_path, shared=32, experts=8).model
+    trainee = Trainee(model.train(), Weights())
+    engine = build(trainee, settings())
+
+    class Rows:
+        sizes = {"one word": 4, "many words": 4}  # noqa: RUF012
+
+        def rows(self, samples):
+            found = []
+            for sample in samples:
+                draw = np.random.default_rng(sample.row)
+                ids = draw.integers(3, 512, 24) if sample.domain == "many words" else np.full(24, 7)
+                found.append(Row(ids, np.append(ids[1:], -100)))
+            return found
+
+    job = Job(
+        types.SimpleNamespace(name="x"), {"validation_batches": 2, "micro_batch": 2}, trainee, None, Rows(), Rows(), tmp_path
+    )  # fmt: skip
+    found = validate(job, engine)
+    # two of eight experts for every token: the most uneven there is, sqrt(8 / 2 - 1)
+    assert found["valid/load_cv/one word"] == pytest.approx(3**0.5, abs=0.35)
+    assert 0 < found["valid/load_cv/many words"] < found["valid/load_cv/one word"] - 0.5
+    dense = validate(job, engine, Trainee(tiny_llama().eval(), Weights()))
+    assert not any("load_cv" in key for key in dense)

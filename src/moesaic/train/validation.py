@@ -13,6 +13,7 @@ from moesaic.errors import InputError
 from moesaic.flow import manifest
 from moesaic.model import families, load
 from moesaic.model.depth.steer import Steering
+from moesaic.train import balance
 from moesaic.train.engine import Engine
 from moesaic.train.job import Job
 from moesaic.train.objectives import TELEMETRY, Trainee, Weights
@@ -22,7 +23,8 @@ log = logging.getLogger("moesaic.train")
 
 
 def validate(job: Job, engine: Engine, other: Trainee | None = None) -> dict[str, float]:
-    """Next-token loss per domain on the first validation rows, `valid/loss/{domain}`, nats per target, and `valid/balance/{domain}`.
+    """Next-token loss per domain on the first validation rows, `valid/loss/{domain}`, nats per target, `valid/balance/{domain}`, and the CV of the experts'
+    load `valid/load_cv/{domain}`, mean over the layers.
 
     With pictures also `valid/modality/{image, text}` over all domains. Beside a teacher also `valid/forward_kl/{domain}`, `valid/reverse_kl/{domain}` and the student's `valid/entropy/{domain}`, nats per target.
 
@@ -38,6 +40,7 @@ def validate(job: Job, engine: Engine, other: Trainee | None = None) -> dict[str
             total = min(size, settings["validation_batches"] * settings["micro_batch"])
             chosen = list(range(engine.rank, total, engine.world))
             sums = torch.zeros(3 + len(TELEMETRY), dtype=torch.float64)
+            load_LE: Tensor | None = None
             beside_teacher = False
             found = dict.fromkeys(trainee.ROWS, torch.zeros(2, dtype=torch.float64))
             # every rank makes as many passes as the others: where weights are cut up, a pass needs all of them
@@ -46,6 +49,9 @@ def validate(job: Job, engine: Engine, other: Trainee | None = None) -> dict[str
                 rows = job.validation.rows([Sample(name, row) for row in part or [0]])
                 batch = job.collate(rows, [name] * len(rows), max(1, job.count(rows)), 0.0, engine.device)
                 _, statistics = trainee(batch)
+                if "load_LE" in statistics:
+                    seen_LE = statistics["load_LE"].double().cpu() * bool(part)
+                    load_LE = seen_LE if load_LE is None else load_LE + seen_LE
                 if not part:
                     continue
                 targets = statistics["targets_B"].sum()
@@ -70,8 +76,9 @@ def validate(job: Job, engine: Engine, other: Trainee | None = None) -> dict[str
             if beside_teacher:
                 for key, value in zip(TELEMETRY, more, strict=True):
                     out[f"valid/{key.removesuffix('_B')}/{name}"] = value / max(1.0, count)
-            if trainee.moe:
+            if load_LE is not None:
                 out[f"valid/balance/{name}"] = imbalance / max(1.0, count)
+                out[f"valid/load_cv/{name}"] = float(balance.load_cv(engine.sum(load_LE).cpu()).mean())
     out |= modality_means(engine, modality, "valid")
     if other is None and job.trainee.depth is not None:
         out |= _ran(job.trainee.depth, engine, ran_L2)
