@@ -20,6 +20,7 @@ import torch
 from moesaic.data import packed
 from moesaic.experts import calibration, construct
 from moesaic.flow import manifest, metrics
+from moesaic.generate import decode
 from moesaic.model import families, load
 from moesaic.model.lazy import LazyModel
 from moesaic.schema import Experts
@@ -116,7 +117,7 @@ def train_one(arguments: Any, name: str, seed: int, place: Path) -> dict[str, An
     settings = METHODS[name]
     tokens = manifest.read(arguments.results / "prepare" / "tokens")
     weight = settings.get("weight", 0.0) * arguments.moe_layers
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = decode.device()
     model = load.load_model(converted(arguments, settings.get("family", FAMILY), seed, place))
     model = model.float().to(device)
     training = text(tokens, "train", arguments.steps * 2, arguments.length + 1, seed).to(device)

@@ -23,6 +23,7 @@ from moesaic.data import packed
 from moesaic.evaluate import likelihood
 from moesaic.experts import calibration, construct, scale
 from moesaic.flow import manifest, metrics
+from moesaic.generate import decode
 from moesaic.model import families, grouped, load
 from moesaic.model.lazy import LazyModel
 from moesaic.schema import Experts
@@ -75,7 +76,7 @@ METHODS: dict[str, dict[str, Any]] = {
     },
 }
 DENSE = "dense parent (control)"
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DEVICE = decode.device()
 """Of training and measuring; conversions run on the CPU."""
 BATCH = 2
 """Blocks per optimizer step."""
@@ -108,9 +109,7 @@ def shape(kind: str, active: float, width: int) -> dict[str, Any]:
 def perplexities(model: Any, test: dict[str, torch.Tensor]) -> dict[str, float]:
     """Perplexity of each domain."""
     return {
-        name: math.exp(
-            float(sum(block_nats(model, part) for part in blocks.split(4))) / blocks[:, 1:].numel()
-        )
+        name: math.exp(sum(block_nats(model, part) for part in blocks.split(4)) / blocks[:, 1:].numel())
         for name, blocks in test.items()
     }
 
@@ -137,7 +136,7 @@ def train(model: Any, blocks_NT: torch.Tensor, rate: float, control: bool, rows:
             group["lr"] = rate * min(1.0, (step + 1) / (warmup + 1))
         count = ids_BT[:, 1:].numel()
         batch = Batch(ids_BT[:, :-1], ids_BT[:, 1:], None, [""] * len(ids_BT), count, 1.0)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with decode.precision(device):
             loss, _ = trainee(batch)
         optimizer.zero_grad()
         loss.backward()

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from moesaic.evaluate.prefix import SharedPrefixLM
+from moesaic.generate import decode
 from moesaic.model import load
 
 
@@ -39,8 +40,7 @@ def main() -> None:
     from lm_eval.tasks import TaskManager
 
     logging.disable(logging.WARNING)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load.load_model(arguments.model).to(device).eval()
+    model = load.load_model(arguments.model).to(decode.device()).eval()
     tokenizer = load.load_tokenizer(arguments.model)
     names = sorted(path.parent.name for path in arguments.tasks.glob("*/*.yaml"))
     manager = TaskManager(include_path=[str(arguments.tasks)], include_defaults=False)
@@ -77,7 +77,7 @@ def main() -> None:
         key: [own[key] for own in scores.values()] for key in scores["ours"] if len({own[key] for own in scores.values()}) > 1
     }  # fmt: skip
     made = {
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "model": type(model).__name__, "tasks": names, "items": arguments.items,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "model": type(model).__name__, "tasks": names, "items": arguments.items,
         "faster": statistics.median(ratios), "range": [min(ratios), max(ratios)], "differing": differing, "scores": scores["ours"],
     }  # fmt: skip
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moesaic.generate import decode
+
 SHAPES = {"2/8": (8, 2), "4/16": (16, 4)}
 BACKENDS = ("eager", "batched_mm", "grouped_mm")
 
@@ -94,7 +96,7 @@ def main() -> None:
     parser.add_argument("--float32", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/experts.json"))
     arguments = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = decode.device()
     dtype = torch.float32 if arguments.float32 else torch.bfloat16
     peak = ceiling(max(arguments.width, 1024), dtype, device)
     rows: list[dict[str, Any]] = []

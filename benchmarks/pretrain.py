@@ -53,7 +53,7 @@ def plain(model: Any, settings: dict[str, Any], device: torch.device) -> Callabl
         with grouped.off(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             more = {"output_router_logits": True} if moe else {}
             loss = model(input_ids=batch.ids_BT, labels=batch.ids_BT, use_cache=False, **more).loss
-            loss.backward()
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters.values(), settings["optimizer"]["clip"])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

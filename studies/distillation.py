@@ -34,6 +34,7 @@ from moesaic.evaluate import likelihood
 from moesaic.flow import manifest, metrics
 from moesaic.flow.manifest import Manifest
 from moesaic.flow.step import STEPS, execute
+from moesaic.generate import decode
 from moesaic.model import load
 from moesaic.schema import Distill, Experts, Offline
 from moesaic.train.objectives import IGNORE, TELEMETRY, Trainee, Weights
@@ -116,7 +117,7 @@ def measure(arguments: Any, model: Any) -> dict[str, float]:
     """Bits per byte on validation text of the trained domains and of the held-out one; KLs and entropy beside the teacher, mean of the trained ones."""
     tokens = manifest.read(arguments.results / "prepare" / "tokens")
     blocks = {name: packed.open_blocks(tokens, name, "validation") for name in packed.domains(tokens)}
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = decode.device()
     model.to(device)
     found = likelihood.measure(model.eval(), blocks, arguments.blocks, 2)
     bits = {name: float(item.nats_N.sum() / math.log(2) / item.bytes_N.sum()) for name, item in found.items()}

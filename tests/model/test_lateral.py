@@ -516,7 +516,7 @@ def test_a_drawn_kernel_is_what_a_channel_computes(kernel, causal):
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-        found = bottleneck.drawn(made)
+        found = made.drawn()
     assert found.shape == (4, 3, 3)
     for tap, (down, right) in enumerate(made.offsets):
         for channel in range(4):

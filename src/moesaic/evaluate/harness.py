@@ -206,7 +206,7 @@ def _load(manager: Any, names: Sequence[str]) -> Any:
 
 def _shots(settings: Mapping[str, Any], name: str) -> int:
     """Examples in the prompts of a task or group."""
-    return int(settings.get("task_shots", {}).get(name, settings["shots"]))
+    return int(settings["task_shots"].get(name, settings["shots"]))
 
 
 def _set_shots(tasks: dict[str, Any], shots: int, seed: int) -> None:

@@ -13,7 +13,7 @@ from moesaic.data.images import vocabulary
 from moesaic.flow import files
 from moesaic.flow.manifest import Manifest
 from moesaic.model import load, size
-from moesaic.model.adapters import attach, beside, bottleneck, lora, pictures
+from moesaic.model.adapters import attach, beside, lora, pictures
 from moesaic.model.adapters.lateral import Lateral, Shared
 from moesaic.model.adapters.layout import ImageTokens
 from moesaic.model.adapters.options import Options
@@ -115,7 +115,7 @@ def _draw(model: Any, path: Path) -> None:
         return
     count = min(KERNEL_LAYERS, len(layers))
     chosen = [layers[i * (len(layers) - 1) // max(1, count - 1)] for i in range(count)]
-    banks = [bottleneck.drawn(layer.lora_image_kernel)[:KERNEL_CHANNELS] for _, layer in chosen]
+    banks = [layer.lora_image_kernel.drawn()[:KERNEL_CHANNELS] for _, layer in chosen]
     titles = [
         f"{name.removeprefix('model.layers.').replace('.self_attn.', ' ')} {channel}"
         for (name, _), bank in zip(chosen, banks, strict=True)

@@ -38,8 +38,8 @@ class Plain(nn.Module):
         self.weight = nn.Parameter(start_Krr)
         """Tap by output by input channel."""
 
-    def bank(self) -> Tensor:
-        """What each channel makes of itself, [r, k, k]."""
+    def drawn(self) -> Tensor:
+        """What each channel makes of itself, on its grid, 0 where a causal kernel has no tap [r, k, k]."""
         return _spread(self.weight.diagonal(dim1=1, dim2=2), self.offsets)
 
     def forward(self, taps_NKr: Tensor) -> Tensor:
@@ -57,8 +57,8 @@ class Depthwise(nn.Module):
         start_Kr[self.offsets.index((0, 0))] = 1.0
         self.weight = nn.Parameter(start_Kr)
 
-    def bank(self) -> Tensor:
-        """[r, k, k]."""
+    def drawn(self) -> Tensor:
+        """As Plain."""
         return _spread(self.weight, self.offsets)
 
     def forward(self, taps_NKr: Tensor) -> Tensor:
@@ -84,17 +84,18 @@ class Mosaic(nn.Module):
                 else:
                     raw.copy_(_near_identity(kind, raw))
 
+    def weight(self) -> Tensor:
+        """One number per tap and channel, [K, r]."""
+        found: Tensor = self.bank().flatten(1)[:, self.places].T
+        return found
+
+    def drawn(self) -> Tensor:
+        """As Plain."""
+        return _spread(self.weight(), self.offsets)
+
     def forward(self, taps_NKr: Tensor) -> Tensor:
         """As Plain."""
-        weight_Kr = self.bank().flatten(1)[:, self.places].T
-        return (taps_NKr * weight_Kr.to(taps_NKr.dtype)).sum(1)
-
-
-def drawn(kernel: Plain | Depthwise | Mosaic) -> Tensor:
-    """The kernel of each channel on its grid, 0 where a causal one has no tap [r, k, k]."""
-    if isinstance(kernel, Mosaic):
-        return _spread(kernel.bank().flatten(1)[:, kernel.places].T, kernel.offsets)
-    return kernel.bank()
+        return (taps_NKr * self.weight().to(taps_NKr.dtype)).sum(1)
 
 
 def _spread(weight_Kr: Tensor, offsets: Sequence[tuple[int, int]]) -> Tensor:
