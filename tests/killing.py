@@ -14,6 +14,11 @@ def command(name, *extra):
     return [*call, "--threads", "1", *extra]
 
 
+def start(folder, call):
+    """Start it in the folder; what it logs can be read from `stderr`."""
+    return subprocess.Popen(call, cwd=folder, stderr=subprocess.PIPE, text=True)
+
+
 def finish(folder, call, timeout=240):
     """Run to the end; returns what it logged."""
     done = subprocess.run(call, cwd=folder, capture_output=True, text=True, timeout=timeout)
@@ -23,7 +28,7 @@ def finish(folder, call, timeout=240):
 
 def killed(folder, call, ready, timeout=120):
     """Start, kill -9 when `ready()`, check that it was not done."""
-    process = subprocess.Popen(call, cwd=folder, stderr=subprocess.PIPE, text=True)
+    process = start(folder, call)
     deadline = time.monotonic() + timeout
     while not ready() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.002)
@@ -36,3 +41,13 @@ def steps_written(stage):
     """The last step in a stage's metrics; 0 before the first."""
     path = stage / "work/metrics.jsonl"
     return max((item["step"] for item in metrics.read(path)), default=0) if path.exists() else 0
+
+
+def saved(stage):
+    """Whether a checkpoint of a training stage is on disk whole; it is written while the next steps run already."""
+    return any((stage / "work/checkpoints").glob("step-*"))
+
+
+def came_to(stage, step):
+    """Whether a training stage has logged this step and can go on from a checkpoint."""
+    return steps_written(stage) >= step and saved(stage)

@@ -162,7 +162,7 @@ def test_killed_twice_equals_uninterrupted(prepared, tmp_path):
     shutil.copytree(prepared, broken)
     finish(whole)
     for moment in (3, 6):
-        killing.killed(broken, command(), lambda at=moment: killing.steps_written(broken / OUT) >= at, 180)
+        killing.killed(broken, command(), lambda at=moment: killing.came_to(broken / OUT, at), 180)
     assert "going on from step" in finish(broken)
     for name in ("manifest.json", "model/model.safetensors", "model/depth.safetensors", "model/config.json"):
         assert files.sha256(whole / OUT / name) == files.sha256(broken / OUT / name), name

@@ -40,7 +40,7 @@ def test_killed_twice_equals_uninterrupted(prepared, tmp_path):
     call = killing.command("tune")
     killing.finish(whole, call, 600)
     for moment in (3, 6):
-        killing.killed(broken, call, lambda at=moment: killing.steps_written(broken / OUT) >= at, 180)
+        killing.killed(broken, call, lambda at=moment: killing.came_to(broken / OUT, at), 180)
     assert "going on from step" in killing.finish(broken, call, 600)
     for name in ("model/model.safetensors", "adapter/adapter_model.safetensors"):
         assert files.sha256(whole / OUT / name) == files.sha256(broken / OUT / name), name

@@ -11,7 +11,7 @@ from pathlib import Path
 import project
 import pytest
 import torch
-from killing import command, finish, killed
+from killing import came_to, command, finish, killed
 from safetensors.torch import load_file
 
 from moesaic.errors import InputError
@@ -289,10 +289,8 @@ def test_killed_in_every_step_equals_uninterrupted(tuned, tmp_path):
         assert kept >= moment
         assert "are there already" in finish(two, call)
         seen = len(list(parts.rglob("part-*.jsonl")))
-    log = two / "results/activation/preference/work/metrics.jsonl"
-    killed(
-        two, calls[2], lambda: log.exists() and max((i["step"] for i in metrics.read(log)), default=0) >= 3
-    )
+    stage = two / "results/activation/preference"
+    killed(two, calls[2], lambda: came_to(stage, 3))
     assert "going on from step" in finish(two, calls[2])
     out = Path("results/activation")
     names = ["preference/manifest.json", "preference/model/model.safetensors"]
@@ -300,5 +298,5 @@ def test_killed_in_every_step_equals_uninterrupted(tuned, tmp_path):
     names += ["rounds/1/rate/0/pairs.jsonl", "rounds/1/rate/0/rated.jsonl", "rounds/1/rate/0/manifest.json"]
     for name in names:
         assert files.sha256(one / out / name) == files.sha256(two / out / name), name
-    listed = [item["step"] for item in metrics.read(log) if item["key"] == "train/loss/pair"]
+    listed = [i["step"] for i in metrics.read(stage / "work" / metrics.NAME) if i["key"] == "train/loss/pair"]
     assert listed == list(range(1, 7)), "a step was logged twice or is missing"
