@@ -56,6 +56,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "sequential": {"split": "sequential", **FITTED},
     "clustering": {"split": "clustering", **FITTED},
     "gradient": {"split": "gradient", **FITTED},
+    "importance, 2 of 6 beside shared": {"split": "importance", "shape": "shared", **FITTED},
     "sharing-inner": {"split": "sharing-inner", "shape": "overlap", **FITTED},
     "coactivation": {"split": "coactivation", **FITTED},
     "coactivation-sampled": {"split": "coactivation-sampled", **FITTED},

@@ -131,6 +131,20 @@ def test_gradient_split_follows_importance():
     assert [row.tolist() for row in found.routed_EM] == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
 
 
+def test_importance_split_shares_the_best_and_deals_out_the_rest():
+    ranked = torch.randperm(26, generator=torch.Generator().manual_seed(2))
+    importance = torch.zeros(3, 26)
+    importance[:, ranked] = torch.arange(26.0, 0, -1)  # the same for every cluster
+    ffn, batch = layer(width=26)
+    known = dataclasses.replace(
+        measure(ffn, [batch], frozenset(), 0.2, generator(0, 0, 1)), importance_CF=importance
+    )
+    found = splits.METHODS["importance"].split(ffn, known, Sizes(26, 2, 3, 8), options("importance"), 0, 0)
+    assert found.shared_S.tolist() == sorted(ranked[:2].tolist())
+    rank_EM = ranked.argsort()[found.routed_EM]
+    assert rank_EM.sum(dim=1).tolist() == [108, 108, 108], "no expert is better than another"
+
+
 def test_sharing_inter_pools_what_all_clusters_need():
     importance = torch.rand(4, 32, generator=torch.Generator().manual_seed(0))
     importance[:, [3, 9, 20, 31]] = 5.0

@@ -72,8 +72,8 @@ class Drop(Strict):
 
 
 Split = Literal[
-    "random", "sequential", "clustering", "coactivation", "coactivation-sampled", "gradient", "sharing-inner", "sharing-inter",
-    "activation", "copy", "drop",
+    "random", "sequential", "clustering", "coactivation", "coactivation-sampled", "gradient", "importance", "sharing-inner",
+    "sharing-inter", "activation", "copy", "drop",
 ]  # fmt: skip
 Router = Literal["random", "centroids", "representative", "least-squares"]
 Scale = Literal["none", "times-k", "unit", "n-over-k", "mean", "norm", "calibrated"]
