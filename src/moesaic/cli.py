@@ -148,6 +148,11 @@ def _parser() -> argparse.ArgumentParser:
         help="assignment.parquet of the split: neurons return to the parent's order",
     )
     merge.set_defaults(call=_merge)
+    export = commands.add_parser("gguf", help="write a converted MoE as one GGUF file for llama.cpp")
+    export.add_argument("model", type=Path)
+    export.add_argument("out", type=Path)
+    export.add_argument("--dtype", default="f16", choices=["f32", "f16", "bf16", "q8_0"])
+    export.set_defaults(call=_gguf)
     fold = commands.add_parser("fold", help="write a model whose layers skip as a standard one again")
     fold.add_argument("model", type=Path)
     fold.add_argument("out", type=Path)
@@ -235,6 +240,16 @@ def _merge(arguments: argparse.Namespace) -> None:
     logging.getLogger("moesaic").info(
         "%s: dense, FFN width %d, %d parameters", arguments.out, made["ffn"], made["parameters"]
     )
+
+
+def _gguf(arguments: argparse.Namespace) -> None:
+    from moesaic.model import to_gguf
+
+    made = to_gguf.run(arguments.model, arguments.out, arguments.dtype)
+    logging.getLogger("moesaic").info(
+        "%s: llama.cpp's %s, %d tensors, %.1f MB",
+        arguments.out, made["architecture"], made["tensors"], made["bytes"] / 1e6,
+    )  # fmt: skip
 
 
 def _fold(arguments: argparse.Namespace) -> None:
