@@ -33,7 +33,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "switch": {"weight": 0.01, "router": {"balance": "switch"}},
     "importance-load": {"weight": 0.01, "router": {"balance": "importance-load"}},
     "importance-load, learned noise": {"weight": 0.01, "router": {"balance": "importance-load", "noise": "learned"}},
-    "importance-load, weight 0.1": {"weight": 0.1, "router": {"balance": "importance-load"}},
     "none, sigmoid": {"router": {}, "family": "glm4_moe"},
     "bias": {"router": {"balance": "bias", "bias_rate": 0.01}, "family": "glm4_moe"},
     "bias, rate 0.003": {"router": {"balance": "bias", "bias_rate": 0.003}, "family": "glm4_moe"},

@@ -59,11 +59,6 @@ class Policy(nn.Module):
         routers = [part.router for part in self.parts]
         if settings["balance"] == "bias":
             bias.check(routers)
-        if settings["balance"] == "importance-load" and settings["noise"] == "none" and routers[0].top_k == 1:
-            raise InputError(
-                "router.balance: importance-load has no gradient with one expert per token and no noise; "
-                "set router.noise: learned, or router.balance: switch"
-            )
         count = len(routers)
         self.noise_LED = (
             nn.Parameter(torch.zeros(count, *routers[0].weight.shape))

@@ -4,7 +4,11 @@ Importance is the sum of an expert's weights over the tokens. The load is the ex
 that the expert would still be among the chosen ones if its noise were drawn again, with the others' as they are,
 P(t, e) = Phi((clean_te - k-th largest of the other noisy logits) / sigma_te). That k-th of the others is the (k+1)-th of all for an expert that is
 among the chosen ones and the k-th of all otherwise. LLaMA-MoE's code decides which of the two by the noise alone instead of the noisy
-logit, and so often takes the wrong one. Without noise the load is a count that has no gradient, and the importance alone pushes.
+logit, and so often takes the wrong one.
+
+Without noise in the router the load is a count that has no gradient, and importance pushes only among the experts that are chosen anyway. V-MoE
+(Riquelme et al., arXiv 2106.05974, appendix A) takes the same estimate with a fixed sigma there, of noise that nobody draws. A fixed sigma is
+blind to routers whose logits are far apart, so it is RELATIVE_SIGMA times the spread of the token's logits here (no gradient through it).
 """
 
 import torch
@@ -12,19 +16,22 @@ from torch import Tensor
 
 from moesaic.train.balance.base import Decision, squared_cv
 
+RELATIVE_SIGMA = 0.25
+"""Of the estimate without noise, in standard deviations of a token's logits over the experts."""
+
 
 def loss(decision: Decision) -> Tensor:
     """0 when balanced."""
     importance_E = torch.zeros_like(decision.logits_TE).scatter(1, decision.index_TK, decision.weight_TK)
-    load_E = decision.load_E if decision.noisy_TE is None else expected_load(decision)
-    return squared_cv(importance_E.sum(dim=0)) + squared_cv(load_E)
+    return squared_cv(importance_E.sum(dim=0)) + squared_cv(expected_load(decision))
 
 
 def expected_load(decision: Decision) -> Tensor:
     """Expected number of tokens of each expert [E], differentiable."""
     noisy_TE, sigma_TE = decision.noisy_TE, decision.sigma_TE
-    assert noisy_TE is not None
-    assert sigma_TE is not None
+    if noisy_TE is None or sigma_TE is None:
+        noisy_TE = decision.logits_TE
+        sigma_TE = RELATIVE_SIGMA * noisy_TE.detach().std(dim=1, keepdim=True).clamp_min(1e-6)
     chosen = decision.index_TK.shape[1]
     if chosen == noisy_TE.shape[1]:
         return torch.full_like(noisy_TE[0], float(len(noisy_TE)))
