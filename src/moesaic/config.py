@@ -30,7 +30,14 @@ def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config
     """Read a YAML file and check it. Raises InputError naming the key, the value and what is allowed."""
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such configuration file")
+        raise InputError(
+            f"{path}: no such configuration file"
+            + (
+                "; the workflow's onstart writes it, a Snakefile of your own that uses it as a module has to call that (docs/howto/new-project.md)"
+                if path.parent.name == "config" and path.suffix == ".json"
+                else ""
+            )
+        )
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
