@@ -9,18 +9,24 @@ from moesaic.schema.data import PackageFile
 
 
 class ModelFolder(Strict):
+    """A model folder on disk."""
+
     kind: Literal["folder"]
     path: str
     """A folder in Hugging Face format (config.json, *.safetensors, tokenizer)."""
 
 
 class ModelGguf(Strict):
+    """A GGUF file on disk."""
+
     kind: Literal["gguf"]
     path: str
     """A GGUF file; quantised tensors are dequantised."""
 
 
 class ModelHub(Strict):
+    """A model on the Hugging Face hub (or in its cache)."""
+
     kind: Literal["hub"]
     repository: str
     """Model id, e.g. meta-llama/Llama-3.2-1B."""
@@ -32,6 +38,8 @@ ModelSource = Annotated[PackageFile | ModelFolder | ModelGguf | ModelHub, Field(
 
 
 class Model(Strict):
+    """The dense parent."""
+
     at: ModelSource
     """Where the dense parent is: any LLaMA-shaped decoder."""
     tokenizer: str | None = None
