@@ -124,6 +124,13 @@ def parser() -> argparse.ArgumentParser:
     summary = commands.add_parser("summary", help="print the stage table of a finished run")
     summary.add_argument("--results", type=Path, default=Path("results"), help="folder of the run's results")
     summary.set_defaults(call=_summary)
+    export = commands.add_parser("export", help="copy a stage's model with a model card, to give it away")
+    export.add_argument("out", type=Path, help="the folder to write; it must not be there")
+    export.add_argument("--config", default="config/config.yaml", help="of the run")
+    export.add_argument("--variant", required=True, help="which variant of the configuration")
+    export.add_argument("--stage", required=True, help="which of its models")
+    export.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=SET)
+    export.set_defaults(call=_export)
     compare = commands.add_parser("compare", help="differences of two evaluated models on the same items")
     compare.add_argument("first", type=Path, help="folder of an evaluation, e.g. results/a/evaluate/pretrain")
     compare.add_argument("second", type=Path, help="folder of another one, e.g. results/dense/evaluate")
@@ -200,6 +207,12 @@ def _plan(arguments: argparse.Namespace) -> None:
 
     machine = plan.Hardware(arguments.gpu, arguments.gpus, arguments.mfu, arguments.price)
     sys.stdout.write(plan.text(plan.make(_load(arguments), machine), machine))
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from moesaic.card import export
+
+    export.run(_load(arguments), arguments.variant, arguments.stage, arguments.out)
 
 
 def _compare(arguments: argparse.Namespace) -> None:

@@ -48,5 +48,9 @@ class Model(Strict):
     """Weights on disk and in memory. On CPUs without native bfloat16, float32 is about 150 times faster."""
     chat_template: str | None = None
     """A Jinja chat template file, for parents without one."""
+    name: Annotated[str, Field(pattern=r"^[\w.-]+(/[\w.-]+)?$")] | None = None
+    """What the parent is called on model hubs, such as HuggingFaceTB/SmolLM2-135M-Instruct, for the card of an exported model; null: from the source."""
+    license: str | None = None
+    """The parent's licence as hubs write it, such as apache-2.0, for the card; null: from the parent's own card or GGUF file."""
     shape: dict[str, Any] | None = None
     """Fields of the parent's config.json (hidden_size, intermediate_size, num_hidden_layers, ...), for `moesaic plan` where the parent is out of reach."""
