@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: run test lint format report ui sync slurm-test bench clean
+.PHONY: run test docs lint format report ui sync slurm-test bench clean
 
 run: .venv/.done  ## the main job on config/config.yaml
 	snakemake --profile profiles/local --cores $(CORES)
@@ -15,16 +15,19 @@ run: .venv/.done  ## the main job on config/config.yaml
 test: .venv/.done  ## all tests that this machine can run
 	pytest -q -n $(CORES) --dist loadfile
 
+docs: .venv/.done  ## the documentation as a site: site/index.html
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
+
 lint: .venv/.done  ## ruff, mypy, snakefmt, Snakemake's lint
-	ruff check src tests benchmarks studies
-	ruff format --check src tests benchmarks studies
+	ruff check src tests benchmarks studies docs/hooks.py
+	ruff format --check src tests benchmarks studies docs/hooks.py
 	mypy
 	snakefmt --check Snakefile rules
 	snakemake --lint
 
 format: .venv/.done
-	ruff check --fix src tests benchmarks studies
-	ruff format src tests benchmarks studies
+	ruff check --fix src tests benchmarks studies docs/hooks.py
+	ruff format src tests benchmarks studies docs/hooks.py
 	snakefmt Snakefile rules
 
 report: .venv/.done  ## make the report page again

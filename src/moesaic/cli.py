@@ -5,7 +5,8 @@ Examples:
     moesaic check config/config.yaml
     moesaic pretrain --config config/config.yaml --variant activation
     moesaic evaluate --config config/config.yaml --stage dense --set evaluate.items=100
-    moesaic pretrain --settings '{...}' --in tokens=results/prepare/tokens/manifest.json ... --out results/a/pretrain
+    moesaic plan config/recipes/timo.yaml --gpu H100 --gpus 8 --price 2.5
+    moesaic compare results/activation/evaluate/pretrain results/dense/evaluate
 """
 
 import argparse
@@ -22,10 +23,12 @@ from moesaic.errors import InputError, Interrupted
 from moesaic.flow import launch, paths
 from moesaic.flow.step import STEPS
 
+SET = "override a key, such as pretrain.steps=100; may be given several times"
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, run, and turn the errors that a user may meet into one line and an exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     _environment()
     _logging(getattr(arguments, "log", None))
     try:
@@ -56,11 +59,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """All commands and their arguments; the reference of the documentation is made from it."""
+    made = argparse.ArgumentParser(
         prog="moesaic", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = made.add_subparsers(required=True, metavar="COMMAND")
     for step in STEPS.values():
         command = commands.add_parser(step.name, help=f"run the {step.name} step")
         command.add_argument(
@@ -74,33 +78,33 @@ def _parser() -> argparse.ArgumentParser:
         if step.name in paths.SHARDED or step.name in paths.ROUNDS or step.name == "teacher_text":
             command.add_argument("--round", type=int, help="from 1; the last one when left out")
             command.add_argument("--shard", type=int, default=0, help="from 0 (steps before a training)")
-        command.add_argument(
-            "--set", action="append", default=[], metavar="KEY=VALUE", help="override a configuration key"
-        )
+        command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=SET)
         command.add_argument("--log", type=Path, help="also write the log to this file")
         command.add_argument("--threads", type=int, help="CPU threads per rank")
         if step.distributed:
-            command.add_argument("--nodes", type=int, default=1)
+            command.add_argument("--nodes", type=int, default=1, help="of the allocation")
             command.add_argument(
                 "--ranks-per-node", type=int, default=1, help="processes per node, usually one per GPU"
             )
         command.set_defaults(call=_run_step, step=step)
     init = commands.add_parser("init", help="lay out a new project, with a profile for the cluster found")
-    init.add_argument("folder", type=Path)
+    init.add_argument("folder", type=Path, help="made if it is not there; nothing in it is overwritten")
     init.add_argument("--recipe", help="a published set-up instead of the embedded default, such as timo")
     init.add_argument("--partition", help="of the cluster; otherwise one with GPUs, or the default one")
     init.add_argument("--no-cluster", action="store_true", help="do not ask sinfo")
     init.set_defaults(call=_init)
     check = commands.add_parser("check", help="validate a configuration file")
-    check.add_argument("config")
-    check.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    check.add_argument("config", help="a YAML file")
+    check.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=SET)
     check.set_defaults(call=_check)
     plan = commands.add_parser(
         "plan", help="parameters, memory, tokens, GPU-hours and cost, before anything is submitted"
     )
-    plan.add_argument("config")
-    plan.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    plan.add_argument("--gpu", default="H100")
+    plan.add_argument("config", help="a YAML file")
+    plan.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=SET)
+    plan.add_argument(
+        "--gpu", default="H100", help="its kind; an unknown one is answered with the known ones"
+    )
     plan.add_argument("--gpus", type=int, default=8, help="GPUs of all nodes together")
     plan.add_argument(
         "--mfu", type=float, default=0.3, help="share of the GPU's peak that you expect to reach"
@@ -108,18 +112,25 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--price", type=float, help="of a GPU-hour, in any currency")
     plan.set_defaults(call=_plan)
     schema = commands.add_parser("schema", help="write the JSON schema of the configuration")
-    schema.add_argument("out", type=Path)
+    schema.add_argument("out", type=Path, help="the file to write")
     schema.set_defaults(call=_schema)
     sync = commands.add_parser(
         "sync", help="replay metrics, parameters and tags of all finished and running steps into MLflow"
     )
-    sync.add_argument("--config", default="config/config.yaml")
-    sync.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    sync.add_argument("--results", type=Path, default=Path("results"))
+    sync.add_argument("--config", default="config/config.yaml", help="of the run")
+    sync.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=SET)
+    sync.add_argument("--results", type=Path, default=Path("results"), help="folder of the run's results")
     sync.set_defaults(call=_sync)
     summary = commands.add_parser("summary", help="print the stage table of a finished run")
-    summary.add_argument("--results", type=Path, default=Path("results"))
+    summary.add_argument("--results", type=Path, default=Path("results"), help="folder of the run's results")
     summary.set_defaults(call=_summary)
+    export = commands.add_parser("export", help="copy a stage's model with a model card, to give it away")
+    export.add_argument("out", type=Path, help="the folder to write; it must not be there")
+    export.add_argument("--config", default="config/config.yaml", help="of the run")
+    export.add_argument("--variant", required=True, help="which variant of the configuration")
+    export.add_argument("--stage", required=True, help="which of its models")
+    export.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=SET)
+    export.set_defaults(call=_export)
     compare = commands.add_parser("compare", help="differences of two evaluated models on the same items")
     compare.add_argument("first", type=Path, help="folder of an evaluation, e.g. results/a/evaluate/pretrain")
     compare.add_argument("second", type=Path, help="folder of another one, e.g. results/dense/evaluate")
@@ -134,8 +145,8 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("--out", type=Path, help="write every figure as JSON")
     audit.set_defaults(call=_audit)
     merge = commands.add_parser("merge", help="write a split MoE as one dense model again")
-    merge.add_argument("model", type=Path)
-    merge.add_argument("out", type=Path)
+    merge.add_argument("model", type=Path, help="a model folder of a known MoE family")
+    merge.add_argument("out", type=Path, help="the folder to write")
     merge.add_argument(
         "--factor",
         type=float,
@@ -154,11 +165,11 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--dtype", default="f16", choices=["f32", "f16", "bf16", "q8_0"])
     export.set_defaults(call=_gguf)
     fold = commands.add_parser("fold", help="write a model whose layers skip as a standard one again")
-    fold.add_argument("model", type=Path)
-    fold.add_argument("out", type=Path)
+    fold.add_argument("model", type=Path, help="a model folder that tune.depth made")
+    fold.add_argument("out", type=Path, help="the folder to write")
     fold.add_argument("--approximate", action="store_true", help="round layers that run for some tokens only")
     fold.set_defaults(call=_fold)
-    return parser
+    return made
 
 
 def _load(arguments: argparse.Namespace) -> Any:
@@ -201,6 +212,12 @@ def _plan(arguments: argparse.Namespace) -> None:
 
     machine = plan.Hardware(arguments.gpu, arguments.gpus, arguments.mfu, arguments.price)
     sys.stdout.write(plan.text(plan.make(_load(arguments), machine), machine))
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from moesaic.card import export
+
+    export.run(_load(arguments), arguments.variant, arguments.stage, arguments.out)
 
 
 def _compare(arguments: argparse.Namespace) -> None:

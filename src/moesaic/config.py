@@ -22,6 +22,8 @@ VARIANT_KEYS = ("experts", "pretrain", "tune", "preference", "distill")
 RESERVED_VARIANTS = {"prepare", "dense", "cache", "config"}
 PAIR_KEYS = ("kinds", "items", "pairs", "sampling", "rubric", "score_batch")
 """Keys of `preference` that only the steps before its training read."""
+TOLD_KEYS = ("name", "license", "shape")
+"""Keys of `model` that say what the parent is to cards and plans; no step reads them."""
 SAMPLE_KEYS = ("samples", "rounds", "pairs", "score_batch", "validation", "epochs")
 """Keys of `distill` that are read only where its data is samples."""
 
@@ -119,7 +121,7 @@ def step_settings(config: Config, step: str, variant: str | None = None) -> dict
     held_out = sorted(name for name, domain in data["domains"].items() if domain["held_out"])
     match step:
         case "dense":
-            model = {key: value for key, value in raw["model"].items() if key != "shape"}
+            model = {key: value for key, value in raw["model"].items() if key not in TOLD_KEYS}
             return {"model": model} | _image_tokens(data["images"], seed)
         case "documents":
             domains = {name: {"sources": domain["sources"]} for name, domain in data["domains"].items()}

@@ -105,7 +105,7 @@ def _hub(repository: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        patterns = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.jinja"]
+        patterns = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.jinja", "README.md"]
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = " ".join(str(error).split())[:200]

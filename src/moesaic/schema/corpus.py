@@ -11,8 +11,12 @@ from moesaic.schema.reliability import Reliability
 
 
 class Data(Strict):
+    """All data of a run."""
+
     domains: Annotated[dict[str, Domain], Field(min_length=1)]
+    """Named parts of the corpus."""
     clean: Clean = Clean()
+    """Which documents are kept."""
     block: Annotated[int, Field(ge=16)] = 512
     """Tokens in a packed block."""
     validation: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05

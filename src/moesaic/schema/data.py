@@ -40,6 +40,7 @@ class HubDataset(Strict):
     subset: str | None = None
     """Configuration name of the dataset."""
     split: str = "train"
+    """Split of the dataset."""
     revision: str | None = None
     """Commit or tag; pin it for a reproducible run."""
 
@@ -55,9 +56,11 @@ class Maths(Strict):
 
     kind: Literal["maths"]
     conversations: Positive = 2000
+    """How many are made."""
     time: Fraction = 0.5
     """Share of the problems about times and dates."""
     seed: Count = 0
+    """Of the problems; apart from the run's seed."""
 
 
 Location = Annotated[
@@ -85,6 +88,7 @@ class Domain(Strict):
     """A named part of the corpus, reported apart at every stage."""
 
     sources: Annotated[list[Source], Field(min_length=1)]
+    """Where its documents come from; all are read."""
     like: SlimPajama | None = None
     """The SlimPajama domain whose published sampling weight this domain takes (presets `llama`, `sheared-llama`)."""
     held_out: bool = False
@@ -95,7 +99,9 @@ class Clean(Strict):
     """Filters applied to every document, in this order; every drop is counted by reason in stats.json."""
 
     min_characters: Count = 200
+    """Shorter documents are dropped."""
     max_characters: Positive = 1_000_000
+    """Longer documents are dropped; sources[].max_characters cuts instead."""
     min_letters: Fraction = 0.5
     """Smallest share of letters and spaces among the characters."""
     max_repeated_lines: Fraction = 0.3
@@ -108,6 +114,7 @@ class Chat(Strict):
     """Instruction data for tuning and distillation."""
 
     sources: list["ChatSource"] = []
+    """Where conversations come from."""
     max_tokens: Positive = 512
     """Longer conversations are dropped and counted."""
     validation: Fraction = 0.05
@@ -115,7 +122,10 @@ class Chat(Strict):
 
 
 class ChatSource(Strict):
+    """One source of conversations."""
+
     at: Location
+    """Where the records are."""
     format: Literal["alpaca", "messages", "sharegpt", "template"] = "alpaca"
     """alpaca: instruction, input, output; messages: role and content; sharegpt: conversations with from and value; template: any fields."""
     prompt: str | None = None
@@ -125,6 +135,7 @@ class ChatSource(Strict):
     name: str = "chat"
     """Name of the dataset in counts, mixtures and metrics."""
     max_conversations: Positive | None = None
+    """Stop after this many conversations; null: all."""
 
     @model_validator(mode="after")
     def _templates(self) -> "ChatSource":
@@ -146,7 +157,9 @@ class Temporal(Strict):
     train: Count = 200
     """Training items per task and form; a task with fewer problems gives what there is."""
     validation: Count = 20
+    """Validation items per task and form."""
     test: Positive = 50
+    """Test items per task and form."""
     tram: str | None = None
     """Folder with TRAM's unpacked CSV files."""
     published: Literal["missing", "all"] = "missing"

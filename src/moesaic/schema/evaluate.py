@@ -18,7 +18,9 @@ class Instructions(Strict):
     seeds: Positive = 5
     """Answers to each question, each with its own decoding seed."""
     temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    """Of the sampled answers."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Nucleus sampling: only the most likely tokens that together have this probability."""
     new_tokens: Positive = 256
     """Most tokens of an answer; one that is cut off counts as it is."""
     max_prompt: Positive = 512
@@ -30,6 +32,8 @@ class Instructions(Strict):
 
 
 class Evaluate(Strict):
+    """What is measured of the parent and of every stage."""
+
     tasks: list[str] = ["openbookqa_local", "piqa_local", "commonsenseqa_local"]
     """Tasks of the built-in suite or any lm-evaluation-harness task."""
     suites: list[Literal["temporal", "science", "reliability"]] = []
@@ -65,6 +69,9 @@ class Evaluate(Strict):
 
 
 class Track(Strict):
+    """MLflow."""
+
     uri: str = "sqlite:///mlflow.db"
     """MLflow tracking URI. With http(s) metrics are streamed while training."""
     experiment: str = "moesaic"
+    """Name of the MLflow experiment."""

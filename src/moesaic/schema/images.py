@@ -39,6 +39,7 @@ class JudgeEndpoint(Strict):
     url: str
     """Base address; /chat/completions is added."""
     model: str
+    """Name of the model there."""
     key_variable: str = "OPENAI_API_KEY"
     """Environment variable that holds the key; it may be unset."""
 
@@ -47,9 +48,13 @@ class ImageFilters(Strict):
     """Which interleaved records are kept, in this order; every drop is counted by reason in stats.json."""
 
     min_characters: Count = 10
+    """Least characters of text in a record."""
     max_characters: Positive = 4000
+    """Most characters of text in a record."""
     min_images: Count = 1
+    """Least pictures in a record."""
     max_images: Positive = 4
+    """Most pictures in a record."""
     min_similarity: Annotated[float, Field(ge=-1.0, le=1.0)] = -1.0
     """Least correlation of the colours of two pictures that follow on each other."""
     max_similarity: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.995
@@ -60,6 +65,7 @@ class ImageFilters(Strict):
     ] = {}
     """Least scores of the judge by aspect."""
     judge: JudgeEndpoint | None = None
+    """The model that scores records, for min_scores."""
 
     @model_validator(mode="after")
     def _judged(self) -> "ImageFilters":

@@ -14,6 +14,7 @@ class Sampling(Strict):
     answers: Annotated[int, Field(ge=2)] = 5
     """Answers to each question."""
     temperature: Annotated[float, Field(gt=0.0)] = 0.8
+    """Of the sampled answers."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
     """Nucleus sampling: only the most likely tokens that together have this probability."""
     new_tokens: Positive = 300
@@ -37,8 +38,11 @@ class Rubric(Strict):
     ratings: Positive = 3
     """Sampled ratings per answer; their mean counts."""
     temperature: NonNegative = 0.8
+    """Of the ratings; 0: the likeliest token each time."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
+    """Nucleus sampling of the ratings."""
     new_tokens: Positive = 300
+    """Most tokens of a rating."""
     batch: Positive = 40
     """As in sampling."""
     part: Positive = 64

@@ -17,6 +17,7 @@ class Samples(Strict):
     answers: Positive = 1
     """Answers of each model to each question; the i-th of the teacher and the i-th of the student are a pair."""
     temperature: NonNegative = 1.0
+    """Of the sampled answers; 0: the likeliest token each time."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Nucleus sampling: only the most likely tokens that together have this probability."""
     new_tokens: Positive = 256

@@ -12,21 +12,29 @@ Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
 class Jsd(Strict):
+    """Loss `jsd`: Jensen-Shannon divergence."""
+
     beta: Share = 0.5
     """Weight of the teacher in the mixture: near 0 forward KL, near 1 reverse KL."""
 
 
 class Akl(Strict):
+    """Loss `akl`: adaptive KL."""
+
     mu: Fraction = 0.5
     """Mass of the teacher's likeliest tokens that are the head."""
 
 
 class Skew(Strict):
+    """Losses `skl` and `srkl`: skew KL and skew reverse KL."""
+
     alpha: Share = 0.1
     """Share of the one distribution that is mixed into the other."""
 
 
 class Abkd(Strict):
+    """Loss `abkd`: alpha-beta divergence."""
+
     alpha: NonNegative = 0.2
     """Exponent of the teacher's probability."""
     beta: NonNegative = 0.7
@@ -40,6 +48,8 @@ class Abkd(Strict):
 
 
 class Cald(Strict):
+    """Loss `cald`: skew KL on the teacher's text, skew reverse KL on the student's."""
+
     alpha: Annotated[float, Field(ge=0.01, lt=1.0)] = 0.1
     """Largest skew."""
     anchor: NonNegative = 0.0
@@ -51,7 +61,10 @@ class Cald(Strict):
 
 
 class DpkdToken(Strict):
+    """Loss `dpkd-token`."""
+
     beta: Annotated[float, Field(gt=0.0)] = 0.1
+    """Weight of the log ratios in the reward."""
 
 
 class LossOptions(Strict):
@@ -121,6 +134,8 @@ class Teaching(Training):
 
 
 class Pretrain(Teaching):
+    """Continual pre-training on the packed text."""
+
     mixture: Mixture = Mixture()
     document_mask: bool = True
     """Tokens of a packed block see only their own document; off, they see what happens to stand before it as well."""
@@ -146,6 +161,8 @@ class Student(Strict):
 
 
 class Distill(Teaching):
+    """Distillation into the MoE or a sparser, smaller student."""
+
     teacher: Literal["dense", "moe"] = "moe"
     """dense: the dense parent; moe: the model of the stage before."""
     student: Student = Student(per_token=1)

