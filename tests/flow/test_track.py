@@ -132,7 +132,9 @@ def test_what_a_step_run_holds(config):
         assert evaluation.data.metrics[f"eval/{score['task']}/{score['metric']}"] == score["value"]
     names = [item.path for item in client.list_artifacts(evaluation.info.run_id)]
     assert names == ["manifest.json", "routing.parquet", "samples.json", "scores.json"]
-    assert [item.path for item in client.list_artifacts(run.info.run_id)] == ["manifest.json"], "no weights"
+    assert [item.path for item in client.list_artifacts(run.info.run_id)] == ["manifest.json", "model"]
+    entry = [item.path for item in client.list_artifacts(run.info.run_id, "model")]
+    assert entry == ["model/MLmodel", "model/README.md", "model/moesaic.json"], "no weights"
 
 
 def test_parent_holds_the_report(config):

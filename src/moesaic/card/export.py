@@ -47,10 +47,11 @@ def run(config: Config, variant: str | None, stage: str | None, out: Path) -> Pa
     return out
 
 
-def gathered(config: Config) -> Gathered:
+def gathered(config: Config, results: Path = Path("results")) -> Gathered:
     """What is finished of a run. Raises InputError when not even the dense parent is."""
     plan = paths.plan_step(config, "report")
-    done = {name: manifest.read(path) for name, path in plan.inputs.items() if path.exists()}
+    places = {name: results.joinpath(*path.parts[1:]) for name, path in plan.inputs.items()}
+    done = {name: manifest.read(path) for name, path in places.items() if path.exists()}
     if "dense" not in done:
         raise InputError(f"{paths.folder('dense')}: not finished; run the workflow first")
     return gather(plan.settings, done)

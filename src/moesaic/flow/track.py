@@ -150,6 +150,13 @@ def _replay(config: Config, results: Path, status: str | None) -> int:
         for place in places(config, results)
     ]
     _replay_parent(client, run_id, results)
+    if config.track.register_models and (results / manifest.NAME).exists():
+        from moesaic.card import register
+
+        current = (run for run in known if run.data.tags.get("moesaic.superseded") != "true")
+        register.models(
+            client, config, results, {run.data.tags["moesaic.step_key"]: run.info.run_id for run in current}
+        )
     status = status or ("FINISHED" if all(finished) else None)
     if status and parent.info.status != status:
         client.set_terminated(run_id, status)

@@ -75,3 +75,5 @@ class Track(Strict):
     """MLflow tracking URI. With http(s) metrics are streamed while training."""
     experiment: str = "moesaic"
     """Name of the MLflow experiment."""
+    register_models: bool = True
+    """Put the last stage of each variant into MLflow's model registry as NAME-VARIANT, with signature and model card; the weights stay where they are."""

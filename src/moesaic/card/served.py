@@ -1,0 +1,41 @@
+"""What `mlflow.pyfunc.load_model` of a registered model calls: chat answers by the model folder that the entry names."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+NEW_TOKENS = 128
+
+
+class Answers:
+    """A loaded model with `predict`."""
+
+    def __init__(self, folder: Path):
+        from moesaic.model import load
+
+        self.model = load.load_model(folder, "registered model")
+        self.tokenizer = load.load_tokenizer(folder)
+
+    def predict(self, frame: Any, params: dict[str, Any] | None = None) -> list[str]:
+        """Greedy answers to the column `prompt`, by the chat template where there is one.
+
+        Args:
+            frame: pandas.DataFrame. params: {"max_new_tokens": N}.
+        """
+        new = int((params or {}).get("max_new_tokens", NEW_TOKENS))
+        answers = []
+        for prompt in frame["prompt"]:
+            if self.tokenizer.chat_template:
+                ids = self.tokenizer.apply_chat_template(
+                    [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt"
+                )["input_ids"]
+            else:
+                ids = self.tokenizer(prompt, return_tensors="pt").input_ids
+            out = self.model.generate(ids, max_new_tokens=new, do_sample=False)
+            answers.append(self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+        return answers
+
+
+def _load_pyfunc(path: str) -> Answers:
+    """Called by MLflow with the path of moesaic.json."""
+    return Answers(Path(json.loads(Path(path).read_text(encoding="utf-8"))["folder"]))
