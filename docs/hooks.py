@@ -71,6 +71,12 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return LINK.sub(relink, markdown)
 
 
+def on_post_page(output: str, **_: Any) -> str:
+    """Give the theme's search dialog a name, which screen readers ask for."""
+    dialog = 'data-md-component="search" role="dialog"'
+    return output.replace(dialog, f'{dialog} aria-label="Search"')
+
+
 def recipes() -> str:
     """A page with the opening comment of each recipe."""
     parts = [
@@ -83,7 +89,8 @@ def recipes() -> str:
             if not line.startswith("#"):
                 break
             if "yaml-language-server" not in line:
-                comment.append(line.removeprefix("#").removeprefix(" "))
+                text, _, command = line.removeprefix("#").removeprefix(" ").partition(":  moesaic ")
+                comment += [f"{text}:", f"  moesaic {command}"] if command else [text]
         prose = [line for line in comment if not line.startswith("  ")]
         shell = [f"    {line.strip()}" for line in comment if line.startswith("  ")]
         parts += [f"\n## {path.stem}\n", _escape("\n".join(prose)), ""]
