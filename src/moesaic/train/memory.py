@@ -5,12 +5,13 @@ Activations are what autograd keeps in the real class, counted on one and on two
 
 import copy
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from moesaic.model import size
+from moesaic.model import execution, size
 from moesaic.train import chunked
 
 PROBE_TOKENS = 32
@@ -91,7 +92,9 @@ def saved_bytes(config: Any, kind: Any, mixed: bool) -> tuple[float, float]:
         if getattr(small, "first_k_dense_replace", None):
             small.first_k_dense_replace = 0
         small.dtype = torch.float32
-        kept.append(_kept(kind(small).float(), mixed))
+        model = kind(small).float()
+        execution.apply(model, "grouped_mm" if mixed else "auto", torch.device("cpu"), logging.DEBUG)
+        kept.append(_kept(model, mixed))
     _SAVED[key] = (kept[1] - kept[0], 2 * kept[0] - kept[1])
     return _SAVED[key]
 
