@@ -52,9 +52,9 @@ def memory(
     activations = layer * moe.config.num_hidden_layers
     if settings["engine"]["gradient_checkpointing"]:
         activations = tokens * moe.config.num_hidden_layers * moe.config.hidden_size * each + layer
-    # of a chunk: logits, their log-softmax, its gradient and that of the logits, in float32; then the head's own gradient
+    # of a chunk: logits in float32, which become their own gradient, and as much again: bfloat16 copies, or a teacher's smaller chunks; then the head's gradient
     head = 0 if settings["optimizer"]["freeze_embeddings"] else moe.config.hidden_size
-    logits = (4 * min(chunked.CHUNK, tokens) + head) * moe.config.vocab_size * 4 + fixed * tokens
+    logits = (2 * min(chunked.CHUNK, tokens) + head) * moe.config.vocab_size * 4 + fixed * tokens
     teacher = size.count(resident).total * resident.dtype.itemsize if resident is not None else 0
     passes = settings["batch"] // (settings["micro_batch"] * max(1, ranks))
     # with one pass a step, gradients come as activations go, the last of them beside the first layer's; with several the gradients stay.
