@@ -22,15 +22,16 @@ from torch import Tensor, nn
 from moesaic.generate import decode
 
 SHAPES = {"2/8": (8, 2), "4/16": (16, 4)}
-BACKENDS = ("eager", "batched_mm", "grouped_mm")
+BACKENDS = ("eager", "batched_mm", "grouped_mm", "sorted")
 
 
 def experts(arguments: Any, count: int, chosen: int, backend: str) -> nn.Module:
     """The experts of one layer in a backend."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from moesaic.model import families
+    from moesaic.model import execution, families
 
+    execution.register()
     config = AutoConfig.for_model(
         "mixtral", hidden_size=arguments.width, intermediate_size=arguments.intermediate // count, num_local_experts=count,
         num_experts_per_tok=chosen, num_hidden_layers=1, num_attention_heads=8, num_key_value_heads=8, vocab_size=64,

@@ -286,6 +286,9 @@ def _training(raw: Mapping[str, Any], step: str) -> dict[str, Any]:
     """
     settings: dict[str, Any] = raw[step]
     engine = settings["engine"]
+    if engine["experts"] == "auto":  # left out: a project from before the key has nothing to do again
+        engine = {key: value for key, value in engine.items() if key != "experts"}
+        settings = settings | {"engine": engine}
     if engine["kind"] != "deepspeed":
         return settings
     key, path = f"{step}.engine.deepspeed", Path(engine["deepspeed"])

@@ -7,7 +7,7 @@ import torch
 from tiny import tiny_moe
 from torch.nn import functional
 
-from moesaic.train.chunked import chunked_loss
+from moesaic.train.chunked import CrossEntropy, chunked_loss
 from moesaic.train.objectives import IGNORE, Batch, Trainee, Weights, forward_kl
 from moesaic.train.schedule import learning_rate
 
@@ -51,6 +51,30 @@ def test_chunked_cross_entropy_equals_full_logits(chunk):
     assert torch.allclose(statistics[:, 0].sum(), expected, rtol=1e-5)
     assert torch.allclose(found[0], hidden.grad, atol=1e-5)
     assert torch.allclose(found[1], head.grad, atol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 2e-5)])
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_cross_entropy_made_in_place_equals_full_logits_in_float64(dtype, tolerance, chunk):
+    """Logits are float32 whatever the model is, so in float64, too, the difference is that of float32."""
+    stream = torch.Generator().manual_seed(0)
+    hidden, head = (torch.randn(size, 16, generator=stream, dtype=torch.float64) for size in (50, 97))
+    hidden[3] *= 200  # logits of hundreds: exp of them would overflow
+    targets = torch.randint(0, 97, (50,), generator=stream)
+    exact = [item.clone().requires_grad_() for item in (hidden, head)]
+    own = [item.to(dtype).requires_grad_() for item in (hidden, head)]
+    loss = CrossEntropy(targets, lambda nll: [nll, 2 * nll])
+    total, statistics = chunked_loss(*own, loss, chunk)
+    (total * 0.5).backward()
+    wanted = functional.cross_entropy(exact[0] @ exact[1].T, targets, reduction="none")
+    (wanted.sum() * 0.5).backward()
+    torch.testing.assert_close(
+        statistics.double(), torch.stack([wanted, 2 * wanted], 1).detach(), rtol=1e-5, atol=1e-4
+    )
+    for mine, reference in zip(own, exact, strict=True):
+        assert (mine.grad.double() - reference.grad).norm() / reference.grad.norm() < tolerance
+    with torch.no_grad():  # the way without gradients
+        assert torch.allclose(chunked_loss(*own, loss, chunk)[0].double(), wanted.sum(), rtol=1e-5)
 
 
 def test_cross_entropy_equals_transformers(llama):

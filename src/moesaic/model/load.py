@@ -1,12 +1,14 @@
 """Load a model folder that a step wrote or a user gave: standard classes, safetensors only, no code from the folder."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from moesaic.errors import InputError
+from moesaic.model import execution
 
 
 def check_folder(folder: Path, key: str) -> dict[str, Any]:
@@ -78,6 +80,7 @@ def load_model(folder: Path, key: str = "model", dtype: torch.dtype | str = "aut
         )
     if skips:
         saved.restore(model, raw, folder, key)
+    execution.apply(model, "auto", torch.device("cpu"), logging.DEBUG)  # moved to a GPU, it hands over
     return model.eval()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moesaic.model import families, grouped
+from moesaic.model import execution, families, grouped
 from moesaic.model.depth import skip
 from moesaic.train.clock import Clock
 from moesaic.train.schedule import learning_rate
@@ -39,10 +39,12 @@ class Engine:
         if self.settings["freeze_embeddings"]:
             for module in (trainee.model.get_input_embeddings(), trainee.model.get_output_embeddings()):
                 module.weight.requires_grad_(False)
+        execution.apply(trainee.model, settings["engine"].get("experts", "auto"), self.device)
         if settings["engine"]["gradient_checkpointing"]:
             trainee.model.gradient_checkpointing_enable({"use_reentrant": False})
         if trainee.teacher is not None:
             trainee.teacher.to(self.device).requires_grad_(False)
+            execution.apply(trainee.teacher.model, "auto", self.device)
         self.trainee = trainee.to(self.device)
         self.wrapped = self.accelerator.prepare_model(self.trainee) if wrap else self.trainee
         self.parameters = {name: p for name, p in self._named() if p.requires_grad}

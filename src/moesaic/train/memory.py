@@ -5,12 +5,13 @@ Activations are what autograd keeps in the real class, counted on one and on two
 
 import copy
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from moesaic.model import size
+from moesaic.model import execution, size
 from moesaic.train import chunked
 
 PROBE_TOKENS = 32
@@ -51,9 +52,9 @@ def memory(
     activations = layer * moe.config.num_hidden_layers
     if settings["engine"]["gradient_checkpointing"]:
         activations = tokens * moe.config.num_hidden_layers * moe.config.hidden_size * each + layer
-    # of a chunk: logits, their log-softmax, its gradient and that of the logits, in float32; then the head's own gradient
+    # of a chunk: logits in float32, which become their own gradient, and as much again: bfloat16 copies, or a teacher's smaller chunks; then the head's gradient
     head = 0 if settings["optimizer"]["freeze_embeddings"] else moe.config.hidden_size
-    logits = (4 * min(chunked.CHUNK, tokens) + head) * moe.config.vocab_size * 4 + fixed * tokens
+    logits = (2 * min(chunked.CHUNK, tokens) + head) * moe.config.vocab_size * 4 + fixed * tokens
     teacher = size.count(resident).total * resident.dtype.itemsize if resident is not None else 0
     passes = settings["batch"] // (settings["micro_batch"] * max(1, ranks))
     # with one pass a step, gradients come as activations go, the last of them beside the first layer's; with several the gradients stay.
@@ -91,7 +92,9 @@ def saved_bytes(config: Any, kind: Any, mixed: bool) -> tuple[float, float]:
         if getattr(small, "first_k_dense_replace", None):
             small.first_k_dense_replace = 0
         small.dtype = torch.float32
-        kept.append(_kept(kind(small).float(), mixed))
+        model = kind(small).float()
+        execution.apply(model, "grouped_mm" if mixed else "auto", torch.device("cpu"), logging.DEBUG)
+        kept.append(_kept(model, mixed))
     _SAVED[key] = (kept[1] - kept[0], 2 * kept[0] - kept[1])
     return _SAVED[key]
 

@@ -20,7 +20,7 @@ from moesaic.model.adapters import sequence
 from moesaic.model.adapters.layout import ImageTokens
 from moesaic.model.depth import skip
 from moesaic.model.depth.steer import Steering
-from moesaic.train.chunked import CHUNK, chunked_loss
+from moesaic.train.chunked import CHUNK, CrossEntropy, chunked_loss
 from moesaic.train.policy import DEFAULTS, Policy
 
 IGNORE = -100
@@ -192,15 +192,22 @@ class Trainee(nn.Module):
         own = torch.tensor([name in weights.student_text for name in batch.domains], device=targets_N.device)
         own_N = own[batch.row_of(where_BT)] if weights.student_text else None
 
+        alone = weights.kl == 0 or not self.training or not method.teacher
+        # without a teacher the distillation losses are cross entropy themselves
+        nothing = weights.kl == 0 or not self.training
+
+        def columns(nll_N: Tensor) -> list[Tensor]:
+            return [nll_N, torch.zeros_like(nll_N) if nothing else nll_N]
+
+        if alone and (taught is None or self.training):
+            return CrossEntropy(targets_N, columns)
+
         def loss(logits_NV: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
             nll_N = functional.cross_entropy(logits_NV, targets_N[chunk], reduction="none")
-            if weights.kl == 0 or not self.training or not method.teacher:
-                # without a teacher the distillation losses are cross entropy themselves
-                nothing = weights.kl == 0 or not self.training
-                columns = [nll_N, torch.zeros_like(nll_N) if nothing else nll_N]
-                if taught is not None and not self.training:
-                    columns += _telemetry(logits_NV, chunk, taught)
-                return nll_N.sum(), torch.stack(columns, dim=1)
+            if alone:
+                assert taught is not None
+                found = columns(nll_N) + _telemetry(logits_NV, chunk, taught)
+                return nll_N.sum(), torch.stack(found, dim=1)
             assert taught is not None, f"the loss {weights.loss} needs a teacher"
             seen = taught.compare(logits_NV, chunk, weights.temperature)
             text = Text(
