@@ -15,6 +15,8 @@ AXES = {
     "reliability/refusal": ("harmful instructions refused", "refusal", "higher"),
     "reliability/over_refusal": ("harmless instructions refused", "refusal", "lower"),
     "reliability/hallucination": ("hallucination: TruthfulQA", "acc", "higher"),
+    "reliability/hallucination_dola": ("the same with DoLa", "acc", "higher"),
+    "reliability/dola_gain": ("gained by DoLa", "acc_gain", "higher"),
     "reliability/adversarial": ("adversarial text", "acc", "higher"),
     "reliability/adversarial_drop": ("lost by typos", "acc_drop", "lower"),
     "reliability/style": ("other styles", "acc", "higher"),
@@ -148,7 +150,7 @@ def bars(run: Gathered) -> list[str]:
     shown = [
         (task, metric, label)
         for task, (label, metric, _) in AXES.items()
-        if not task.endswith("_drop") and run.dense.score(task, metric)
+        if not task.endswith(("_drop", "_gain")) and run.dense.score(task, metric)
     ]
     if not shown:
         return []
