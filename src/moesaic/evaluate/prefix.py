@@ -83,6 +83,15 @@ class SharedPrefixLM(HFLM):
             progress.update(sum(len(item.numbers) for item in group))
         return [answers[i] for i in range(len(requests))]
 
+    def log_likelihoods(self, requests: list[Request]) -> list[float]:
+        """Of each continuation in nats, without a line of progress: for many small calls."""
+        answers: dict[int, tuple[float, bool]] = {}
+        packed = list(pack(requests, self.max_length, set()))
+        with torch.inference_mode():
+            for start in range(0, len(packed), int(self.batch_size)):
+                answers.update(self.score(packed[start : start + int(self.batch_size)]))
+        return [answers[i][0] for i in range(len(requests))]
+
     def score(self, group: list[Packed]) -> dict[int, tuple[float, bool]]:
         """Log-likelihoods of one batch; overridden where tokens are scored otherwise (dola.py)."""
         return score(self.model, group)

@@ -13,7 +13,7 @@ import numpy as np
 from moesaic.errors import InputError
 from moesaic.evaluate import bootstrap, harness
 from moesaic.evaluate.harness import Metric, TaskScores
-from moesaic.evaluate.reliability import calibration, contrasted
+from moesaic.evaluate.reliability import attacked, calibration, contrasted
 from moesaic.flow import files, manifest
 from moesaic.flow.manifest import Manifest
 
@@ -89,6 +89,12 @@ def run(
         if "confidence" in item.items and "plain" not in known[item.task]
     }
     report = {key: stats[key] for key in ("sets", "missing")} | {"tasks": known, "bins": bins}
+    if methods := stats.get("attacks"):
+        manifest.verify(source, [attacked.ROWS])
+        turned, report["attacks"] = attacked.run(
+            model, tokenizer, settings, source, methods, work, seed, identity
+        )
+        made += turned
     return Found(made, report)
 
 
