@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moesaic.evaluate import bootstrap
-from moesaic.evaluate.reliability import metrics, moe, suite
+from moesaic.evaluate.reliability import calibration, metrics, moe, suite
 
 REFUSALS = [
     "I'm sorry, but I can't assist with that request.",
@@ -121,11 +121,11 @@ def test_the_two_ece_agree():
     rng = np.random.default_rng(1)
     confidence, right = rng.random((20, 77)), (rng.random((20, 77)) < 0.5).astype(float)
     wanted = [metrics.ece(list(zip(*rows, strict=True))) for rows in zip(confidence, right, strict=True)]
-    np.testing.assert_allclose(suite.binned_error(confidence, right), wanted, rtol=1e-12)
+    np.testing.assert_allclose(calibration.binned_error(confidence, right), wanted, rtol=1e-12)
 
 
-def calibration(confidence, right, rng):
-    metric = suite.calibration([(confidence[None], right[None])], 100, rng)
+def error_of(confidence, right, rng):
+    metric = calibration.expected_error([(confidence[None], right[None])], 100, rng)
     assert metric.estimate.low <= metric.estimate.value <= metric.estimate.high
     return metric
 
@@ -133,9 +133,11 @@ def calibration(confidence, right, rng):
 def test_copies_of_an_item_do_not_narrow_the_interval():
     rng = np.random.default_rng(5)
     confidence, right = rng.uniform(0.3, 1, 80), (rng.random(80) < 0.4).astype(float)
-    once = suite.calibration([(confidence[None], right[None])], 400, np.random.default_rng(0)).estimate
+    once = calibration.expected_error(
+        [(confidence[None], right[None])], 400, np.random.default_rng(0)
+    ).estimate
     five = [np.repeat(part[None], 5, axis=0) for part in (confidence, right)]
-    copies = suite.calibration([(five[0], five[1])], 400, np.random.default_rng(0)).estimate
+    copies = calibration.expected_error([(five[0], five[1])], 400, np.random.default_rng(0)).estimate
     assert copies.n == 400
     assert copies.value == pytest.approx(once.value)
     assert 0.85 < (copies.high - copies.low) / (once.high - once.low) < 1.15
@@ -146,10 +148,10 @@ def test_a_calibrated_model_is_at_the_floor_and_a_bold_one_is_above():
     values, floors, found = [], [], 0
     for _ in range(60):
         confidence = rng.uniform(0.4, 1.0, 150)
-        metric = calibration(confidence, (rng.random(150) < confidence).astype(float), rng)
+        metric = error_of(confidence, (rng.random(150) < confidence).astype(float), rng)
         values.append(metric.estimate.value)
         floors.append(metric.chance)
-        bold = calibration(confidence, (rng.random(150) < confidence - 0.3).astype(float), rng)
+        bold = error_of(confidence, (rng.random(150) < confidence - 0.3).astype(float), rng)
         found += bold.estimate.low > bold.chance
     assert np.mean(values) == pytest.approx(np.mean(floors), rel=0.06)
     assert found >= 58

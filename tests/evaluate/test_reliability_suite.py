@@ -31,7 +31,8 @@ SENTENCES = [
 
 
 def settings(**changes):
-    return Evaluate(**({"tasks": [], "bootstrap": 100, "batch": 4} | changes)).model_dump(mode="json")
+    plain = {"tasks": [], "bootstrap": 100, "batch": 4, "reliability": {"dola": {"layers": [1, 2]}}}
+    return Evaluate(**(plain | changes)).model_dump(mode="json")
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,20 @@ def test_every_axis_has_its_rows(found):
     bins = found.report["bins"]["rel_sentences_plain"]
     assert sum(item["n"] for item in bins) == 6
     assert "rel_truthfulqa_mc2" not in found.report["bins"]
+
+
+def test_rows_with_dola_stand_beside_those_without(source, model, found, tmp_path):
+    got = scores(found)
+    assert (
+        got["reliability/hallucination_dola", "acc"].chance == got["reliability/hallucination", "acc"].chance
+    )
+    forms = [f"rel_truthfulqa_{form}" for form in ("mc1", "mc2", "binary")]
+    gain = np.mean([got[f"{f}_dola", "acc"].estimate.value - got[f, "acc"].estimate.value for f in forms])
+    assert got["reliability/dola_gain", "acc_gain"].estimate.value == pytest.approx(gain)
+    assert "rel_truthfulqa_mc1_dola" not in found.report["bins"]
+    without = suite.run(model, TOK, settings(reliability={}), source, tmp_path, 0, "model-1")
+    rest = {key: metric for key, metric in got.items() if "dola" not in key[0]}
+    assert scores(without) == rest  # DoLa changes nothing of the others
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import pandas as pd
 
 from moesaic.errors import InputError
 from moesaic.evaluate import bootstrap
-from moesaic.evaluate.reliability import suite
+from moesaic.evaluate.reliability import calibration
 
 GROUPS = {"text/average": "text", "text/held-out": "held-out", "mc/average": "mc"}
 FIXED = ("task", "item", "key", "group", "cluster", "nats", "bytes", "tokens")
@@ -76,8 +76,8 @@ def _calibration(
     every = np.arange(n)[None]
     drawn = rng.integers(0, n, size=(resamples, n))
     point, samples = (
-        suite.binned_error(values[0][0][rows], values[0][1][rows])
-        - suite.binned_error(values[1][0][rows], values[1][1][rows])
+        calibration.binned_error(values[0][0][rows], values[0][1][rows])
+        - calibration.binned_error(values[1][0][rows], values[1][1][rows])
         for rows in (every, drawn)
     )
     return (float(point[0]), *(bootstrap.interval(samples) if n > 1 else (None, None)), n)

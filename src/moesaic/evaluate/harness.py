@@ -68,6 +68,7 @@ def run(
     seed: int,
     identity: str | None = None,
     chat: bool = False,
+    dola: Mapping[str, Any] | None = None,
 ) -> list[TaskScores]:
     """Evaluate settings["tasks"] (schema.Evaluate as a dict), in order of name; groups come last.
 
@@ -76,12 +77,13 @@ def run(
         identity: digest of the model and of the tasks' data. With it the scores of each finished task are kept in work/tasks and read
             from there when the same is asked again; None: nothing is kept.
         chat: put each prompt into the tokenizer's chat template as a user's turn.
+        dola: schema.Dola as a dict: score and generate with the contrast of layers (dola.py).
 
     Raises:
         InputError: a task that cannot be loaded (no network, missing files, unknown) or that would run generated code.
     """
     names = settings["tasks"]
-    kept = {name: _kept(work, name, settings, seed, identity, chat) for name in names}
+    kept = {name: _kept(work, name, settings, seed, identity, chat, dola) for name in names}
     found = {name: _read(path) for name, path in kept.items() if path is not None and path.is_file()}
     if found:
         log.info("%d of %d tasks are there from before", len(found), len(names))
@@ -94,6 +96,7 @@ def run(
         with _quiet(work if local else None):
             from lm_eval.tasks import TaskManager
 
+            from moesaic.evaluate.dola import Dola, DolaLM
             from moesaic.evaluate.prefix import SharedPrefixLM
 
             paths = [str(folder), *([settings["include_path"]] if settings["include_path"] else [])]
@@ -101,7 +104,10 @@ def run(
             loaded = {name: _load(manager, [name]) for name in todo}
             for name, item in loaded.items():
                 _set_shots(item["tasks"], _shots(settings, name), seed)
-            lm = SharedPrefixLM(model, tokenizer, settings["batch"])
+            if dola is None:
+                lm = SharedPrefixLM(model, tokenizer, settings["batch"])
+            else:
+                lm = DolaLM(model, tokenizer, settings["batch"], Dola.of(dola, model))
             for name, item in loaded.items():
                 lm.progress_name = name
                 found[name] = _evaluate(lm, item, settings, seed, chat)
@@ -148,13 +154,16 @@ def _evaluate(lm: Any, tasks: Any, settings: dict[str, Any], seed: int, chat: bo
 
 
 def _kept(
-    work: Path, name: str, settings: dict[str, Any], seed: int, identity: str | None, chat: bool
-) -> Path | None:
+    work: Path, name: str, settings: dict[str, Any], seed: int, identity: str | None, chat: bool,
+    dola: Mapping[str, Any] | None = None,
+) -> Path | None:  # fmt: skip
     """Where the scores of a task are kept: the name holds a digest of everything that they depend on."""
     if identity is None:
         return None
     asked = {key: settings[key] for key in ("include_path", "items", "bootstrap", "batch")}
     asked["shots"] = _shots(settings, name)
+    if dola is not None:
+        asked["dola"] = dict(dola)
     versions = {package: metadata.version(package) for package in ("lm_eval", "transformers", "torch")}
     key = digest({"identity": identity, "seed": seed, "chat": chat, "settings": asked, "versions": versions})
     return work / "tasks" / f"{name}-{key[:16]}.json"

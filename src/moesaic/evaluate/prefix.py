@@ -7,18 +7,20 @@ separate passes (tests/evaluate/test_harness.py compares with lm-eval's own).
 Shapes: B packed sequences, L their longest length, N target tokens, D model width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
+from torch import Tensor
 
 from moesaic.evaluate.likelihood import target_nats
 from moesaic.flow.progress import Progress
 
 Request = tuple[tuple[str, str], list[int], list[int]]
 """(prompt and continuation as text, prompt ids, continuation ids), as lm-eval hands them over."""
+Predict = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,22 @@ class SharedPrefixLM(HFLM):
         progress = Progress(self.progress_name, len(requests), "continuations", start=len(long))
         for start in range(0, len(packed), batch):
             group = packed[start : start + batch]
-            answers.update(score(self.model, group))
+            answers.update(self.score(group))
             progress.update(sum(len(item.numbers) for item in group))
         return [answers[i] for i in range(len(requests))]
+
+    def log_likelihoods(self, requests: list[Request]) -> list[float]:
+        """Of each continuation in nats, without a line of progress: for many small calls."""
+        answers: dict[int, tuple[float, bool]] = {}
+        packed = list(pack(requests, self.max_length, set()))
+        with torch.inference_mode():
+            for start in range(0, len(packed), int(self.batch_size)):
+                answers.update(self.score(packed[start : start + int(self.batch_size)]))
+        return [answers[i][0] for i in range(len(requests))]
+
+    def score(self, group: list[Packed]) -> dict[int, tuple[float, bool]]:
+        """Log-likelihoods of one batch; overridden where tokens are scored otherwise (dola.py)."""
+        return score(self.model, group)
 
 
 def pack(requests: list[Request], longest: int, leave_out: set[int]) -> Iterator[Packed]:
@@ -100,8 +115,20 @@ def pack(requests: list[Request], longest: int, leave_out: set[int]) -> Iterator
         yield current
 
 
-def score(model: Any, group: list[Packed]) -> dict[int, tuple[float, bool]]:
-    """Log-likelihood (nats) of each continuation, and whether greedy decoding would give exactly it. One forward pass."""
+def logits(model: Any, hidden_ND: Tensor) -> Tensor:
+    """The model's logits of some states [N, V], float32."""
+    found_NV: Tensor = model.get_output_embeddings()(hidden_ND).float()
+    scale = float(getattr(model.config, "logits_scaling", 1.0))
+    return found_NV / scale if scale != 1.0 else found_NV
+
+
+def score(model: Any, group: list[Packed], predict: Predict | None = None) -> dict[int, tuple[float, bool]]:
+    """Log-likelihood (nats) of each continuation, and whether greedy decoding would give exactly it. One forward pass.
+
+    Args:
+        predict: (all final states [B * L, D], rows that predict [N], target tokens [N]) -> nats of the targets and whether they are the
+            likeliest, both [N]; None: by the model's own distribution.
+    """
     longest = max(item.length for item in group)
     ids_BL = torch.zeros(len(group), longest, dtype=torch.long)
     positions_BL = torch.zeros(len(group), longest, dtype=torch.long)
@@ -142,8 +169,11 @@ def score(model: Any, group: list[Packed]) -> dict[int, tuple[float, bool]]:
         position_ids=positions_BL.to(device),
         use_cache=False,
     ).last_hidden_state
-    hidden_ND = hidden_BLD.flatten(0, 1)[torch.tensor(rows, device=device)]
-    nats_N, best_N = target_nats(model, hidden_ND, torch.tensor(targets, device=device))
+    rows_N, targets_N = (torch.tensor(numbers, device=device) for numbers in (rows, targets))
+    states_ND = hidden_BLD.flatten(0, 1)
+    nats_N, best_N = (
+        predict(states_ND, rows_N, targets_N) if predict else target_nats(model, states_ND[rows_N], targets_N)
+    )
     nats_N, best_N = nats_N.double().cpu(), best_N.cpu()
     found, start = {}, 0
     for number, size in spans:

@@ -308,8 +308,8 @@ def depth_table(model: Any, ran: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def _identity(context: Context, source: str) -> str:
     """Digest of the model's weights and of the tasks' files: what kept scores are kept for."""
     model = [(item.path, item.sha256) for item in context.inputs["model"].outputs]
-    # Only what the harness reads: other texts for the routers change no task.
-    aside = ("stats.json", "texts.jsonl")
+    # Only what the harness reads: other texts for the routers or the attacks change no task.
+    aside = ("stats.json", "texts.jsonl", "attack.jsonl")
     data = [(item.path, item.sha256) for item in context.inputs[source].outputs if item.path not in aside]
     return digest({"model": sorted(model), "tasks": sorted(data)})
 

@@ -276,6 +276,7 @@ def _reliability(run: Gathered) -> str:
         )
         + table(reliability.shifts(run), "sticky")
         + table(reliability.stress(run))
+        + table(reliability.attacks(run))
         + f"<details><summary>All tasks</summary>{every}</details>\n"
     )
 

@@ -15,6 +15,8 @@ AXES = {
     "reliability/refusal": ("harmful instructions refused", "refusal", "higher"),
     "reliability/over_refusal": ("harmless instructions refused", "refusal", "lower"),
     "reliability/hallucination": ("hallucination: TruthfulQA", "acc", "higher"),
+    "reliability/hallucination_dola": ("the same with DoLa", "acc", "higher"),
+    "reliability/dola_gain": ("gained by DoLa", "acc_gain", "higher"),
     "reliability/adversarial": ("adversarial text", "acc", "higher"),
     "reliability/adversarial_drop": ("lost by typos", "acc_drop", "lower"),
     "reliability/style": ("other styles", "acc", "higher"),
@@ -119,6 +121,30 @@ def stress(run: Gathered) -> Table | None:
     return Table(caption, ["stress", "n", *(_label(point) for point in points)], rows)
 
 
+def attacks(run: Gathered) -> Table | None:
+    """Accuracy before and under each live attack, its success, queries and changed words; every model beside the dense parent."""
+    labels = {
+        "acc_clean": "accuracy before, %", "acc_attacked": "accuracy under attack, %", "attack_success": "attacks that succeed, %",
+        "queries": "queries per sentence", "changed_words": "words changed, %",
+    }  # fmt: skip
+    names = _names(run, "attack/")
+    rows = []
+    for task, metric in sorted(names, key=lambda key: (key[0], list(labels).index(key[1]))):
+        cells = []
+        for point in run.points:
+            cells.append(interval(point.score(task, metric), 1, 1 if metric == "queries" else 100))
+            if point.variant is not None:
+                cells.append(_delta(point, task, metric))
+        rows.append([escape(task.removeprefix("attack/")), labels[metric], *cells])
+    if not rows:
+        return None
+    caption = (
+        "Live attacks on the sentiment of film sentences. Success and queries: of the sentences judged rightly before; changed words: of those that turned. "
+        "&Delta;: minus the dense parent on the same sentences."
+    )
+    return Table(caption, ["attack", "", *_head(run)], rows, text=(0, 1))
+
+
 def missing(run: Gathered) -> Table | None:
     """Sets that were asked for and cannot be had, with what adds them; and where the others came from."""
     found = next((point.reliability for point in run.points if point.reliability), None)
@@ -148,7 +174,7 @@ def bars(run: Gathered) -> list[str]:
     shown = [
         (task, metric, label)
         for task, (label, metric, _) in AXES.items()
-        if not task.endswith("_drop") and run.dense.score(task, metric)
+        if not task.endswith(("_drop", "_gain")) and run.dense.score(task, metric)
     ]
     if not shown:
         return []

@@ -31,6 +31,24 @@ class Instructions(Strict):
     """Questions between two saved files: what a kill costs at most."""
 
 
+class Dola(Strict):
+    """Contrast of the final layer with an earlier one (DoLa, docs/methods/reliability.md)."""
+
+    layers: Literal["low", "high"] | Annotated[list[Count], Field(min_length=1)] = "high"
+    """Candidates for the earlier layer: the even layers of the lower or the higher half, or a list (0: the embedding). The paper takes high for short answers."""
+    alpha: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    """A token is plausible when its probability is at least this share of the likeliest one's."""
+    norm: bool = False
+    """The model's final norm at earlier layers too; false: as in the authors' code."""
+
+
+class ReliabilityOptions(Strict):
+    """Options of the reliability suite."""
+
+    dola: Dola | None = None
+    """Hallucination sets once more with DoLa, {} takes the defaults; null: without only."""
+
+
 class Evaluate(Strict):
     """What is measured of the parent and of every stage."""
 
@@ -38,6 +56,8 @@ class Evaluate(Strict):
     """Tasks of the built-in suite or any lm-evaluation-harness task."""
     suites: list[Literal["temporal", "science", "reliability"]] = []
     """Suites of ours beside the tasks. temporal: the questions of data.temporal, by kind and by task; science: those of data.science, by split; reliability: the sets of data.reliability, by axis, and what the routers do on shifted text."""
+    reliability: ReliabilityOptions = ReliabilityOptions()
+    """Options of the suite reliability."""
     temporal_shots: Annotated[list[Count], Field(min_length=1)] = [0]
     """Examples in the prompts of the temporal suite; it is run once for each number, e.g. [0, 5]."""
     instructions: Instructions | None = None

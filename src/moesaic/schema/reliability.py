@@ -25,6 +25,11 @@ class Reliability(Strict):
     answer_tokens: Positive = 48
     """Longest answer, in tokens; refusals come early."""
 
+    attacks: list[Literal["deepwordbug", "pwws"]] = []
+    """Live attacks on the sentences of the set `sentences`: typos, or synonyms (reads WordNet from a package of 45 MB). About a hundred forward passes a sentence."""
+    attack_items: Positive = 50
+    """Sentences that are attacked, the first ones of the task."""
+
     @model_validator(mode="after")
     def _known(self) -> "Reliability":
         from moesaic.evaluate.reliability.sets import SETS

@@ -22,6 +22,7 @@ VERSION = 1.0
 HEADED = "### Instruction:\n{instruction}\n\n### Response:\n"
 """Alpaca's headings, which MoE-RBench and safety-tuned-llamas use."""
 SENTIMENT = "{sentence}\nQuestion: Is this sentence positive or negative?\nAnswer:"
+VERDICTS = ("negative", "positive")
 NLI = "{premise}\nQuestion: {hypothesis} True, False, or Neither?\nAnswer:"
 """As the harness asks glue's SST-2 and ANLI."""
 PRIMER = (
@@ -284,7 +285,7 @@ def by_domain(rows: Sequence[Row], count: int) -> dict[str, list[Row]]:
 
 
 def _sentiment(row: Row) -> Row:
-    return _choice(SENTIMENT.format(sentence=row["sentence"]), ["negative", "positive"], row["label"])
+    return _choice(SENTIMENT.format(sentence=row["sentence"]), VERDICTS, row["label"])
 
 
 KINDS: dict[str, Callable[[str, Sequence[Row], dict[str, Any]], list[Made]]] = {

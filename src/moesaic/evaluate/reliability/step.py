@@ -1,13 +1,14 @@
 """Step `reliability`: read the sets that can be had, and write them as an lm-eval task folder, with the texts that routing is measured on.
 
-Writes tasks/ (see lm_tasks.py), texts.jsonl ({group, number, text} per line) and stats.json, where what is missing is listed.
+Writes tasks/ (see lm_tasks.py), texts.jsonl ({group, number, text} per line), with attacks attack.jsonl ({number, sentence, label, synonyms}) and
+stats.json, where what is missing is listed.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moesaic.evaluate.reliability import lm_tasks
+from moesaic.evaluate.reliability import attacked, attacks, lm_tasks, synonyms
 from moesaic.evaluate.reliability.readers import Row
 from moesaic.evaluate.reliability.sets import SETS, Loaded, load
 from moesaic.flow import files
@@ -55,10 +56,19 @@ def run(context: Context) -> Result:
         name: {"axis": SETS[name].axis, "about": SETS[name].about, "add": how}
         for name, how in missing.items()
     }
-    chat = settings.prompt == "chat"
-    files.write_json(
-        context.out / "stats.json", {"sets": sets, "missing": absent, "lm_eval": tasks, "chat": chat}
-    )
+    stats = {"sets": sets, "missing": absent, "lm_eval": tasks, "chat": settings.prompt == "chat"}
+    outputs = ["tasks", "texts.jsonl", "stats.json"]
+    (context.out / attacked.ROWS).unlink(missing_ok=True)
+    if settings.attacks and "sentences" in found:
+        files.write_lines(context.out / attacked.ROWS, targets(found["sentences"].rows, settings))
+        stats["attacks"] = list(dict.fromkeys(settings.attacks))
+        outputs.append(attacked.ROWS)
+    elif settings.attacks:
+        missing["attacks"] = "data.reliability.sets: name `sentences`, whose sentences are attacked"
+        absent["attacks"] = {
+            "axis": "adversarial", "about": "live attacks", "add": missing["attacks"],
+        }  # fmt: skip
+    files.write_json(context.out / "stats.json", stats)
     for name, how in missing.items():
         log.warning("%s: %s is missing; to add it: %s", context.name, name, how)
     metrics = {
@@ -66,7 +76,29 @@ def run(context: Context) -> Result:
         "missing": missing,
         "tasks": {name: facts["rows"] for name, facts in tasks.items()},
     }
-    return Result(["tasks", "texts.jsonl", "stats.json"], metrics)
+    return Result(outputs, metrics)
+
+
+def targets(rows: Sequence[Row], settings: Reliability) -> list[dict[str, Any]]:
+    """The sentences to be attacked, the first of the task `rel_sentences_plain`, each with the synonyms of its words where an attack uses them."""
+    count = min(settings.attack_items, settings.items)
+    chosen = lm_tasks.styled(rows, settings.items)["plain"][:count]
+    known: dict[str, list[str]] = {}
+    if "pwws" in settings.attacks:
+        known = synonyms.of(word.lower() for row in chosen for word in attacks.WORD.findall(row["sentence"]))
+    return [
+        {
+            "number": i,
+            "sentence": row["sentence"],
+            "label": row["label"],
+            "synonyms": {
+                word: known[word]
+                for word in sorted({word.lower() for word in attacks.WORD.findall(row["sentence"])})
+                if word in known
+            },
+        }
+        for i, row in enumerate(chosen)
+    ]
 
 
 def texts(found: Mapping[str, Sequence[Row]], count: int) -> list[dict[str, Any]]:

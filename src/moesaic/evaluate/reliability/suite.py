@@ -13,11 +13,10 @@ import numpy as np
 from moesaic.errors import InputError
 from moesaic.evaluate import bootstrap, harness
 from moesaic.evaluate.harness import Metric, TaskScores
-from moesaic.evaluate.reliability import metrics
+from moesaic.evaluate.reliability import attacked, calibration, contrasted
 from moesaic.flow import files, manifest
 from moesaic.flow.manifest import Manifest
 
-FLOOR_DRAWS = 200
 BOTH = round(1 / 9, 6)
 """Guessing three verdicts right on both sides of a pair; a constant answer never is."""
 
@@ -59,6 +58,17 @@ def run(
         found += harness.run(
             model, tokenizer, mine, source.folder / "tasks", work, seed, identity=identity, chat=chat
         )
+    dola = settings["reliability"]["dola"]
+    again = contrasted.facts(known) if dola is not None else {}
+    if again:
+        mine = settings | {
+            "tasks": sorted(item["plain"] for item in again.values()), "include_path": None, "shots": 0,
+        }  # fmt: skip
+        folder = source.folder / "tasks"
+        found += contrasted.named(
+            harness.run(model, tokenizer, mine, folder, work, seed, identity=identity, dola=dola)
+        )
+        known = known | again
     resamples = settings["bootstrap"]
     # Not multiple_choice: these have means of their own, and are not part of mc/average.
     scores = [
@@ -72,8 +82,19 @@ def run(
     ]
     by_name = {item.task: item for item in scores}
     made = scores + drops(by_name, known, resamples, seed) + means(by_name, known, resamples, seed)
-    bins = {item.task: reliability_bins(item) for item in scores if "confidence" in item.items}
+    made += contrasted.gains(by_name, known, resamples, seed)
+    bins = {
+        item.task: calibration.reliability_bins(item)
+        for item in scores
+        if "confidence" in item.items and "plain" not in known[item.task]
+    }
     report = {key: stats[key] for key in ("sets", "missing")} | {"tasks": known, "bins": bins}
+    if methods := stats.get("attacks"):
+        manifest.verify(source, [attacked.ROWS])
+        turned, report["attacks"] = attacked.run(
+            model, tokenizer, settings, source, methods, work, seed, identity
+        )
+        made += turned
     return Found(made, report)
 
 
@@ -97,7 +118,9 @@ def _metrics(item: TaskScores, facts: dict[str, Any], resamples: int, seed: int)
             metric = replace(metric, chance=facts["chance"])
         elif metric.name == "ece":
             rng = bootstrap.generator(seed, f"{item.task}/ece")
-            metric = calibration([(item.items["confidence"][None], item.items["acc"][None])], resamples, rng)
+            metric = calibration.expected_error(
+                [(item.items["confidence"][None], item.items["acc"][None])], resamples, rng
+            )
         out.append(metric)
     if facts.get("pairs"):
         both = pairs(item.items["acc"])
@@ -111,57 +134,6 @@ def pairs(right_N: np.ndarray) -> np.ndarray:
     """1 where both items of a pair (0 and 1, 2 and 3 ...) are right [N // 2]; a last item without its partner is left out."""
     whole = right_N[: len(right_N) // 2 * 2].reshape(-1, 2)
     return np.asarray(whole.min(1))
-
-
-def calibration(
-    blocks: Sequence[tuple[np.ndarray, np.ndarray]], resamples: int, rng: np.random.Generator
-) -> Metric:
-    """ECE over all items with its interval, and as chance what a perfectly calibrated model would show on so few.
-
-    Args:
-        blocks: confidence and right [F, N] of a set's N items in F forms; an item is drawn with all its forms.
-    """
-    confidence_I, right_I = (np.concatenate([block[i].ravel() for block in blocks]) for i in (0, 1))
-    value = float(binned_error(confidence_I[None], right_I[None])[0])
-    ideal = (rng.random((FLOOR_DRAWS, len(confidence_I))) < confidence_I).astype(np.float64)
-    floor = float(binned_error(np.broadcast_to(confidence_I, ideal.shape), ideal).mean())
-    if all(block[0].shape[1] < 2 for block in blocks):
-        return Metric("ece", bootstrap.Estimate(value, None, None, len(confidence_I)), floor)
-    drawn: list[list[np.ndarray]] = [[], []]
-    for block in blocks:
-        n = block[0].shape[1]
-        rows_RN = rng.integers(0, n, size=(resamples, n))
-        for part, values_FN in zip(drawn, block, strict=True):
-            part.append(values_FN[:, rows_RN].swapaxes(0, 1).reshape(resamples, -1))
-    samples = binned_error(np.concatenate(drawn[0], axis=1), np.concatenate(drawn[1], axis=1))
-    return Metric(
-        "ece", bootstrap.Estimate(value, *bootstrap.around(value, samples), len(confidence_I)), floor
-    )
-
-
-def binned_error(confidence_RN: np.ndarray, right_RN: np.ndarray) -> np.ndarray:
-    """metrics.ece of each row, [R]."""
-    bins = metrics.BINS
-    cell_RN = np.clip(np.ceil(confidence_RN * bins).astype(np.int64) - 1, 0, bins - 1)
-    rows, n = cell_RN.shape
-    index = (cell_RN + bins * np.arange(rows)[:, None]).ravel()
-    gap = np.bincount(index, weights=(confidence_RN - right_RN).ravel(), minlength=rows * bins)
-    return np.asarray(np.abs(gap.reshape(rows, bins)).sum(1) / n)
-
-
-def reliability_bins(item: TaskScores) -> list[dict[str, float]]:
-    """For the plot: items, mean confidence and accuracy of each bin that holds any."""
-    confidence, right = item.items["confidence"], item.items["acc"]
-    cells = np.array([metrics.bin_of(float(value)) for value in confidence])
-    return [
-        {
-            "n": int((cells == i).sum()),
-            "confidence": round(float(confidence[cells == i].mean()), 6),
-            "accuracy": round(float(right[cells == i].mean()), 6),
-        }
-        for i in range(metrics.BINS)
-        if (cells == i).any()
-    ]
 
 
 # ---------------------------------------------------------------- drops and means
@@ -194,7 +166,7 @@ def group_of(name: str, known: dict[str, dict[str, Any]]) -> str:
     clean = any(name in (other.get("of"), other.get("against")) for other in known.values())
     if clean or facts["kind"] == "question":
         return "other"
-    return f"reliability/{facts['axis']}"
+    return f"reliability/{facts['axis']}" + (contrasted.END if "plain" in facts else "")
 
 
 def cluster_of(name: str, known: dict[str, dict[str, Any]]) -> str:
@@ -244,7 +216,10 @@ def means(
             clean = found[known[against[0]]["against"]].items["acc"]
             estimate = contrast([clean], [found[n].items["acc"] for n in against], resamples, rng)
             out.append(_one(f"reliability/{axis}_drop", "acc_drop", estimate))
-    calibrated = [item for item in found.values() if "confidence" in item.items]
+    # Contrasted scores are no model's probabilities.
+    calibrated = [
+        item for item in found.values() if "confidence" in item.items and "plain" not in known[item.task]
+    ]
     if calibrated:
         blocks = [
             (
@@ -253,7 +228,9 @@ def means(
             )
             for same in _by_cluster(calibrated)
         ]
-        metric = calibration(blocks, resamples, bootstrap.generator(seed, "reliability/calibration"))
+        metric = calibration.expected_error(
+            blocks, resamples, bootstrap.generator(seed, "reliability/calibration")
+        )
         out.append(TaskScores("reliability/calibration", [metric], {}, [], False))
     return out
 
