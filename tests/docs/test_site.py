@@ -141,3 +141,15 @@ def test_nothing_is_loaded_from_elsewhere(site):
         for tag in re.findall(r"<(?:script|link|img|iframe)\b[^>]*>", page.read_text()):
             assert not re.search(r'(?:src|href)="(?:https?:)?//', tag), (page, tag)
     assert Path(site / "assets" / "iframe-worker.js").exists()
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "profiles/slurm/README.md"])
+def test_links_outside_of_the_site_lead_somewhere(page):
+    path = ROOT / page
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", path.read_text()):
+        found = path.parent / target if target else path
+        assert found.exists(), target
+        if anchor:
+            heads = re.findall(r"^#+ (.*)$", found.read_text(), re.M)
+            slugs = {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+            assert anchor in slugs, (target, anchor)
