@@ -75,7 +75,8 @@ def history(config, run, key: str) -> list[tuple[int, float]]:
 
 def pretrain_again(config, **training) -> None:
     """The pretrain step of `activation`, made once more with changed settings."""
-    fake_results.finish(config, "pretrain", ["model"], {"steps": 1} | training, "activation")
+    known = manifest.read(Path("results/activation/pretrain")).metrics
+    fake_results.finish(config, "pretrain", ["model"], known | {"steps": 1} | training, "activation")
 
 
 def test_three_replays_give_the_same_rows(config):

@@ -19,20 +19,21 @@ DATA = "moesaic.json"
 
 
 def models(client: Any, config: Config, results: Path, runs: dict[str, str]) -> None:
-    """One version for each variant whose last stage is new, or was evaluated anew; doing it again changes nothing.
+    """One version for each variant whose last stage is in the report and new, or evaluated anew; doing it again changes nothing.
 
     Args:
         runs: step key, as VARIANT/STAGE, -> id of its run.
     """
-    run = export.gathered(config, results)
+    run, reported = export.gathered(config, results), manifest.read(results).inputs
     for point in run.points:
         key = f"{point.variant}/{point.stage}"
         if point.variant is None or point.stage != config.stages[-1] or key not in runs:
             continue
         name = f"{config.name}-{point.variant}"
-        state = (
-            files.sha256(point.model.folder / manifest.NAME)[:16] + files.sha256(results / manifest.NAME)[:16]
-        )
+        digest = files.sha256(point.model.folder / manifest.NAME)
+        if reported.get(key) != digest:  # trained again since the report
+            continue
+        state = digest[:16] + files.sha256(results / manifest.NAME)[:16]
         if any(item.tags.get("moesaic.state") == state for item in _versions(client, name)):
             continue
         if not client.search_registered_models(f"name = '{name}'"):
