@@ -42,8 +42,15 @@ sync: .venv/.done  ## replay all finished and running steps into MLflow
 slurm-test: .venv/.done  ## tests on a real two-node Slurm on this host (Debian packages munge slurmctld slurmd slurm-client; root)
 	MOESAIC_REQUIRE_SLURM=1 pytest -q tests/slurm
 
-bench: .venv/.done
-	python benchmarks/prepare.py
+bench: .venv/.done  ## one script per claim, then docs/benchmarks.md; under 20 minutes on two free cores
+	for step in dense chat tasks; do moesaic $$step --config config/config.yaml || exit 1; done
+	-python benchmarks/prepare.py
+	python benchmarks/layer.py --large --repetitions 5
+	python benchmarks/step.py --layers 8
+	python benchmarks/workflow.py
+	python benchmarks/packing.py --rows 8 --steps 5
+	python benchmarks/evaluate.py --items 8
+	python benchmarks/page.py
 
 clean:  ## remove results, logs and the MLflow database; the environment stays
 	rm -rf results logs mlflow.db mlartifacts .snakemake

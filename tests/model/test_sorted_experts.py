@@ -180,7 +180,7 @@ def test_experts_under_autocast_are_near_float64(moe, name):
         assert 1e-4 < (mine - wanted).norm() / wanted.norm() < 0.02
 
 
-def test_it_hands_over_what_it_is_not_made_for(moe):
+def test_it_hands_over_what_it_is_not_made_for(moe, monkeypatch):
     experts = next(families.parts(moe)).experts
     x = torch.randn(3, experts.hidden_dim)
     assert sorted_experts.possible(experts, x)
@@ -191,10 +191,21 @@ def test_it_hands_over_what_it_is_not_made_for(moe):
     experts._apply_gate = lambda both: both[:, : experts.intermediate_dim]  # as expert dropout does
     assert not sorted_experts.possible(experts, x)
     index, weight = torch.tensor([[0, 1], [1, 2], [3, 0]]), torch.full((3, 2), 0.5)
+    called = []
+    monkeypatch.setattr(sorted_experts, "run", lambda *own: called.append(len(own[0])) or own[0])
     moe.set_experts_implementation("sorted")
     found = experts(x, index, weight)
     moe.set_experts_implementation("grouped_mm")
     assert torch.equal(found, experts(x, index, weight))
+    del experts._apply_gate
+    moe.set_experts_implementation("sorted")
+    with torch.no_grad():
+        experts(x, index, weight)  # few rows per expert
+        assert called == []
+        experts(x[:1], index[:1], weight[:1])
+        experts(x[:1].repeat(32, 1), index[:1].repeat(32, 1), weight[:1].repeat(32, 1))
+    experts(x, index, weight)
+    assert called == [1, 32, 3]
 
 
 def test_the_choice_by_device_is_logged_and_can_be_overridden(moe, caplog, tmp_path):

@@ -66,9 +66,8 @@ class _Chunked(torch.autograd.Function):
         grad_hidden = torch.zeros_like(hidden_ND)
         grad_head = torch.zeros_like(head_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
-        mixed = torch.is_autocast_enabled(
-            hidden_ND.device.type
-        )  # which an addition in place would not follow
+        # autocast does not reach an addition in place
+        mixed = torch.is_autocast_enabled(hidden_ND.device.type)
         statistics = []
         for start in range(0, len(hidden_ND), chunk):
             where = slice(start, start + chunk)
@@ -89,13 +88,17 @@ class _Chunked(torch.autograd.Function):
             elif grad_head is not None:
                 grad_head += (grad_logits.T @ hidden_ND[where]).float()
             del logits, grad_logits  # before the next chunk's are made
-        ctx.save_for_backward(grad_hidden, None if grad_head is None else grad_head.to(head_VD.dtype))
+        # not save_for_backward: the head's gradient is as large as the head, and is handed on without a copy
+        ctx.gradients = grad_hidden, None if grad_head is None else grad_head.to(head_VD.dtype)
         joined = torch.cat(statistics)
         ctx.mark_non_differentiable(joined)
         return total, joined
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        grad_hidden, grad_head = ctx.saved_tensors
+        assert ctx.gradients is not None, "a chunked loss goes back once"
+        (grad_hidden, grad_head), ctx.gradients = ctx.gradients, None
         scale = grads[0]
-        return grad_hidden * scale, None if grad_head is None else grad_head * scale, None, None
+        if grad_head is not None:
+            grad_head.mul_(scale)
+        return grad_hidden.mul_(scale), grad_head, None, None
