@@ -153,7 +153,7 @@ def drops(
         if "of" in facts:
             estimate = bootstrap.difference([_stratum(clean)], [_stratum(shifted)], resamples, rng)
         else:
-            estimate = contrast([clean], [shifted], resamples, rng)
+            estimate = contrast([([clean], [shifted])], resamples, rng)
         out.append(TaskScores(f"{name}_drop", [Metric("acc_drop", estimate, None)], {}, [], False))
     return out
 
@@ -213,8 +213,15 @@ def means(
             )
             out.append(_one(f"reliability/{axis}_drop", "acc_drop", estimate))
         elif against:
-            clean = found[known[against[0]]["against"]].items["acc"]
-            estimate = contrast([clean], [found[n].items["acc"] for n in against], resamples, rng)
+            bases = list(dict.fromkeys(known[n]["against"] for n in against))
+            pairs = [
+                (
+                    [found[base].items["acc"]],
+                    [found[n].items["acc"] for n in against if known[n]["against"] == base],
+                )
+                for base in bases
+            ]
+            estimate = contrast(pairs, resamples, rng)
             out.append(_one(f"reliability/{axis}_drop", "acc_drop", estimate))
     # Contrasted scores are no model's probabilities.
     calibrated = [
@@ -257,17 +264,21 @@ def _mean_chance(clusters: Sequence[Sequence[TaskScores]], known: dict[str, dict
 
 
 def contrast(
-    first: Sequence[np.ndarray], second: Sequence[np.ndarray], resamples: int, rng: np.random.Generator
+    pairs: Sequence[tuple[Sequence[np.ndarray], Sequence[np.ndarray]]],
+    resamples: int,
+    rng: np.random.Generator,
 ) -> bootstrap.Estimate:
-    """Mean over the first tasks minus mean over the second; every task is resampled on its own (nothing is shared)."""
+    """Mean over sets of: mean over the first tasks minus mean over the second; every task is resampled on its own (nothing is shared)."""
     value, samples_R, n = 0.0, np.zeros(resamples), 0
-    for side, sign in ((first, 1.0), (second, -1.0)):
-        for values in side:
-            top, bottom = _stratum(values)
-            sums_RC = bootstrap.resampled_sums(np.stack([top, bottom]), resamples, rng)
-            value += sign * float(values.mean()) / len(side)
-            samples_R += sign * sums_RC[:, 0] / sums_RC[:, 1] / len(side)
-            n += len(values)
+    for sides in pairs:
+        for side, sign in zip(sides, (1.0, -1.0), strict=True):
+            for values in side:
+                weight = sign / len(side) / len(pairs)
+                top, bottom = _stratum(values)
+                sums_RC = bootstrap.resampled_sums(np.stack([top, bottom]), resamples, rng)
+                value += weight * float(values.mean())
+                samples_R += weight * sums_RC[:, 0] / sums_RC[:, 1]
+                n += len(values)
     return bootstrap.Estimate(value, *bootstrap.interval(samples_R), n)
 
 
