@@ -84,6 +84,7 @@ STEPS: dict[str, Step] = {
         Step("pair_scores", "moesaic.distill.scoring"),
         Step("distill", "moesaic.distill.step", distributed=True),
         Step("teacher", "moesaic.distill.teach", distributed=True),
+        Step("evaluate_part", "moesaic.evaluate.shards"),
         Step("evaluate", "moesaic.evaluate.step"),
         Step("report", "moesaic.report.step"),
     )
