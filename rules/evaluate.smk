@@ -1,3 +1,27 @@
+rule evaluate_part:
+    input:
+        upstream("evaluate_part"),
+    output:
+        "results/{owner}/evaluate_part/{stage}/{shard}/manifest.json",
+    log:
+        "logs/{owner}/evaluate_part/{stage}-{shard}.log",
+    benchmark:
+        "logs/benchmarks/{owner}/evaluate_part/{stage}-{shard}.jsonl"
+    wildcard_constraints:
+        stage="|".join(["dense", *CONFIG.stages]),
+    conda:
+        "../envs/cpu.yaml"
+    threads: 1
+    params:
+        settings=settings("evaluate_part"),
+        version=version("evaluate_part"),
+    message:
+        "{wildcards.owner}: evaluate after {wildcards.stage}, shard {wildcards.shard}"
+    shell:
+        "moesaic evaluate_part --config $MOESAIC_CONFIG --variant {wildcards.owner} --stage {wildcards.stage} --shard {wildcards.shard}"
+        " --threads {threads} --log {log}"
+
+
 rule evaluate_dense:
     input:
         upstream("evaluate", "dense"),

@@ -75,7 +75,8 @@ def parser() -> argparse.ArgumentParser:
             "--stage",
             help="evaluate: the stage whose model is evaluated (dense, construct, ...); teacher: the stage that trains on the cache",
         )
-        if step.name in paths.SHARDED or step.name in paths.ROUNDS or step.name == "teacher_text":
+        sharded = (*paths.SHARDED, *paths.ROUNDS, "teacher_text", "evaluate_part")
+        if step.name in sharded:
             command.add_argument("--round", type=int, help="from 1; the last one when left out")
             command.add_argument("--shard", type=int, default=0, help="from 0 (steps before a training)")
         command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=SET)

@@ -107,11 +107,15 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+ALONE = ("shards", "instructions", "blocks", "conversations", "pictures", "judge")
+"""Keys of evaluate that its shards do not depend on."""
+
+
 def step_settings(config: Config, step: str, variant: str | None = None) -> dict[str, Any]:
     """What a step depends on, and nothing else.
 
     Steps: dense, documents, tokens, images, chat, tasks, temporal, science, reliability (shared), construct, pretrain, tune, sample, rate, preference, student_text,
-    pair_scores, distill (per variant), evaluate, report.
+    pair_scores, distill (per variant), evaluate_part, evaluate, report.
     """
     if variant is not None:
         config = variant_config(config, variant)
@@ -202,7 +206,15 @@ def step_settings(config: Config, step: str, variant: str | None = None) -> dict
             extra = {"like": like, "held_out": held_out} if raw["distill"]["data"] == "text" else {}
             return {"distill": _training(raw, "distill"), "seed": seed, **extra}
         case "evaluate":
-            return {"evaluate": presets.expand(raw["evaluate"]), "held_out": held_out, "seed": seed}
+            asked = presets.expand(raw["evaluate"])
+            del asked["shards"]
+            return {"evaluate": asked, "held_out": held_out, "seed": seed}
+        case "evaluate_part":
+            asked = presets.expand(raw["evaluate"])
+            return {
+                "evaluate": {key: value for key, value in asked.items() if key not in ALONE},
+                "seed": seed,
+            }
         case "report":
             return {
                 "name": raw["name"],

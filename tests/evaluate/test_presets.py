@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from moesaic import config
-from moesaic.evaluate import harness, presets, tasks
+from moesaic.evaluate import harness, kept, presets, tasks
 from moesaic.schema import Evaluate
 
 RECIPES = Path(__file__).parents[2] / "config" / "recipes"
@@ -24,7 +24,7 @@ def test_the_users_tasks_and_examples_go_first():
     found = presets.expand(own)
     assert found["tasks"] == [*presets.PRESETS["llama-moe"], "toy"]
     assert found["task_shots"]["arc_challenge"] == 25
-    assert [harness._shots(found, name) for name in ("mmlu", "toy", "boolq", "other")] == [0, 1, 32, 3]
+    assert [kept.shots(found, name) for name in ("mmlu", "toy", "boolq", "other")] == [0, 1, 32, 3]
     plain = Evaluate(tasks=["toy"]).model_dump(mode="json")
     assert presets.expand(plain)["tasks"] == ["toy"]
 
@@ -43,7 +43,7 @@ def test_each_task_gets_its_own_number_and_a_change_is_a_new_score(monkeypatch, 
     harness.run(None, None, own, tmp_path, tmp_path / "w", 0)
     assert seen == {"a": 0, "b": 5}
     changed = own | {"task_shots": {"b": 4}}
-    paths = [[harness._kept(tmp_path, name, item, 0, "x", False) for item in (own, changed)] for name in "ab"]
+    paths = [[kept.name_of(name, item, 0, "x", False) for item in (own, changed)] for name in "ab"]
     assert paths[0][0] == paths[0][1], "of a task whose examples are the same the score is kept"
     assert paths[1][0] != paths[1][1]
 

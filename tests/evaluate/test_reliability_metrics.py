@@ -256,7 +256,7 @@ def test_coverage_of_a_mean_over_tasks_and_of_an_unpaired_difference():
         return bootstrap.macro([(part, np.ones(len(part))) for part in x], 400, rng)
 
     assert 0.93 <= coverage(draw, macro, (0.3 + 0.5 + 0.8) / 3) <= 0.97
-    apart = coverage(draw, lambda x, rng: suite.contrast(x[:1], x[1:], 400, rng), 0.3 - 0.65)
+    apart = coverage(draw, lambda x, rng: suite.contrast([(x[:1], x[1:])], 400, rng), 0.3 - 0.65)
     assert 0.93 <= apart <= 0.97
 
 

@@ -18,6 +18,14 @@ def test_the_step_runs_where_it_is_asked_for(tmp_path):
     assert planned(tmp_path, target)["reliability"] == 1
 
 
+def test_shards_of_every_evaluation(tmp_path):
+    project.make(tmp_path)
+    change(tmp_path, "evaluate.shards", 3)
+    jobs = planned(tmp_path, "results/activation/evaluate/construct/manifest.json")
+    assert jobs["evaluate_part"] == 6  # the parent's too
+    assert (jobs["evaluate"], jobs["evaluate_dense"]) == (1, 1)
+
+
 def test_a_stage_s_evaluation_reads_the_parent_s(tmp_path):
     loaded = config.load(project.make(tmp_path))
     found = paths.inputs(loaded, "evaluate", "activation", "tune")

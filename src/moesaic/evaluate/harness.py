@@ -6,24 +6,21 @@ evaluation goes on with the first task that is not finished.
 """
 
 import contextlib
-import json
 import logging
 import math
 import random
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from importlib import metadata
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from moesaic.config import digest
 from moesaic.errors import InputError
-from moesaic.evaluate import bootstrap
-from moesaic.flow import files
+from moesaic.evaluate import bootstrap, kept
+from moesaic.evaluate.kept import Metric, TaskScores
 
 log = logging.getLogger("moesaic.harness")
 
@@ -33,30 +30,30 @@ SLOW_RESAMPLES = 100
 
 
 @dataclass(frozen=True)
-class Metric:
-    """One metric of one task."""
+class Call:
+    """What `run` is asked for, once per suite and form: everything that the scores depend on besides the model."""
 
-    name: str
-    estimate: bootstrap.Estimate
-    chance: float | None
-    """What guessing gives: the mean over items of 1 / number of choices; None where there is no such thing."""
+    source: str
+    """The input of the evaluation that holds the task files: tasks, temporal, science or reliability."""
+    tasks: list[str]
+    folder: Path
+    """Of the task files."""
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Keys of schema.Evaluate that are not as configured."""
+    chat: bool = False
+    dola: dict[str, Any] | None = None
 
+    def settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """schema.Evaluate as a dict, for these tasks."""
+        return {**settings, **self.changes, "tasks": self.tasks}
 
-@dataclass(frozen=True)
-class TaskScores:
-    """What one task (or group of tasks) gave."""
-
-    task: str
-    metrics: list[Metric]
-    items: dict[str, np.ndarray]
-    """Metric -> values of its items [N]; only for metrics that are means over items."""
-    keys: list[str]
-    """Digest of each item, so that two models are compared on the same items only."""
-    multiple_choice: bool
-    group: str = ""
-    """Average that the items belong to, for paired comparisons; empty: mc or other."""
-    cluster: str = ""
-    """Tasks of one cluster ask the same items in several forms; empty: the task alone."""
+    def run(
+        self, model: Any, tokenizer: Any, settings: Mapping[str, Any], work: Path, seed: int, identity: str | None,
+    ) -> list[TaskScores]:  # fmt: skip
+        """See `run` below."""
+        return run(
+            model, tokenizer, self.settings(settings), self.folder, work, seed, identity, self.chat, self.dola
+        )
 
 
 def run(
@@ -83,8 +80,12 @@ def run(
         InputError: a task that cannot be loaded (no network, missing files, unknown) or that would run generated code.
     """
     names = settings["tasks"]
-    kept = {name: _kept(work, name, settings, seed, identity, chat, dola) for name in names}
-    found = {name: _read(path) for name, path in kept.items() if path is not None and path.is_file()}
+    places = {
+        name: work / "tasks" / kept.name_of(name, settings, seed, identity, chat, dola)
+        for name in names
+        if identity is not None
+    }
+    found = {name: kept.read(path) for name, path in places.items() if path.is_file()}
     if found:
         log.info("%d of %d tasks are there from before", len(found), len(names))
     todo = [name for name in names if name not in found]
@@ -103,7 +104,7 @@ def run(
             manager = TaskManager(include_path=paths, include_defaults=not local)
             loaded = {name: _load(manager, [name]) for name in todo}
             for name, item in loaded.items():
-                _set_shots(item["tasks"], _shots(settings, name), seed)
+                _set_shots(item["tasks"], kept.shots(settings, name), seed)
             if dola is None:
                 lm = SharedPrefixLM(model, tokenizer, settings["batch"])
             else:
@@ -111,9 +112,8 @@ def run(
             for name, item in loaded.items():
                 lm.progress_name = name
                 found[name] = _evaluate(lm, item, settings, seed, chat)
-                path = kept[name]
-                if path is not None:
-                    files.write_json(path, [_plain(score) for score in found[name]])
+                if name in places:
+                    kept.write(places[name], found[name])
     every = {score.task: score for name in names for score in found[name]}
     return sorted(every.values(), key=lambda score: (not score.keys, score.task))
 
@@ -150,50 +150,6 @@ def _evaluate(lm: Any, tasks: Any, settings: dict[str, Any], seed: int, chat: bo
     return found
 
 
-# ---------------------------------------------------------------- finished tasks
-
-
-def _kept(
-    work: Path, name: str, settings: dict[str, Any], seed: int, identity: str | None, chat: bool,
-    dola: Mapping[str, Any] | None = None,
-) -> Path | None:  # fmt: skip
-    """Where the scores of a task are kept: the name holds a digest of everything that they depend on."""
-    if identity is None:
-        return None
-    asked = {key: settings[key] for key in ("include_path", "items", "bootstrap", "batch")}
-    asked["shots"] = _shots(settings, name)
-    if dola is not None:
-        asked["dola"] = dict(dola)
-    versions = {package: metadata.version(package) for package in ("lm_eval", "transformers", "torch")}
-    key = digest({"identity": identity, "seed": seed, "chat": chat, "settings": asked, "versions": versions})
-    return work / "tasks" / f"{name}-{key[:16]}.json"
-
-
-def _plain(score: TaskScores) -> dict[str, Any]:
-    items = {name: values.tolist() for name, values in score.items.items()}
-    return asdict(score) | {"items": items}
-
-
-def _read(path: Path) -> list[TaskScores]:
-    """What `_plain` wrote. Raises InputError when the file is damaged."""
-    try:
-        return [
-            TaskScores(
-                row["task"],
-                [
-                    Metric(item["name"], bootstrap.Estimate(**item["estimate"]), item["chance"])
-                    for item in row["metrics"]
-                ],
-                {name: np.asarray(values, dtype=np.float64) for name, values in row["items"].items()},
-                row["keys"],
-                row["multiple_choice"],
-            )
-            for row in json.loads(path.read_text(encoding="utf-8"))
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: damaged ({error}); delete it and run the evaluation again") from error
-
-
 # ---------------------------------------------------------------- loading
 
 
@@ -211,11 +167,6 @@ def _load(manager: Any, names: Sequence[str]) -> Any:
             f"evaluate.tasks: {', '.join(names)} cannot be loaded ({type(error).__name__}: {reason}); data on a hub needs network or a filled "
             "cache, local data needs the tasks step's files"
         ) from error
-
-
-def _shots(settings: Mapping[str, Any], name: str) -> int:
-    """Examples in the prompts of a task or group."""
-    return int(settings["task_shots"].get(name, settings["shots"]))
 
 
 def _set_shots(tasks: dict[str, Any], shots: int, seed: int) -> None:

@@ -1,7 +1,6 @@
 """Step `evaluate`: one model on validation text, multiple-choice tasks and routing; every number with its interval."""
 
 import logging
-import math
 import resource
 import sys
 import time
@@ -11,23 +10,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from moesaic.config import digest
 from moesaic.data import packed
 from moesaic.data.images import vocabulary
-from moesaic.errors import InputError
-from moesaic.evaluate import bootstrap, compare, harness, instructions, likelihood, routing, samples
+from moesaic.evaluate import bootstrap, compare, harness, instructions, likelihood, routing, samples, shards
 from moesaic.evaluate.images import suite as images
 from moesaic.evaluate.reliability import moe
 from moesaic.evaluate.reliability import suite as reliability
 from moesaic.evaluate.science import suite as science
 from moesaic.evaluate.temporal import suite as temporal
-from moesaic.flow import files, manifest
+from moesaic.flow import files
 from moesaic.flow.step import Context, Result
 from moesaic.generate import sample
-from moesaic.model import depth, load, size
-from moesaic.model.adapters import beside
+from moesaic.model import depth, size
 
 log = logging.getLogger("moesaic.evaluate")
 
@@ -44,7 +39,7 @@ def run(context: Context) -> Result:
     held_out = set(context.settings["held_out"])
     clock: dict[str, float] = {}
     with _timed(clock, "load"):
-        model, tokenizer = _load(context)
+        model, tokenizer = shards.loaded(context)
         counted = size.count(model)
     tokens = context.inputs["tokens"]
     blocks = {name: packed.open_blocks(tokens, name, "validation") for name in packed.domains(tokens)}
@@ -61,7 +56,13 @@ def run(context: Context) -> Result:
             source = context.inputs["reliability"]
             with _timed(clock, "reliability"):
                 found = reliability.run(
-                    model, tokenizer, settings, source, context.work, seed, _identity(context, "reliability")
+                    model,
+                    tokenizer,
+                    settings,
+                    source,
+                    context.work,
+                    seed,
+                    shards.identity(context, "reliability"),
                 )
                 tasks += found.tasks
                 texts = reliability.texts(source)
@@ -146,13 +147,14 @@ def run(context: Context) -> Result:
 def _tasks(context: Context, model: Any, tokenizer: Any, clock: dict[str, float]) -> list[harness.TaskScores]:
     """The configured tasks and suites."""
     settings, seed, inputs = context.settings["evaluate"], context.settings["seed"], context.inputs
+    shards.take_over(context)
     with _timed(clock, "tasks"):
-        kept = _identity(context, "tasks")
-        tasks = harness.run(model, tokenizer, settings, inputs["tasks"].folder, context.work, seed, kept)
+        (call,) = shards.own_tasks(settings, inputs["tasks"])
+        tasks = call.run(model, tokenizer, settings, context.work, seed, shards.identity(context, "tasks"))
     for name, suite in (("temporal", temporal), ("science", science)):
         if name in settings["suites"]:
             with _timed(clock, name):
-                kept = _identity(context, name)
+                kept = shards.identity(context, name)
                 tasks += suite.run(model, tokenizer, settings, inputs[name], context.work, seed, kept)
     if settings["instructions"] is not None:
         made_by = sample.model_digest(inputs["model"])
@@ -303,38 +305,6 @@ def depth_table(model: Any, ran: Mapping[str, np.ndarray]) -> dict[str, Any]:
     }
     found["skipping"] = list(depth.skip.layers(model))
     return found
-
-
-def _identity(context: Context, source: str) -> str:
-    """Digest of the model's weights and of the tasks' files: what kept scores are kept for."""
-    model = [(item.path, item.sha256) for item in context.inputs["model"].outputs]
-    # Only what the harness reads: other texts for the routers or the attacks change no task.
-    aside = ("stats.json", "texts.jsonl", "attack.jsonl")
-    data = [(item.path, item.sha256) for item in context.inputs[source].outputs if item.path not in aside]
-    return digest({"model": sorted(model), "tasks": sorted(data)})
-
-
-def _load(context: Context) -> tuple[Any, Any]:
-    """The model (on a GPU where there is one) and its tokenizer, after checking files and vocabulary."""
-    source, tokens = context.inputs["model"], context.inputs["tokens"]
-    manifest.verify(source, ["model/"])
-    manifest.verify(context.inputs["tasks"])
-    folder = source.folder / "model"
-    model = load.load_model(folder)
-    beside.put_on(model, source)
-    expected, vocabulary = tokens.metrics["vocab_size"], model.config.vocab_size
-    if vocabulary != expected:
-        raise InputError(
-            f"{folder}: a vocabulary of {vocabulary}, but the tokens in {tokens.folder} were made for {expected}; run the tokens step for this model"
-        )
-    for name, parameter in model.named_parameters():
-        if not math.isfinite(float(parameter.detach().float().sum())):
-            raise InputError(
-                f"{folder}: {name} holds NaN or infinite weights; training diverged or the file is damaged: make the model again"
-            )
-    model.config._name_or_path = str(folder)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device), load.load_tokenizer(folder)
 
 
 @contextmanager

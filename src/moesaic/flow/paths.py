@@ -53,6 +53,11 @@ def folder(step: str, variant: str | None = None, stage: str | None = None, part
     if step == "evaluate":
         assert stage is not None
         return root / "dense" / "evaluate" if stage == "dense" else root / str(variant) / "evaluate" / stage
+    if step == "evaluate_part":
+        assert stage is not None
+        assert part is not None
+        owner = "dense" if stage == "dense" else str(variant)
+        return root / owner / step / stage / str(part.shard)
     if part is not None and part.round is not None:
         within = root / str(variant) / "rounds" / str(part.round) / step
         return within / str(part.shard) if step in SHARDED else within
@@ -90,15 +95,21 @@ def inputs(
             return found | ({"images": at("images")} if config.data.images else {})
         case "construct":
             return {"dense": at("dense"), "tokens": at("tokens")}
-        case "evaluate":
+        case "evaluate" | "evaluate_part":
             model = at("dense") if stage == "dense" else at(str(stage), variant=variant)
             found = {"model": model, "tokens": at("tokens"), "tasks": at("tasks")}
+            suites = {name: at(name) for name in SUITES if name in config.evaluate.suites}
+            if step == "evaluate_part":
+                return found | suites
             found |= {"chat": at("chat")} if config.evaluate.instructions is not None else {}
             if config.data.images:
                 found |= {name: at(name) for name in ("images", "chat")}
             if stage != "dense":
                 found["parent"] = at("evaluate", stage="dense")
-            return found | {name: at(name) for name in SUITES if name in config.evaluate.suites}
+            for number in evaluation_shards(config):
+                where = folder("evaluate_part", variant, stage, Part(shard=number))
+                found[f"part-{number}"] = where / NAME
+            return found | suites
         case "report":
             found = {f"prepare/{name}": at(name) for name in prepared(config)} | {"dense": at("dense")}
             found["dense/evaluate"] = at("evaluate", stage="dense")
@@ -126,6 +137,11 @@ def inputs(
     if _reads_dense(own, step):
         found["dense"] = at("dense")
     return found
+
+
+def evaluation_shards(config: Config) -> range:
+    """The shards of every evaluation; none where it is one job."""
+    return range(config.evaluate.shards if config.evaluate.shards > 1 else 0)
 
 
 def round_steps(config: Config, variant: str, stage: str = "preference") -> Iterator[tuple[str, Part]]:
@@ -351,18 +367,26 @@ def plan_step(
         return _plan_teacher(config, variant, stage)
     if step == "teacher_text":
         return _plan_texts(config, variant, stage, part)
-    per_variant = step in PER_VARIANT or (step == "evaluate" and stage != "dense")
+    evaluates = step in ("evaluate", "evaluate_part")
+    per_variant = step in PER_VARIANT or (evaluates and stage != "dense")
     if per_variant and variant is None:
         raise InputError(f"step {step} needs --variant, one of {', '.join(config.variants)}")
     known = ("dense", *config.stages)
-    if step == "evaluate" and stage not in known:
-        raise InputError(f"step evaluate needs --stage, one of {', '.join(known)}")
+    if evaluates and stage not in known:
+        raise InputError(f"step {step} needs --stage, one of {', '.join(known)}")
     needed = SHARDED.get(step, step)
     if needed in TRAINING and needed not in config.stages:
         raise InputError(f"stages: {needed} is not among the configured stages {config.stages}")
     if not per_variant:
         variant = None
     settings = step_settings(config, step, variant)
+    if step == "evaluate_part":
+        part = part or Part()
+        if part.shard not in evaluation_shards(config):
+            raise InputError(
+                f"step evaluate_part: shard {part.shard} is not one of evaluate.shards ({config.evaluate.shards}); 1 shard is the evaluation itself"
+            )
+        settings |= {"shard": part.shard, "shards": config.evaluate.shards}
     if needed in ROUNDS:
         assert variant is not None
         own = variant_config(config, variant)

@@ -72,7 +72,7 @@ STEPS: dict[str, Step] = {
         Step("tasks", "moesaic.evaluate.tasks"),
         Step("temporal", "moesaic.evaluate.temporal.step"),
         Step("science", "moesaic.evaluate.science.step"),
-        Step("reliability", "moesaic.evaluate.reliability.step"),
+        Step("reliability", "moesaic.evaluate.reliability.step", version=2),
         Step("construct", "moesaic.experts.construct", version=2),
         Step("pretrain", "moesaic.train.pretrain", version=2, distributed=True),
         Step("tune", "moesaic.train.tune", version=2, distributed=True),
@@ -84,6 +84,7 @@ STEPS: dict[str, Step] = {
         Step("pair_scores", "moesaic.distill.scoring"),
         Step("distill", "moesaic.distill.step", version=2, distributed=True),
         Step("teacher", "moesaic.distill.teach", distributed=True),
+        Step("evaluate_part", "moesaic.evaluate.shards"),
         Step("evaluate", "moesaic.evaluate.step"),
         Step("report", "moesaic.report.step"),
     )

@@ -126,12 +126,17 @@ def places(config: Config, results: Path) -> Iterator[Place]:
 
     yield place("dense")
     yield from map(place, paths.prepared(config))
+    shards = [paths.Part(shard=number) for number in paths.evaluation_shards(config)]
+    for part in shards:
+        yield place("evaluate_part", None, "dense", part)
     yield place("evaluate", None, "dense")
     for variant in config.variants:
         for stage in config.stages:
             for step, part in paths.round_steps(config, variant, stage):
                 yield place(step, variant, None, part)
             yield place(stage, variant)
+            for part in shards:
+                yield place("evaluate_part", variant, stage, part)
             yield place("evaluate", variant, stage)
     yield place("report")
 

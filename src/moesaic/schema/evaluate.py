@@ -77,6 +77,8 @@ class Evaluate(Strict):
     """Validation blocks per domain; null: all."""
     batch: Positive = 8
     """Sequences per forward pass."""
+    shards: Positive = 1
+    """Jobs that the tasks of an evaluation are dealt out to; the scores do not depend on it."""
     bootstrap: Annotated[int, Field(ge=100)] = 1000
     """Resamples for the 95 % intervals."""
 

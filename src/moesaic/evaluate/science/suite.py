@@ -29,11 +29,17 @@ def run(
     """
     manifest.verify(source, ["tasks/", "stats.json"])
     known = files.read_json(source.folder / "stats.json")["lm_eval"]
-    mine = settings | {"tasks": sorted(known), "include_path": None}
-    found = harness.run(model, tokenizer, mine, source.folder / "tasks", work, seed, identity)
+    (call,) = calls(settings, source)
+    found = call.run(model, tokenizer, settings, work, seed, identity)
     # Not multiple_choice: these have means of their own, and are not part of mc/average.
     found = [replace(_with_chance(item, known[item.task]["chance"]), multiple_choice=False) for item in found]
     return found + means(found, known, settings["bootstrap"], seed)
+
+
+def calls(_settings: dict[str, Any], source: Manifest) -> list[harness.Call]:
+    """What the suite evaluates."""
+    known = files.read_json(source.folder / "stats.json")["lm_eval"]
+    return [harness.Call("science", sorted(known), source.folder / "tasks", {"include_path": None})]
 
 
 def _with_chance(item: TaskScores, chance: float) -> TaskScores:

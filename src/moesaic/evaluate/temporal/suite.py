@@ -30,9 +30,8 @@ def run(
     manifest.verify(source, ["tasks/", "stats.json"])
     known = files.read_json(source.folder / "stats.json")["lm_eval"]
     scores: list[TaskScores] = []
-    for shots in settings["temporal_shots"]:
-        mine = settings | {"tasks": sorted(known), "include_path": None, "shots": shots}
-        found = harness.run(model, tokenizer, mine, source.folder / "tasks", work, seed, identity)
+    for shots, call in zip(settings["temporal_shots"], calls(settings, source), strict=True):
+        found = call.run(model, tokenizer, settings, work, seed, identity)
         end = f"@{shots}" if shots else ""
         # Not multiple_choice: these have averages of their own, and are not part of mc/average.
         found = [
@@ -43,6 +42,17 @@ def run(
             replace(item, task=item.task + end) for item in means(found, known, settings["bootstrap"], seed)
         ]
     return scores
+
+
+def calls(settings: dict[str, Any], source: Manifest) -> list[harness.Call]:
+    """What the suite evaluates, one call for each number of examples."""
+    known = files.read_json(source.folder / "stats.json")["lm_eval"]
+    return [
+        harness.Call(
+            "temporal", sorted(known), source.folder / "tasks", {"include_path": None, "shots": shots}
+        )
+        for shots in settings["temporal_shots"]
+    ]
 
 
 def _with_chance(item: TaskScores, chance: float) -> TaskScores:

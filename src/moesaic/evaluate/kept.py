@@ -1,0 +1,97 @@
+"""The scores of a task, and the file that keeps them: its name is a digest of all that they depend on, so that a rerun finds what is finished.
+
+A shard of an evaluation makes such files, and the evaluation takes them over (shards.py).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moesaic.config import digest
+from moesaic.errors import InputError
+from moesaic.evaluate import bootstrap
+from moesaic.flow import files
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric of one task."""
+
+    name: str
+    estimate: bootstrap.Estimate
+    chance: float | None
+    """What guessing gives: the mean over items of 1 / number of choices; None where there is no such thing."""
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """What one task (or group of tasks) gave."""
+
+    task: str
+    metrics: list[Metric]
+    items: dict[str, np.ndarray]
+    """Metric -> values of its items [N]; only for metrics that are means over items."""
+    keys: list[str]
+    """Digest of each item, so that two models are compared on the same items only."""
+    multiple_choice: bool
+    group: str = ""
+    """Average that the items belong to, for paired comparisons; empty: mc or other."""
+    cluster: str = ""
+    """Tasks of one cluster ask the same items in several forms; empty: the task alone."""
+
+
+def name_of(
+    task: str, settings: Mapping[str, Any], seed: int, identity: str | None, chat: bool,
+    dola: Mapping[str, Any] | None = None,
+) -> str:  # fmt: skip
+    """Name of the file of one task.
+
+    Args:
+        settings: schema.Evaluate as a dict. identity: digest of the model and of the tasks' data. chat, dola: see harness.run.
+    """
+    asked = {key: settings[key] for key in ("include_path", "items", "bootstrap", "batch")}
+    asked["shots"] = shots(settings, task)
+    if dola is not None:
+        asked["dola"] = dict(dola)
+    versions = {package: metadata.version(package) for package in ("lm_eval", "transformers", "torch")}
+    key = digest({"identity": identity, "seed": seed, "chat": chat, "settings": asked, "versions": versions})
+    return f"{task}-{key[:16]}.json"
+
+
+def shots(settings: Mapping[str, Any], name: str) -> int:
+    """Examples in the prompts of a task or group."""
+    return int(settings["task_shots"].get(name, settings["shots"]))
+
+
+def write(path: Path, scores: Sequence[TaskScores]) -> None:
+    """Keep what one name gave."""
+    plain = [
+        asdict(score) | {"items": {name: values.tolist() for name, values in score.items.items()}}
+        for score in scores
+    ]
+    files.write_json(path, plain)
+
+
+def read(path: Path) -> list[TaskScores]:
+    """What `write` wrote. Raises InputError when the file is damaged."""
+    try:
+        return [
+            TaskScores(
+                row["task"],
+                [
+                    Metric(item["name"], bootstrap.Estimate(**item["estimate"]), item["chance"])
+                    for item in row["metrics"]
+                ],
+                {name: np.asarray(values, dtype=np.float64) for name, values in row["items"].items()},
+                row["keys"],
+                row["multiple_choice"],
+            )
+            for row in json.loads(path.read_text(encoding="utf-8"))
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({error}); delete it and run the evaluation again") from error
