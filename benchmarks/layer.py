@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/layer.json"))
     arguments = parser.parse_args()
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for width in arguments.widths:
         for count, chosen in peers.SHAPES.values():
@@ -108,12 +109,10 @@ def main() -> None:
             for tokens, skewed, backward in plans:
                 found = measure(modules, tokens, skewed, backward, arguments.repetitions)
                 rows += found
+                made = {"repetitions": arguments.repetitions, "rows": rows}
+                arguments.out.write_text(json.dumps(made, indent=1) + "\n")  # what is there is kept
                 for row in found:
                     print(line(row), flush=True)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(
-        json.dumps({"repetitions": arguments.repetitions, "rows": rows}, indent=1) + "\n"
-    )
 
 
 def line(row: dict[str, Any]) -> str:
