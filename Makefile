@@ -45,7 +45,8 @@ slurm-test: .venv/.done  ## tests on a real two-node Slurm on this host (Debian 
 bench: .venv/.done  ## one script per claim, then docs/benchmarks.md; under 20 minutes on two free cores
 	for step in dense chat tasks; do moesaic $$step --config config/config.yaml || exit 1; done
 	-python benchmarks/prepare.py
-	python benchmarks/layer.py --large --repetitions 5
+	python benchmarks/layer.py --repetitions 5
+	python benchmarks/layer.py --widths 2048 --repetitions 5 --out benchmarks/results/layer-2048.json
 	python benchmarks/step.py --layers 8
 	python benchmarks/workflow.py
 	python benchmarks/packing.py --rows 8 --steps 5

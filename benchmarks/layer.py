@@ -1,7 +1,7 @@
 """One MoE layer on a CPU beside the dense FFN it was cut from: forward and backward of many tokens, forward of few.
 
     python benchmarks/layer.py
-    python benchmarks/layer.py --large        # with hidden width 2048 too: minutes more
+    python benchmarks/layer.py --widths 2048 --out benchmarks/results/layer-2048.json        # seconds a pass
 
 Candidates: the dense FFN, transformers' eager and grouped backends, ours (`moesaic.model.sorted_experts`); float32, even and skewed routing, random weights.
 Ideal: dense time times the share of neurons that run. Repetitions alternate; a candidate's ratio to the dense FFN is taken within each, then the median, wall clock.
@@ -92,31 +92,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--large", action="store_true", help="width 2048 too")
+    parser.add_argument("--widths", type=int, nargs="+", default=[576], choices=WIDTHS)
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/layer.json"))
     arguments = parser.parse_args()
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
-    for width in WIDTHS if arguments.large else [576]:
+    for width in arguments.widths:
         for count, chosen in peers.SHAPES.values():
             modules = candidates(width, count, chosen)
-            # the large width takes seconds a pass: even routing and the repetitions that are asked of every claim
+            # a pass of the large width takes seconds
             plans = [(tokens, skewed, True) for tokens in MANY for skewed in (False, True)]
             plans = [(tokens, False, False) for tokens in FEW] + (
                 plans if width == 576 else [(2048, False, True)]
             )
             for tokens, skewed, backward in plans:
-                turns = (
-                    arguments.repetitions if width == 576 or not backward else min(5, arguments.repetitions)
-                )
-                found = measure(modules, tokens, skewed, backward, turns)
+                found = measure(modules, tokens, skewed, backward, arguments.repetitions)
                 rows += found
+                made = {"repetitions": arguments.repetitions, "rows": rows}
+                arguments.out.write_text(json.dumps(made, indent=1) + "\n")  # what is there is kept
                 for row in found:
                     print(line(row), flush=True)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(
-        json.dumps({"repetitions": arguments.repetitions, "rows": rows}, indent=1) + "\n"
-    )
 
 
 def line(row: dict[str, Any]) -> str:

@@ -203,6 +203,7 @@ def main() -> None:
         child(arguments)
         return
     told = {key: getattr(arguments, key) for key in ("layers", "micro_batch", "length", "repetitions")}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for active in arguments.active:
         row = measure(arguments, active)
@@ -210,10 +211,8 @@ def main() -> None:
         row["memory_of_trainer"] = row["memory_gb"]["ours"] / row["memory_gb"]["trainer"]
         rows.append(row)
         print(json.dumps(row), flush=True)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(
-        json.dumps({**told, "implementation": arguments.implementation, "rows": rows}, indent=1) + "\n"
-    )
+        made = {**told, "implementation": arguments.implementation, "rows": rows}
+        arguments.out.write_text(json.dumps(made, indent=1) + "\n")  # what is there is kept
 
 
 if __name__ == "__main__":

@@ -111,3 +111,11 @@ def test_missing_and_broken_files(tmp_path):
     bad.write_text("a: [1")
     with pytest.raises(InputError, match="not valid YAML"):
         config.load(bad)
+
+
+def test_how_experts_run_changes_no_settings_until_it_is_asked_for():
+    """A project that was finished before the key was there has nothing to do again."""
+    own = config.step_settings(config.check(BASE), "pretrain", "v")["pretrain"]
+    assert "experts" not in own["engine"]
+    asked = config.check(config.merge(BASE, {"pretrain": {"engine": {"experts": "eager"}}}))
+    assert config.step_settings(asked, "pretrain", "v")["pretrain"]["engine"]["experts"] == "eager"

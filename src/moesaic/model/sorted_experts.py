@@ -1,7 +1,7 @@
 """Experts of a CPU: token slots sorted once, one contiguous product per expert that has tokens, gradients written by hand.
 
-transformers' grouped backend gathers the rows of all slots, keeps six tensors of that size for the backward pass, and goes back through two gathers,
-which scatter one row after the other. Here rows are gathered expert by expert into one small buffer, in both passes; autograd keeps the layer's
+transformers' grouped backend gathers the rows of all slots, keeps them and what is made of them for the backward pass, and goes back through two
+gathers, which scatter one row after the other. Here rows are gathered expert by expert into one small buffer, in both passes; autograd keeps the layer's
 input and the first product alone. The sum over a token's experts is one embedding bag: it reads rows in the order of tokens, so its result does
 not depend on threads.
 
