@@ -12,14 +12,16 @@ from moesaic.report import gather, page
 SETTINGS = {
     "data": {
         "reliability": {
-            "sets": ["sentences", "lookalikes", "cona"],
+            "sets": ["sentences", "truthfulqa", "lookalikes", "cona"],
             "folder": "sets",
             "items": 6,
             "texts": 4,
             "answer_tokens": 4,
+            "attacks": ["deepwordbug"],
+            "attack_items": 4,
         }
     },
-    "evaluate": {"suites": ["reliability"]},
+    "evaluate": {"suites": ["reliability"], "reliability": {"dola": {"layers": [1, 2]}}},
     "stages": ["construct"],
 }
 
@@ -31,6 +33,9 @@ def test_parent_and_moe(tmp_path, monkeypatch):
     (tmp_path / "sets").mkdir()
     rows = "".join(f"this film number {i} was really good for you,{i % 2}\n" for i in range(8))
     (tmp_path / "sets/sentences.csv").write_text("sentence,label\n" + rows)
+    truth = "".join(f"Does thing {i} grow?,No,No; Never,Yes; Always\n" for i in range(4))
+    head = "Question,Best Answer,Correct Answers,Incorrect Answers\n"
+    (tmp_path / "sets/TruthfulQA.csv").write_text(head + truth)
     for step in ("dense", "documents", "tokens", "chat", "tasks", "reliability"):
         project.run(path, step)
     project.run(path, "construct", "activation")
@@ -51,7 +56,8 @@ def test_parent_and_moe(tmp_path, monkeypatch):
     paired = {(row["task"], row["metric"]): row for row in json.loads((moe / "paired.json").read_text())}
     for key in (
         ("text/average", "bits_per_byte"), ("shift/capitals", "bits_per_byte"), ("rel_sentences_plain", "acc"), ("rel_sentences_tweet", "ece"),
-        ("reliability/style", "acc"), ("reliability/over_refusal", "refusal"),
+        ("reliability/style", "acc"), ("reliability/over_refusal", "refusal"), ("reliability/hallucination_dola", "acc"),
+        ("rel_truthfulqa_mc2_dola", "acc"), ("attack/deepwordbug", "acc_attacked"),
     ):  # fmt: skip
         assert paired[key]["value"] == pytest.approx(scores[key]["value"] - parent[key]["value"], abs=3e-6), (
             key
@@ -67,3 +73,9 @@ def test_parent_and_moe(tmp_path, monkeypatch):
     assert "put I-CoNa.json into the folder" in html
     assert html.count("<svg") == 3
     assert "one expert gone, worst" in html
+    assert "gained by DoLa" in html
+    assert "accuracy under attack, %" in html
+    assert (
+        scores["attack/deepwordbug", "acc_attacked"]["value"]
+        <= scores["attack/deepwordbug", "acc_clean"]["value"]
+    )
