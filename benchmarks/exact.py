@@ -139,7 +139,7 @@ def main() -> None:
     wrong = [
         item
         for item in rows
-        if (item["all_on"] > 1e-4 and not (item.get("all_on_float64") or 0.0) < 1e-6)
+        if (item["all_on"] > 1e-4 and item["all_on_float64"] > 1e-6)
         or item["reload"] > 1e-4
         or not item["bfloat16"]
         or item["same_file"] is False

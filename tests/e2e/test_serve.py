@@ -9,16 +9,11 @@ from pathlib import Path
 import openai
 import project
 import pytest
+from ports import free_port
 
 from moesaic.model import load
 
 MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

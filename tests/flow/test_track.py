@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ports import free_port
 from report import browser, fake_results
 
 from moesaic.errors import InputError
@@ -321,12 +321,6 @@ def test_old_database_is_migrated_and_kept(config):
 
 
 # ---------------------------------------------------------------- a server
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def http_config(config, port: int):

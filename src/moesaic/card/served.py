@@ -22,13 +22,15 @@ class Answers:
         Args:
             frame: pandas.DataFrame. params: {"max_new_tokens": N}.
         """
+        import torch
+
+        from moesaic.generate import sample
+
         new = int((params or {}).get("max_new_tokens", NEW_TOKENS))
         answers = []
         for prompt in frame["prompt"]:
             if self.tokenizer.chat_template:
-                ids = self.tokenizer.apply_chat_template(
-                    [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt"
-                )["input_ids"]
+                ids = torch.tensor([sample.chat_prompt(self.tokenizer, prompt)])
             else:
                 ids = self.tokenizer(prompt, return_tensors="pt").input_ids
             out = self.model.generate(ids, max_new_tokens=new, do_sample=False)

@@ -20,7 +20,6 @@ from moesaic.errors import InputError
 from moesaic.flow import files
 from moesaic.model import families, load
 
-DTYPES = ("f32", "f16", "bf16", "q8_0")
 ARCHITECTURES = {"mixtral": "llama", "granitemoeshared": "granitemoe"}
 """Ours -> llama.cpp's. Its qwen2moe does not divide the chosen experts' weights by their sum, and its glm4moe norms queries and keys."""
 SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -44,7 +43,7 @@ class Entry:
 
 
 def run(folder: Path, out: Path, dtype: str = "f16") -> dict[str, Any]:
-    """Write `folder`'s model and tokenizer to the file `out`.
+    """Write `folder`'s model and tokenizer to the file `out`. Args: dtype: f32, f16, bf16 or q8_0.
 
     Returns:
         architecture, tensors, bytes.
