@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from moesaic import config
 from moesaic.distill import pairs, sampling, scoring
 from moesaic.errors import InputError
-from moesaic.flow import files, manifest, metrics, paths
+from moesaic.flow import files, manifest, metrics, paths, shared
 from moesaic.flow.step import STEPS, execute
 from moesaic.report import instructions
 
@@ -224,11 +224,11 @@ def test_only_the_loss_changed(built):
             other, "distill", "activation"
         )
         warmer = loaded(built, samples={"temperature": 0.7})
-        assert paths.text_folder(warmer, "activation") != paths.text_folder(base, "activation")
+        assert shared.text_folder(warmer, "activation") != shared.text_folder(base, "activation")
         raw = config.merge(
             base.model_dump(mode="json"), {"variants": {"b": {"distill": {"loss": "dpkd-guarded"}}}}
         )
-        assert len(paths.texts(config.check(raw))) == 1
+        assert len(shared.texts(config.check(raw))) == 1
 
 
 def test_what_cannot_be_trained_is_said(built):

@@ -15,7 +15,7 @@ from moesaic import config
 from moesaic.distill import cache, teach, teachers
 from moesaic.distill.losses import METHODS, OPTIONS, Text
 from moesaic.errors import InputError
-from moesaic.flow import files, manifest, metrics, paths, signals
+from moesaic.flow import files, manifest, metrics, paths, shared, signals
 from moesaic.flow.step import STEPS, execute
 from moesaic.model import families
 from moesaic.train.objectives import IGNORE, Batch, Trainee, Weights
@@ -119,7 +119,7 @@ def test_training_on_the_cache_is_training_on_the_teacher(here):
         "distill": {"steps": 6, "batch": 12, "offline": {"top": 64, "tail": 16}},
     }
     out = project.run(here, "teacher", "activation", "distill", **own)
-    assert out == paths.teacher_folder(config.load(here, own), "activation", "distill")
+    assert out == shared.teacher_folder(config.load(here, own), "activation", "distill")
     made = manifest.read(out)
     truncation = made.metrics["truncation"]
     assert abs(truncation["relative_error"]) < 0.25, "two short rows, and a flat teacher"
@@ -145,7 +145,7 @@ def test_the_cache_is_reused_when_only_the_loss_changes(here):
 
     def folder(variant="activation", stage="distill", **changes):
         own = {"stages": ["construct", "distill"], "distill": {"offline": {"top": 32, "tail": 0}}}
-        return paths.teacher_folder(config.load(here, config.merge(own, changes)), variant, stage)
+        return shared.teacher_folder(config.load(here, config.merge(own, changes)), variant, stage)
 
     first = folder()
     for same in (
@@ -165,7 +165,7 @@ def test_the_cache_is_reused_when_only_the_loss_changes(here):
     )
     plan = paths.plan_step(loaded, "distill", "other")
     assert "dense" not in plan.inputs, "the teacher itself is not read"
-    assert list(paths.teachers(loaded)) == [("dense", plan.inputs["teacher"].parent.name)]
+    assert list(shared.caches(loaded)) == [("dense", plan.inputs["teacher"].parent.name)]
 
 
 def test_a_killed_teacher_goes_on_and_loses_nothing(here, monkeypatch):

@@ -3,13 +3,13 @@
 import copy
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from ports import free_port
 from test_objectives import batch
 from tiny import tiny_llama, tiny_moe
 
@@ -299,6 +299,7 @@ import json, os, sys
 import torch
 sys.path[:0] = json.loads(os.environ["TEST_PATHS"])
 from test_depth_training import made, settings
+from ports import free_port
 from test_objectives import batch
 from moesaic.train.engine import build
 from moesaic.train.sums import Sums
@@ -326,9 +327,7 @@ open(sys.argv[1] + f"/{engine.rank}.json", "w").write(json.dumps(found))
 
 @pytest.mark.slow
 def test_budgets_are_the_same_on_two_ranks(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     here = Path(__file__).parent
     paths = json.dumps([str(here), str(here.parent)])
     started = []
