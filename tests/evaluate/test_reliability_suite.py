@@ -15,7 +15,7 @@ from tiny import tiny_llama
 from moesaic.errors import InputError
 from moesaic.evaluate import compare, harness, likelihood
 from moesaic.evaluate.reliability import moe, suite
-from moesaic.evaluate.step import item_table
+from moesaic.evaluate.scores import item_table
 from moesaic.flow import files, manifest, step
 from moesaic.model import families
 from moesaic.schema import Evaluate, Reliability

@@ -13,7 +13,7 @@ from tiny import tiny_llama
 from moesaic import config
 from moesaic.errors import InputError
 from moesaic.evaluate import compare
-from moesaic.evaluate.step import task_scores
+from moesaic.evaluate.scores import task_scores
 from moesaic.evaluate.temporal import lm_tasks, step, suite
 from moesaic.evaluate.temporal.verify import prompt
 from moesaic.flow import manifest, paths
