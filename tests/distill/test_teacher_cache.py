@@ -213,12 +213,10 @@ def test_other_settings_clear_the_shards_and_wrong_rows_are_refused(here):
     own = {"stages": ["construct", "distill"], "distill": {"offline": OFFLINE | {"top": 24}}}
     out = project.run(here, "teacher", "activation", "distill", **own)
     read = cache.Cache(manifest.read(out))
-    stream = teach.stage.chat_streams
     data = manifest.read("results/prepare/chat")
     from moesaic.data.sampler import Sample
     from moesaic.train.streams import ChatStream, TaughtStream
 
-    assert stream is not None
     taught = TaughtStream(ChatStream(data, "train"), read, "train")
     assert taught.sizes == {"chat": 20}, "only rows that the cache has are trained on"
     row = taught.rows([Sample("chat", 13)])[0]

@@ -60,8 +60,7 @@ def run(context: Context) -> Result | None:
         raise InputError(
             f"offline.top: {settings['top']} and tail {settings['tail']} of a vocabulary of {vocabulary}; keep fewer, or train with the resident teacher"
         )
-    choose = stage.text_streams if settings["data"] == "text" else stage.chat_streams
-    streams = dict(zip(cache.SPLITS, choose(context, model, settings), strict=True))
+    streams = dict(zip(cache.SPLITS, stage.streams(context, model, settings), strict=True))
     teacher = teachers.Teacher(
         model, settings.get("teacher_experts", "top-k"), settings.get("teacher_scale", "mean")
     )

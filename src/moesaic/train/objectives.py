@@ -57,6 +57,11 @@ class Batch:
         mask = self.mask_BT if self.positions_BT is None else None
         return {"input_ids": self.ids_BT, "attention_mask": mask, "position_ids": self.positions_BT}
 
+    def hidden(self, model: Any) -> Tensor:
+        """Last hidden states [B, T, D] of a causal model on this batch, before the output head."""
+        found: Tensor = model.base_model(**self.inputs, use_cache=False).last_hidden_state
+        return found
+
     def row_of(self, where_BT: Tensor) -> Tensor:
         """Row of each of the positions [N]."""
         return where_BT.nonzero()[:, 0] if self.rows_BT is None else self.rows_BT[where_BT]
@@ -143,14 +148,12 @@ class Trainee(nn.Module):
 
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states [B, T, D]; the routers' decisions are recorded for `with_router_terms`."""
-        model: Any = self.model
         if self.policy is not None:
             valid_T = None if batch.mask_BT is None else batch.mask_BT.flatten().bool()
             self.policy.begin(valid_T, batch.seed)
         if self.depth is not None:
             self.depth.begin(batch.mask_BT, batch.ids_BT, batch.seed, self.training)
-        found: Tensor = model.base_model(**batch.inputs, use_cache=False).last_hidden_state
-        return found
+        return batch.hidden(self.model)
 
     def with_router_terms(
         self, loss: Tensor, statistics: dict[str, Tensor], share: float

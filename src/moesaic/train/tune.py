@@ -22,7 +22,7 @@ def run(context: Context) -> Result | None:
     deep = settings["depth"]
     start = context.inputs["dense" if deep and deep["of"] == "dense" else "model"]
     model = stage.load_stage_model(start)
-    train, validation = stage.chat_streams(context, model, settings)
+    train, validation = stage.chat_streams(context, model)
     steered = None
     tokens = adapt.image_tokens(start)
     rows = settings["adapter"] and settings["adapter"]["method"] != lora.METHOD
@@ -45,7 +45,7 @@ def run(context: Context) -> Result | None:
         tokenizer_from=start.folder / "model",
         reference=context.inputs.get("dense"),
         # Adapters for pictures and depth routers read a row as a sequence.
-        collate=packing.collate if settings["packing"] and not (deep or rows) else collate,
+        collate=packing.collate_of(settings["packing"] and not (deep or rows)),
     )
     return loop.train(job)
 
