@@ -74,7 +74,9 @@ def test_damaged_items_of_the_parent(here):
     data = bytearray(items.read_bytes())
     data[100] ^= 255
     items.write_bytes(data)
-    with pytest.raises(InputError, match=r"items\.parquet: damaged, its SHA-256.*run the evaluate step again"):
+    with pytest.raises(
+        InputError, match=r"items\.parquet: damaged, its SHA-256.*run the evaluate step again"
+    ):
         project.run(here, "evaluate", "activation", "construct")
 
 

@@ -12,7 +12,7 @@ from offline import cached
 from tiny import tiny_llama, tiny_moe
 
 from moesaic import config
-from moesaic.distill import cache, teach, teachers
+from moesaic.distill import cache, teachers, truncation
 from moesaic.distill.losses import METHODS, OPTIONS, Text
 from moesaic.errors import InputError
 from moesaic.flow import files, manifest, metrics, paths, shared, signals
@@ -60,7 +60,7 @@ def distribution(seed=0, rows=400, vocabulary=300, spread=2.0):
 
 def test_what_is_kept_adds_up():
     _, log_p = distribution()
-    ids, kept, rest = teach.truncate(log_p, 10, 5, torch.Generator().manual_seed(0))
+    ids, kept, rest = truncation.truncate(log_p, 10, 5, torch.Generator().manual_seed(0))
     assert ids.shape == kept.shape == (400, 15)
     torch.testing.assert_close(kept, log_p.gather(1, ids))
     torch.testing.assert_close(kept[:, :10].exp().sum(1) + rest.exp(), torch.ones(400))
@@ -75,7 +75,7 @@ def test_losses_from_a_sampled_tail_are_right_on_average_and_from_one_bucket_too
     nll = torch.ones(4000)
 
     def from_cache(tail, seed=0):
-        kept = teach.truncate(log_p, 16, tail, torch.Generator().manual_seed(seed))
+        kept = truncation.truncate(log_p, 16, tail, torch.Generator().manual_seed(seed))
         said = teachers.Cached(*kept, -nll, tail, 1.0)
         seen = said.compare(log_q, slice(None), 1.0)
         text = Text(nll, nll, rest=seen.rest, weight_NS=seen.weight_NS)
