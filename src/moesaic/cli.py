@@ -19,7 +19,7 @@ from pathlib import Path
 
 from moesaic import tools
 from moesaic.errors import InputError, Interrupted
-from moesaic.flow import folders, launch, paths
+from moesaic.flow import folders, launch, logs, paths
 from moesaic.flow.step import STEPS
 
 
@@ -115,25 +115,7 @@ def _logging(path: Path | None) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(path, encoding="utf-8"))
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(message)s",
-        datefmt="%H:%M:%S",
-        handlers=handlers,
-        force=True,
-    )
-    for noisy in (
-        "httpx",
-        "urllib3",
-        "datasets",
-        "fsspec",
-        "filelock",
-        "huggingface_hub",
-        "lm_eval",
-        "alembic",
-        "matplotlib",
-    ):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logs.begin(handlers, "%(asctime)s %(message)s")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moesaic.distill.losses import METHODS, OPTIONS, Text, base, kd
+from moesaic.distill.losses import METHODS, OPTIONS, Text, base
 from moesaic.distill.teachers import Taught, Teacher
 from moesaic.model import families
 from moesaic.model.adapters import sequence
@@ -245,11 +245,3 @@ def _telemetry(logits_NV: Tensor, chunk: slice, taught: Taught) -> list[Tensor]:
         base.kl(seen.log_q_NC, seen.log_p_NC, seen.weight_NS),
         -(log_q_NV.exp() * log_q_NV).sum(dim=1),
     ]
-
-
-def forward_kl(student_NV: Tensor, teacher_NV: Tensor, temperature: float) -> Tensor:
-    """KL(teacher ; student) of logits per position, times temperature^2 (Hinton et al., arXiv 1503.02531), nats [N]."""
-    log_q_NV = functional.log_softmax(student_NV / temperature, dim=1)
-    log_p_NV = functional.log_softmax(teacher_NV / temperature, dim=1)
-    nothing = Text(log_q_NV.new_zeros(len(log_q_NV)))
-    return kd.loss(log_q_NV, log_p_NV, nothing, OPTIONS) * temperature**2

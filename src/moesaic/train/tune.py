@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from moesaic.data.sampler import Sample
+from moesaic.data.sampler import in_turn
 from moesaic.flow.step import Context, Result
 from moesaic.model import depth
 from moesaic.model.adapters import lora
@@ -52,9 +52,6 @@ def run(context: Context) -> Result | None:
 
 def text(stream: Stream, rows: int) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Ids and mask of the first rows of every set, in turn, row by row: what influence is measured on."""
-    names = sorted(stream.sizes)
-    most = max(stream.sizes.values())
-    chosen = [Sample(name, row) for row in range(most) for name in names if row < stream.sizes[name]][:rows]
-    for sample in chosen:
+    for sample in in_turn(stream.sizes, rows):
         batch = collate(stream.rows([sample]), [sample.domain], 1, 1.0, torch.device("cpu"))
         yield batch.ids_BT, batch.mask_BT
