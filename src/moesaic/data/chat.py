@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from moesaic.data import sources
 from moesaic.data.conversations import Message, fields, reader
 from moesaic.data.images import records
+from moesaic.data.split import SPLITS, side_of
 from moesaic.errors import InputError
 from moesaic.flow import files, manifest
 from moesaic.flow.manifest import Manifest
@@ -26,7 +27,6 @@ from moesaic.schema import IMAGES, Chat, ChatSource, LocalFiles
 
 log = logging.getLogger("moesaic.chat")
 
-SPLITS = ("train", "validation")
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -221,10 +221,9 @@ def _messages(messages: list[Message] | None, seen: set[bytes]) -> list[Message]
 
 
 def split_of(messages: list[Message], validation: float, seed: int) -> str:
-    """The side of the split, from the seed and the question alone: equal questions never stand on both sides."""
+    """The side of the question: equal ones never stand on both."""
     question = next(m["content"] for m in messages if m["role"] == "user")
-    digest = hashlib.blake2b(f"{seed}:{question}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return "validation" if int.from_bytes(digest, "big") < validation * 2.0**64 else "train"
+    return side_of(f"{seed}:{question}", validation)
 
 
 def _summary(counts: Counts) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import torch
 
 from moesaic import config
 from moesaic.data.sampler import Sample
+from moesaic.data.split import SPLITS
 from moesaic.distill import cache, teachers, truncation
 from moesaic.errors import InputError, Interrupted
 from moesaic.flow import files, manifest, signals
@@ -50,7 +51,7 @@ def run(context: Context) -> Result | None:
         raise InputError(
             f"offline.top: {settings['top']} and tail {settings['tail']} of a vocabulary of {vocabulary}; keep fewer, or train with the resident teacher"
         )
-    streams = dict(zip(cache.SPLITS, stage.streams(context, model, settings), strict=True))
+    streams = dict(zip(SPLITS, stage.streams(context, model, settings), strict=True))
     teacher = teachers.Teacher(
         model, settings.get("teacher_experts", "top-k"), settings.get("teacher_scale", "mean")
     )
@@ -140,7 +141,7 @@ def _result(
     for path in folder.iterdir():
         if path.name not in wanted:
             path.unlink()
-    rows: dict[str, dict[str, int]] = {split: {} for split in cache.SPLITS}
+    rows: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
     for _, split, domain, numbers in plan:
         rows[split][domain] = rows[split].get(domain, 0) + len(numbers)
     tokens, size = _count(folder, [item[0] for item in plan])

@@ -3,6 +3,7 @@
 from typing import Any
 
 from moesaic.data import mixtures
+from moesaic.data.split import SPLITS
 from moesaic.distill import cache, students, teachers
 from moesaic.errors import InputError
 from moesaic.flow import manifest
@@ -81,7 +82,7 @@ def teacher(
         cached = cache.Cache(context.inputs["teacher"])
         students.check_vocabularies(cached.vocabulary, student.config.vocab_size)
         train, validation = (
-            TaughtStream(stream, cached, split) for stream, split in zip(streams, cache.SPLITS, strict=True)
+            TaughtStream(stream, cached, split) for stream, split in zip(streams, SPLITS, strict=True)
         )
         return None, train, validation
     assert step is not None
