@@ -129,9 +129,8 @@ def _sampling(
     length = how["max_prompt"] + how["new_tokens"]
     config = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    per_token = (
-        2 * config.num_hidden_layers * heads * families.base.head_dim(config) * 2
-    )  # keys and values in bfloat16
+    # keys and values in bfloat16
+    per_token = 2 * config.num_hidden_layers * heads * families.base.head_dim(config) * 2
     memory = {
         "weights": _weights(model), "cache": how["batch"] * length * per_token, "choosing": how["batch"] * config.vocab_size * SORTING,
         "base": BILLION,

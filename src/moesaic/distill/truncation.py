@@ -16,6 +16,7 @@ from moesaic import config
 from moesaic.data.sampler import Sample
 from moesaic.distill import cache, teachers
 from moesaic.distill.losses import base
+from moesaic.generate import decode
 from moesaic.train.objectives import IGNORE, Batch
 from moesaic.train.streams import Row, Stream, collate
 
@@ -85,9 +86,7 @@ def truncate(
 
 
 def _taught(teacher: teachers.Teacher, batch: Batch, where_BT: Tensor, seed: int) -> teachers.Full:
-    half = batch.ids_BT.is_cuda and torch.cuda.is_bf16_supported()
-    # as in training, where the engine does it
-    with torch.no_grad(), torch.autocast(batch.ids_BT.device.type, torch.bfloat16, enabled=half):
+    with torch.no_grad(), decode.precision(batch.ids_BT.device):
         full = teacher.taught(dataclasses.replace(batch, seed=seed), where_BT)
     return teachers.Full(full.hidden_ND.to(full.head_VD.dtype), full.head_VD)
 

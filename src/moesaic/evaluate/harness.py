@@ -82,9 +82,8 @@ def run(
     Raises:
         InputError: a task that cannot be loaded (no network, missing files, unknown) or that would run generated code.
     """
-    for left in work.glob(
-        f"{CACHE}*"
-    ):  # by an evaluation that was killed; the step's lease keeps a living one out
+    # Left by an evaluation that was killed; the step's lease keeps a living one out.
+    for left in work.glob(f"{CACHE}*"):
         shutil.rmtree(left, ignore_errors=True)
     names = settings["tasks"]
     places = {
