@@ -1,6 +1,5 @@
 """A tiny project that distils on sampled answers, and how its steps are run."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -38,10 +37,6 @@ def whole(path, **distill):
     for name, part in paths.round_steps(loaded, "activation", "distill"):
         step(path, name, part, distill=distill)
     return step(path, "distill", distill=distill)
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def series(out):

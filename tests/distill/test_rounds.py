@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from killing import came_to, command, finish, killed
-from rounds_project import ROUND, here, lines, series, step, whole
+from rounds_project import ROUND, here, series, step, whole
 from safetensors.torch import load_file
 
 from moesaic.errors import InputError
@@ -20,11 +20,13 @@ def test_fixed_pairs_end_to_end(built, tmp_path):
     path = here(built, tmp_path / "p")
     with contextlib.chdir(path.parent):
         out = whole(path, steps=12, optimizer={"lr": 3e-3})
-        made_pairs = lines(ROUND / "1/pair_scores/0/pairs.jsonl")
+        made_pairs = files.read_lines(ROUND / "1/pair_scores/0/pairs.jsonl")
         (theirs,) = Path("results/dense/teacher_text").glob("*/0/answers.jsonl")
-        own = {item["id"]: item for item in lines(ROUND / "1/student_text/0/answers.jsonl")}
+        own = {item["id"]: item for item in files.read_lines(ROUND / "1/student_text/0/answers.jsonl")}
         assert len(made_pairs) == len(own) == 14, "the texts of two models differ"
-        for pair, answer in zip(made_pairs, sorted(lines(theirs), key=lambda item: item["id"]), strict=True):
+        for pair, answer in zip(
+            made_pairs, sorted(files.read_lines(theirs), key=lambda item: item["id"]), strict=True
+        ):
             assert pair["chosen"]["ids"] == answer["answers"][0]["ids"]
             assert pair["rejected"]["ids"] == own[pair["question"]]["answers"][0]["ids"]
             assert all(
@@ -69,7 +71,7 @@ def test_refreshed_rounds_and_shards(built, tmp_path):
             found = [sorted(ROUND.glob(f"{i}/pair_scores/*/pairs.jsonl")) for i in (1, 2)]
             assert [len(item) for item in found] == [shards, shards]
             texts = [
-                sorted((p["id"], p["rejected"]["text"]) for path in item for p in lines(path))
+                sorted((p["id"], p["rejected"]["text"]) for path in item for p in files.read_lines(path))
                 for item in found
             ]
             assert texts[0] != texts[1]
@@ -181,7 +183,7 @@ def test_killed_in_every_step_equals_uninterrupted(built, tmp_path):
     ]
     for name in found:
         assert files.sha256(one / name) == files.sha256(two / name), name
-    ids = [item["id"] for item in lines(two / ROUND / "1/pair_scores/0/pairs.jsonl")]
+    ids = [item["id"] for item in files.read_lines(two / ROUND / "1/pair_scores/0/pairs.jsonl")]
     assert len(ids) == len(set(ids)) == 14, "no sample lost or doubled"
     listed = [i["step"] for i in metrics.read(stage / "work" / metrics.NAME) if i["key"] == "train/loss/pair"]
     assert listed == list(range(1, 7)), "a step was logged twice or is missing"

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from ports import free_port
+from test_engine import settings
 from test_objectives import batch
 from tiny import tiny_llama, tiny_moe
 
 from moesaic.model import depth
 from moesaic.model.depth import skip, steer
-from moesaic.schema import Depth, Pretrain, Tune
+from moesaic.schema import Depth, Tune
 from moesaic.train.engine import build
 from moesaic.train.objectives import Trainee, Weights
 
@@ -41,11 +42,6 @@ def made(model=None, weights=None, train="all", expand=None, **route):
 def model(request, tmp_path):
     own = FAMILIES[request.param]
     return tiny_llama() if own is None else tiny_moe(tmp_path, **own).model
-
-
-def settings(**optimizer):
-    own = {"lr": 1e-2, "warmup": 0, **optimizer}
-    return Pretrain(steps=10, batch=4, micro_batch=4, optimizer=own).model_dump(mode="json")
 
 
 def test_annealing_and_budgets_by_hand():
@@ -300,6 +296,7 @@ import torch
 sys.path[:0] = json.loads(os.environ["TEST_PATHS"])
 from test_depth_training import made, settings
 from ports import free_port
+from test_engine import settings
 from test_objectives import batch
 from moesaic.train.engine import build
 from moesaic.train.sums import Sums
