@@ -1,5 +1,6 @@
 """Published lists of tasks: names that lm-eval knows, examples as published, and the user's own on top."""
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,8 @@ def test_each_task_gets_its_own_number_and_a_change_is_a_new_score(monkeypatch, 
     )
     monkeypatch.setattr(harness, "_load", lambda manager, names: {"tasks": dict.fromkeys(names)})
     monkeypatch.setattr(harness, "_evaluate", lambda lm, item, settings, seed, chat: [])
+    # Its class is made from the one that is replaced here, so it has to be there before.
+    importlib.import_module("moesaic.evaluate.dola")
     monkeypatch.setattr("moesaic.evaluate.prefix.SharedPrefixLM", lambda *_: type("LM", (), {})())
     own = Evaluate(tasks=["a", "b"], task_shots={"b": 5}).model_dump(mode="json")
     harness.run(None, None, own, tmp_path, tmp_path / "w", 0)
