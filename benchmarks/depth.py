@@ -18,11 +18,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import machine
 import torch
 
 from moesaic.data import packed
 from moesaic.data.sampler import Sample
 from moesaic.flow import manifest
+from moesaic.generate import decode
 from moesaic.model import depth, load, size
 from moesaic.model.depth import skip
 from moesaic.schema import Depth, Pretrain
@@ -132,7 +134,7 @@ def prefill(model: Any, ids_BT: torch.Tensor) -> float:
 
 
 @torch.inference_mode()
-def decode(model: Any, ids_BT: torch.Tensor, new: int) -> float:
+def generation(model: Any, ids_BT: torch.Tensor, new: int) -> float:
     """Tokens/s of greedy generation with a cache."""
     began = time.perf_counter()
     model.generate(ids_BT, max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0)
@@ -175,7 +177,7 @@ def main() -> None:
     tokens = manifest.read(arguments.tokens)
     stream = TextStream(tokens, "train", ["speeches"])
     blocks = {name: packed.open_blocks(tokens, name, "validation") for name in sorted(stream.sizes)}
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = decode.device()
     models: dict[str, Any] = {}
     rows: dict[str, dict[str, Any]] = {}
     wanted = candidates(arguments.every, arguments.steps // 2, arguments.label_share, arguments.spare_first)
@@ -207,7 +209,7 @@ def main() -> None:
     ids = torch.as_tensor(blocks[min(blocks)].tokens(range(arguments.rows)).astype("int64")).to(device)
     for key, measure in {
         "prefill": lambda model: prefill(model, ids),
-        "decode": lambda model: decode(model, ids[:1, :64], arguments.new),
+        "decode": lambda model: generation(model, ids[:1, :64], arguments.new),
     }.items():
         found: dict[str, list[float]] = {name: [] for name in models}
         for turn in range(arguments.repetitions + 1):  # the first one warms up
@@ -234,7 +236,7 @@ def main() -> None:
                 row["note"] = (
                     f"skips, but is not faster than the dense-expanded model in wall clock: {', '.join(slow)}"
                 )
-            row["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+            row["device"] = machine.name()
             line = json.dumps(row)
             print(line, flush=True)
             file.write(line + "\n")

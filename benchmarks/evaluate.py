@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
+import machine
 
 from moesaic.evaluate.prefix import SharedPrefixLM
 from moesaic.generate import decode
@@ -77,7 +77,7 @@ def main() -> None:
         key: [own[key] for own in scores.values()] for key in scores["ours"] if len({own[key] for own in scores.values()}) > 1
     }  # fmt: skip
     made = {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "model": type(model).__name__, "tasks": names, "items": arguments.items,
+        "device": machine.name(), "model": type(model).__name__, "tasks": names, "items": arguments.items,
         "faster": statistics.median(ratios), "range": [min(ratios), max(ratios)], "differing": differing, "scores": scores["ours"],
     }  # fmt: skip
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import machine
 import torch
 from torch import Tensor, nn
 
@@ -138,7 +139,7 @@ def main() -> None:
                         "range": [min(found) * 1e3, max(found) * 1e3], "of_ffn": base / middle, "of_ceiling": flops / middle / peak,
                     }
                 )  # fmt: skip
-    told = {"device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu", "dtype": str(dtype)}
+    told = {"device": machine.name(), "dtype": str(dtype)}
     told |= {"width": arguments.width, "intermediate": arguments.intermediate, "tokens": arguments.tokens}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import machine
 import numpy as np
 import torch
 
@@ -76,9 +77,8 @@ def main() -> None:
         tokens += sum(len(row.ids) for row in rows) if step else 0
     ratios = [a / b for a, b in zip(seconds["padded"], seconds["packed"], strict=True)]
     difference = max(abs(a - b) / b for a, b in zip(losses["packed"], losses["padded"], strict=True))
-    cuda = engine.device.type == "cuda"
     made: dict[str, Any] = {
-        "device": torch.cuda.get_device_name() if cuda else "cpu", "dense": arguments.dense, "rows": arguments.rows, "steps": arguments.steps,
+        "device": machine.name(), "dense": arguments.dense, "rows": arguments.rows, "steps": arguments.steps,
         "faster": statistics.median(ratios), "range": [min(ratios), max(ratios)], "padding": {way: 1 - tokens / positions[way] for way in WAYS},
         "loss_difference": difference,
     }  # fmt: skip

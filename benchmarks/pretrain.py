@@ -16,11 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import machine
 import numpy as np
 import torch
 
 from moesaic import plan
 from moesaic.experts import sizes
+from moesaic.generate import decode
 from moesaic.model import families, grouped
 from moesaic.schema import Experts, Pretrain
 from moesaic.train import hardware
@@ -95,7 +97,7 @@ def main() -> None:
         model.set_experts_implementation(implementation)
         return model
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = decode.device()
     candidates: dict[str, tuple[Any, Callable[[], Any]]] = {
         "ours": (ours, moe),
         "transformers, grouped experts": (plain, moe),
@@ -151,7 +153,7 @@ def main() -> None:
         row["memory_gb"] = memory.get(name)
         found.append(row)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    told = {"device": torch.cuda.get_device_name() if cuda else "cpu", "layers": config.num_hidden_layers}
+    told = {"device": machine.name(), "layers": config.num_hidden_layers}
     told |= {"width": config.hidden_size, "micro_batch": arguments.micro_batch, "length": arguments.length}
     told |= {"checkpointing": arguments.checkpointing}
     arguments.out.write_text(json.dumps({**told, "rows": found}, indent=1) + "\n")

@@ -69,6 +69,17 @@ def test_damaged_weights(here):
         project.run(here, "pretrain", "activation")
 
 
+def test_damaged_items_of_the_parent(here):
+    items = project.run(here, "evaluate", stage="dense") / "items.parquet"
+    data = bytearray(items.read_bytes())
+    data[100] ^= 255
+    items.write_bytes(data)
+    with pytest.raises(
+        InputError, match=r"items\.parquet: damaged, its SHA-256.*run the evaluate step again"
+    ):
+        project.run(here, "evaluate", "activation", "construct")
+
+
 def test_not_finite_loss_keeps_the_checkpoints(here):
     optimizer = {"lr": 1e30, "clip": 1e30, "warmup": 0}
     with pytest.raises(InputError, match=r"loss is not finite at step \d.*optimizer\.lr"):

@@ -7,6 +7,7 @@ import pytest
 
 from moesaic import config
 from moesaic.errors import InputError
+from moesaic.settings import step_settings
 
 BASE = {
     "model": {"at": {"kind": "folder", "path": "m"}},
@@ -88,7 +89,7 @@ def test_a_key_touches_only_its_step(key, value, changed):
     after = config.check(config.merge(BASE, config.parse_override(f"{key}={json.dumps(value)}")))
 
     def all_settings(loaded):
-        return {step: config.step_settings(loaded, step, None if step in shared else "v") for step in steps}
+        return {step: step_settings(loaded, step, None if step in shared else "v") for step in steps}
 
     one, two = all_settings(before), all_settings(after)
     assert {step for step in steps if one[step] != two[step]} == changed
@@ -115,7 +116,7 @@ def test_missing_and_broken_files(tmp_path):
 
 def test_how_experts_run_changes_no_settings_until_it_is_asked_for():
     """A project that was finished before the key was there has nothing to do again."""
-    own = config.step_settings(config.check(BASE), "pretrain", "v")["pretrain"]
+    own = step_settings(config.check(BASE), "pretrain", "v")["pretrain"]
     assert "experts" not in own["engine"]
     asked = config.check(config.merge(BASE, {"pretrain": {"engine": {"experts": "eager"}}}))
-    assert config.step_settings(asked, "pretrain", "v")["pretrain"]["engine"]["experts"] == "eager"
+    assert step_settings(asked, "pretrain", "v")["pretrain"]["engine"]["experts"] == "eager"

@@ -6,10 +6,11 @@ import pytest
 import torch
 from tiny import tiny_llama, tiny_moe
 
-from moesaic import config, plan
+from moesaic import config, plan, plan_page
 from moesaic.errors import InputError
 from moesaic.model import families
 from moesaic.schema import Pretrain
+from moesaic.settings import step_settings
 from moesaic.train import memory
 
 ROOT = Path(__file__).parents[1]
@@ -23,7 +24,7 @@ def test_llama_moe_has_the_published_sizes(name, active, monkeypatch):
     )  # counting a 7B layer takes half a minute
     loaded = config.load(ROOT / "config" / "recipes" / f"llama-moe-3.5b-{name}.yaml")
     plans = plan.make(loaded, MACHINE)
-    page = plan.text(plans, MACHINE)
+    page = plan_page.text(plans, MACHINE)
     assert f"6.74B total, {active} active for a token; dense parent 6.74B" in page
     assert "in 13,623 steps of 14,680,064" in page
     assert all(item.stages[0].tokens == pytest.approx(200e9, rel=1e-3) for item in plans)
@@ -94,7 +95,7 @@ def test_what_cannot_be_planned_is_said(tmp_path, monkeypatch):
         plan.make(config.check(raw), MACHINE)
     raw["pretrain"] = {"engine": {"kind": "deepspeed", "deepspeed": "nowhere.json"}}
     with pytest.raises(InputError, match=r"pretrain\.engine\.deepspeed: nowhere\.json: missing"):
-        config.step_settings(config.check(raw), "pretrain", "a")
+        step_settings(config.check(raw), "pretrain", "a")
 
 
 def test_an_offline_teacher_takes_disk_instead_of_memory(tmp_path, monkeypatch):
@@ -118,7 +119,7 @@ def test_an_offline_teacher_takes_disk_instead_of_memory(tmp_path, monkeypatch):
         plan.make(config.check(config.merge(raw, {"pretrain": changes})), MACHINE)[0]
         for changes in ({}, {"offline": None})
     )
-    page = plan.text([offline], MACHINE)
+    page = plan_page.text([offline], MACHINE)
     # 80 tokens of 2 + 2 bytes, the rest and the text's own token
     assert "teacher cache of pretrain" in page
     assert "324 bytes per token before compression (64 likeliest, 16 drawn) = at most 0.01 GB" in page
@@ -173,7 +174,7 @@ def test_distillation_on_samples_is_planned(nothing_done):
     assert theirs.memory_gb["cache"] * 1e9 == 2 * 2 * 2 * 16 * 2 * 8 * 100
     assert stage.tokens == 3 * 5 * 4 * 2 * 100
     assert stage.memory_gb["teacher"] == 0, "pairs need no teacher in memory"
-    page = plan.text([found], MACHINE)
+    page = plan_page.text([found], MACHINE)
     assert "80 x" not in page
     assert "40 questions x 2 x 3 rounds = 240" in page
     text = planned({"stages": ["construct", "distill"], "distill": own | {"loss": "kd", "rounds": 1}}).stages[
@@ -183,7 +184,7 @@ def test_distillation_on_samples_is_planned(nothing_done):
     assert text.memory_gb["teacher"] > 0
     assert text.tokens == 5 * 4 * 100
     unknown = planned({"stages": ["construct", "distill"], "distill": own | {"samples": {"max_prompt": 40}}})
-    assert "to each question, of which the data say how many" in plan.text([unknown], MACHINE)
+    assert "to each question, of which the data say how many" in plan_page.text([unknown], MACHINE)
     chat = planned(
         {
             "stages": ["construct", "distill"],
@@ -264,7 +265,7 @@ def test_the_arms_of_the_picture_recipe_are_of_one_size():
     )  # fmt: skip
     counts = {}
     for variant in loaded.variants:
-        own = config.step_settings(loaded, "tune", variant)["tune"]["adapter"]
+        own = step_settings(loaded, "tune", variant)["tune"]["adapter"]
         with torch.device("meta"):
             parent = AutoModelForCausalLM.from_config(shape)
         counts[variant] = sum(p.numel() for p in adapt.planned(parent, own).parameters() if p.requires_grad)

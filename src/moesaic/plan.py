@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from moesaic import plan_text
-from moesaic.config import PAIR_LOSSES, step_settings, teacher_settings, variant_config
+from moesaic import plan_sampling
+from moesaic.config import variant_config
 from moesaic.distill import cache, students
 from moesaic.errors import InputError
 from moesaic.experts import sizes
@@ -25,6 +25,8 @@ from moesaic.model import depth, families, size
 from moesaic.model.cost import flops_per_token
 from moesaic.model.depth import skip
 from moesaic.schema import Config
+from moesaic.schema.teaching import PAIR_LOSSES, TEXT_LOSSES
+from moesaic.settings import offline, sampled, step_settings, teacher_settings
 from moesaic.train import adapt, hardware, memory
 from moesaic.train.memory import BILLION
 
@@ -70,7 +72,7 @@ class Stage:
     """Of one GPU, by what it is for; `total` is the peak."""
     layers: int | None = None
     """Decoder layers, of a stage that changes the model's depth."""
-    sampling: list[plan_text.Sampling] = field(default_factory=list)
+    sampling: list[plan_sampling.Sampling] = field(default_factory=list)
     """What is sampled and scored before the training."""
     rounds: int = 1
     """How often all of it is done; steps, tokens and FLOPs are of all rounds."""
@@ -201,7 +203,7 @@ def deepened(moe: Any, dense: Any, settings: Mapping[str, Any]) -> Any:
 def _caches(config: Config, variant: str, vocabulary: int) -> list[Cache]:
     found = []
     for stage in config.stages:
-        if stage not in ("pretrain", "distill") or not paths.offline(variant_config(config, variant), stage):
+        if stage not in ("pretrain", "distill") or not offline(variant_config(config, variant), stage):
             continue
         own = teacher_settings(config, stage, variant)
         training = step_settings(config, stage, variant)[stage]
@@ -231,19 +233,19 @@ def _training(own: Config, variant: str, name: str, moe: Any, dense: Any, machin
     how: Any = None  # of sampling, where a sample is an answer or a pair of them
     if name == "preference":
         pairs, how = settings["loss"] != "sft", own.preference.sampling
-        count, rounds = plan_text.temporal_questions(own), own.preference.rounds
-    elif name == "distill" and paths.sampled(own):
+        count, rounds = plan_sampling.temporal_questions(own), own.preference.rounds
+    elif name == "distill" and sampled(own):
         pairs, how = settings["loss"] in PAIR_LOSSES, own.distill.samples
-        count, rounds = plan_text.instruction_questions(own), own.distill.rounds
+        count, rounds = plan_sampling.instruction_questions(own), own.distill.rounds
         count = None if count is None else count * how.answers
-        resident = None if pairs or settings["loss"] in paths.TEXT_LOSSES else teacher
+        resident = None if pairs or settings["loss"] in TEXT_LOSSES else teacher
     if how is not None:
         length, rows = how.max_prompt + how.new_tokens, 2 if pairs else 1
     if settings.get("epochs") is not None and count is not None:
         settings = settings | {"steps": math.ceil(settings["epochs"] * count / settings["batch"])}
     planned = _stage(name, settings, trained, resident, length, machine, rows, rounds)
     planned.layers = trained.config.num_hidden_layers if deep else None
-    planned.sampling = plan_text.plan(own, name, teacher, trained)
+    planned.sampling = plan_sampling.plan(own, name, teacher, trained)
     return planned
 
 
@@ -273,56 +275,3 @@ def _stage(
     stage = Stage(name, steps, tokens, flops, rounds=rounds)
     stage.memory_gb = memory.memory(settings, trained, teacher, length * rows, machine.gpus)
     return stage
-
-
-def text(plans: list[Plan], machine: Hardware) -> str:
-    """The plan as a page of text."""
-    lines = []
-    for plan in plans:
-        lines += [
-            f"variant {plan.variant}: {plan.architecture} ({plan.why})",
-            f"  parameters    {_count(plan.moe.total)} total, {_count(plan.moe.active)} active for a token; dense parent {_count(plan.dense.total)}",
-        ]
-        for stage in plan.stages:
-            hours = stage.hours(machine)
-            money = f", {hours * machine.price:,.0f} at {machine.price:g} a GPU-hour" if machine.price else ""
-            most = GPU_MEMORY_GB[machine.gpu]
-            fits = (
-                ""
-                if stage.memory_gb["total"] <= most
-                else f"  MORE THAN THE {most:.0f} GB OF ONE {machine.gpu}"
-            )
-            parts = ", ".join(
-                f"{name} {value:.1f}"
-                for name, value in stage.memory_gb.items()
-                if name != "total" and value >= 0.05
-            )
-            lines += plan_text.lines(stage.sampling, stage.name)
-            most_tokens = "at most " if stage.sampling else ""
-            lines += [
-                f"  {stage.name}",
-                f"    tokens      {most_tokens}{stage.tokens:,} in {stage.steps:,} steps of {stage.tokens // max(1, stage.steps):,}",
-                f"    FLOPs       {stage.flops:.3g}, of active weights and attention{_layers(stage)}",
-                f"    time        {hours:,.1f} GPU-hours on {machine.gpu} at {machine.mfu:.0%} of its peak"
-                f" = {hours / machine.gpus:,.1f} h on {machine.gpus}{money}",
-                f"    memory      {stage.memory_gb['total']:.1f} GB per GPU ({parts}){fits}",
-            ]
-        for item in plan.caches:
-            lines += [
-                f"  teacher cache of {item.stage}",
-                f"    on disk     {item.bytes_per_token} bytes per token before compression ({item.top} likeliest, {item.tail} drawn)"
-                f" = at most {item.gigabytes:,.2f} GB for the tokens of the stage",
-            ]
-    return "\n".join(lines) + "\n"
-
-
-def _layers(stage: Stage) -> str:
-    return (
-        ""
-        if stage.layers is None
-        else f", {stage.layers} layers; the FFNs that run for labels only are not in it"
-    )
-
-
-def _count(number: int) -> str:
-    return f"{number / BILLION:.2f}B" if number >= 5e8 else f"{number / 1e6:.1f}M"

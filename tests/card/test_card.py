@@ -17,6 +17,7 @@ from moesaic import config as configuration
 from moesaic.card import export, parent, story
 from moesaic.errors import InputError
 from moesaic.flow import files, paths
+from moesaic.settings import step_settings
 
 PARENT_CARD = """---
 license: llama3.1
@@ -195,7 +196,7 @@ def test_a_gguf_file_says_licence_languages_and_base(tmp_path):
 def test_name_and_licence_rerun_nothing(loaded):
     other = changed(loaded, license="mit", name="a/b")
     for step in ("dense", "documents", "evaluate", "report"):
-        assert configuration.step_settings(other, step) == configuration.step_settings(loaded, step)
+        assert step_settings(other, step) == step_settings(loaded, step)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from moesaic.data import chat, conversations
+from moesaic.data import chat, chat_sets, conversations
+from moesaic.data.split import SPLITS
 from moesaic.errors import InputError
 from moesaic.schema import Chat
 
@@ -167,7 +168,7 @@ def test_step_counts_every_conversation(write_jsonl, dense, run_step, tokenizer)
         "special_token": 1,
     }
     assert stats["conversations_in"] == 65 == stats["conversations_kept"] + 5
-    sets = {split: chat.open_chat(found, split)["set"] for split in chat.SPLITS}
+    sets = {split: chat_sets.open_chat(found, split)["set"] for split in SPLITS}
     assert {split: len(items) for split, items in sets.items()} == found.metrics["conversations"]
     assert sum(len(items) for items in sets.values()) == 60
     answers = set()
@@ -183,8 +184,8 @@ def test_equal_questions_do_not_straddle_the_split(write_jsonl, dense, run_step,
     rows = [alpaca(i, output=f"Answer {k}.") for i in range(30) for k in range(3)]
     found = run_step("chat", settings(write_jsonl("chat.jsonl", rows)), {"dense": dense()})
     asked = {}
-    for split in chat.SPLITS:
-        items = chat.open_chat(found, split)["set"]
+    for split in SPLITS:
+        items = chat_sets.open_chat(found, split)["set"]
         texts = [tokenizer.decode(items[i][0]) for i in range(len(items))]
         asked[split] = {text.split("one?")[0] for text in texts}
     assert sum(map(len, asked.values())) == 30
@@ -212,7 +213,7 @@ def test_several_sources_keep_their_names(write_jsonl, dense, run_step):
     }
     found = run_step("chat", value | {"seed": 0}, {"dense": dense()})
     assert found.metrics["sources"] == ["a", "b"]
-    both = [chat.open_chat(found, split) for split in chat.SPLITS]
+    both = [chat_sets.open_chat(found, split) for split in SPLITS]
     assert [sum(len(sets[name]) for sets in both) for name in ("a", "b")] == [40, 30]
 
 
@@ -256,4 +257,4 @@ def test_a_damaged_file_is_named(write_jsonl, dense, run_step):
     file = found.folder / "train.parquet"
     file.write_bytes(file.read_bytes()[:-30])
     with pytest.raises(InputError, match=r"train\.parquet: missing or damaged .* run the chat step again"):
-        chat.open_chat(found, "train")
+        chat_sets.open_chat(found, "train")

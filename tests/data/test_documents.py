@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from moesaic.data import documents
 from moesaic.data.duplicates import Duplicates, signature
+from moesaic.data.split import SPLITS
 from moesaic.errors import InputError
 from moesaic.schema import Clean
 
@@ -47,9 +48,7 @@ def settings(domains: dict[str, str], validation: float = 0.2, seed: int = 0, **
 
 
 def texts(found, domain: str) -> dict[str, list[str]]:
-    return {
-        s: pq.read_table(found.folder / f"{domain}.{s}.parquet")["text"].to_pylist() for s in documents.SPLITS
-    }
+    return {s: pq.read_table(found.folder / f"{domain}.{s}.parquet")["text"].to_pylist() for s in SPLITS}
 
 
 def stats(found) -> dict:
@@ -170,7 +169,7 @@ def test_a_document_stays_on_its_side_when_the_corpus_grows(write_jsonl, run_ste
     small = texts(run_step("documents", settings({"web": path}), out="small"), "web")
     write_jsonl("web.jsonl", [{"text": prose(i)} for i in range(80)])
     large = texts(run_step("documents", settings({"web": path}), out="large"), "web")
-    assert all(set(small[side]) <= set(large[side]) for side in documents.SPLITS)
+    assert all(set(small[side]) <= set(large[side]) for side in SPLITS)
 
 
 @pytest.mark.parametrize(

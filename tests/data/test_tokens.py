@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from moesaic.data import lengths, packed, tokens
+from moesaic.data.split import SPLITS
 from moesaic.errors import InputError
 
 TEXTS = [
@@ -197,7 +198,7 @@ def test_step_end_to_end(documents_step, dense, run_step, tokenizer):
     stats = json.loads((found.folder / "stats.json").read_text())
     for name in packed.domains(found):
         metrics = found.metrics["domains"][name]
-        for split in tokens.SPLITS:
+        for split in SPLITS:
             blocks = packed.open_blocks(found, name, split)
             assert blocks.block == 16
             assert blocks.tokens([0]).dtype == np.int32

@@ -5,7 +5,7 @@ import dataclasses
 import torch
 from torch.nn import functional
 
-from moesaic.distill import teach
+from moesaic.distill import truncation
 from moesaic.distill.teachers import Cached
 from moesaic.train.objectives import IGNORE
 
@@ -17,7 +17,7 @@ def cached(teacher, batch, top, tail, seed=0, temperature=1.0):
     logits = (
         teacher(input_ids=batch.ids_BT, attention_mask=batch.mask_BT, use_cache=False).logits[where].float()
     )
-    kept = teach.truncate(
+    kept = truncation.truncate(
         (logits / temperature).log_softmax(1), top, tail, torch.Generator().manual_seed(seed)
     )
     target = -functional.cross_entropy(logits, batch.targets_BT[where], reduction="none")

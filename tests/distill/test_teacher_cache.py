@@ -12,10 +12,10 @@ from offline import cached
 from tiny import tiny_llama, tiny_moe
 
 from moesaic import config
-from moesaic.distill import cache, teach, teachers
+from moesaic.distill import cache, teachers, truncation
 from moesaic.distill.losses import METHODS, OPTIONS, Text
 from moesaic.errors import InputError
-from moesaic.flow import files, manifest, metrics, paths, signals
+from moesaic.flow import files, manifest, metrics, paths, shared, signals
 from moesaic.flow.step import STEPS, execute
 from moesaic.model import families
 from moesaic.train.objectives import IGNORE, Batch, Trainee, Weights
@@ -60,7 +60,7 @@ def distribution(seed=0, rows=400, vocabulary=300, spread=2.0):
 
 def test_what_is_kept_adds_up():
     _, log_p = distribution()
-    ids, kept, rest = teach.truncate(log_p, 10, 5, torch.Generator().manual_seed(0))
+    ids, kept, rest = truncation.truncate(log_p, 10, 5, torch.Generator().manual_seed(0))
     assert ids.shape == kept.shape == (400, 15)
     torch.testing.assert_close(kept, log_p.gather(1, ids))
     torch.testing.assert_close(kept[:, :10].exp().sum(1) + rest.exp(), torch.ones(400))
@@ -75,7 +75,7 @@ def test_losses_from_a_sampled_tail_are_right_on_average_and_from_one_bucket_too
     nll = torch.ones(4000)
 
     def from_cache(tail, seed=0):
-        kept = teach.truncate(log_p, 16, tail, torch.Generator().manual_seed(seed))
+        kept = truncation.truncate(log_p, 16, tail, torch.Generator().manual_seed(seed))
         said = teachers.Cached(*kept, -nll, tail, 1.0)
         seen = said.compare(log_q, slice(None), 1.0)
         text = Text(nll, nll, rest=seen.rest, weight_NS=seen.weight_NS)
@@ -119,7 +119,7 @@ def test_training_on_the_cache_is_training_on_the_teacher(here):
         "distill": {"steps": 6, "batch": 12, "offline": {"top": 64, "tail": 16}},
     }
     out = project.run(here, "teacher", "activation", "distill", **own)
-    assert out == paths.teacher_folder(config.load(here, own), "activation", "distill")
+    assert out == shared.teacher_folder(config.load(here, own), "activation", "distill")
     made = manifest.read(out)
     truncation = made.metrics["truncation"]
     assert abs(truncation["relative_error"]) < 0.25, "two short rows, and a flat teacher"
@@ -145,7 +145,7 @@ def test_the_cache_is_reused_when_only_the_loss_changes(here):
 
     def folder(variant="activation", stage="distill", **changes):
         own = {"stages": ["construct", "distill"], "distill": {"offline": {"top": 32, "tail": 0}}}
-        return paths.teacher_folder(config.load(here, config.merge(own, changes)), variant, stage)
+        return shared.teacher_folder(config.load(here, config.merge(own, changes)), variant, stage)
 
     first = folder()
     for same in (
@@ -165,7 +165,7 @@ def test_the_cache_is_reused_when_only_the_loss_changes(here):
     )
     plan = paths.plan_step(loaded, "distill", "other")
     assert "dense" not in plan.inputs, "the teacher itself is not read"
-    assert list(paths.teachers(loaded)) == [("dense", plan.inputs["teacher"].parent.name)]
+    assert list(shared.caches(loaded)) == [("dense", plan.inputs["teacher"].parent.name)]
 
 
 def test_a_killed_teacher_goes_on_and_loses_nothing(here, monkeypatch):
@@ -213,12 +213,10 @@ def test_other_settings_clear_the_shards_and_wrong_rows_are_refused(here):
     own = {"stages": ["construct", "distill"], "distill": {"offline": OFFLINE | {"top": 24}}}
     out = project.run(here, "teacher", "activation", "distill", **own)
     read = cache.Cache(manifest.read(out))
-    stream = teach.stage.chat_streams
     data = manifest.read("results/prepare/chat")
     from moesaic.data.sampler import Sample
     from moesaic.train.streams import ChatStream, TaughtStream
 
-    assert stream is not None
     taught = TaughtStream(ChatStream(data, "train"), read, "train")
     assert taught.sizes == {"chat": 20}, "only rows that the cache has are trained on"
     row = taught.rows([Sample("chat", 13)])[0]

@@ -9,7 +9,7 @@ import pytest
 from killing import came_to, command, finish, killed
 
 from moesaic import config
-from moesaic.flow import files, manifest, paths
+from moesaic.flow import files, manifest, shared
 
 OFFLINE = {"top": 32, "tail": 8, "shard_rows": 2, "batch": 2}
 
@@ -34,7 +34,7 @@ def test_killed_teacher_and_student_equal_uninterrupted_ones(prepared, tmp_path)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     shutil.copytree(prepared, whole)
     shutil.copytree(prepared, broken)
-    cached = paths.teacher_folder(config.load(prepared / "config.yaml"), "activation", "distill")
+    cached = shared.teacher_folder(config.load(prepared / "config.yaml"), "activation", "distill")
     trained = Path("results/activation/distill")
     finish(whole, TEACHER, 900)
     finish(whole, command("distill"), 900)
@@ -65,7 +65,7 @@ def test_two_ranks_share_the_shards(prepared, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     shutil.copytree(prepared, one)
     shutil.copytree(prepared, two)
-    cached = paths.teacher_folder(config.load(prepared / "config.yaml"), "activation", "distill")
+    cached = shared.teacher_folder(config.load(prepared / "config.yaml"), "activation", "distill")
     finish(one, TEACHER, 900)
     finish(two, [*TEACHER, "--ranks-per-node", "2"], 900)
     assert manifest.read(one / cached) == manifest.read(two / cached)

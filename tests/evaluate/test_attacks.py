@@ -10,7 +10,7 @@ from tiny import tiny_llama
 from moesaic.errors import Interrupted
 from moesaic.evaluate import compare, likelihood
 from moesaic.evaluate.reliability import attacked, attacks, suite, synonyms
-from moesaic.evaluate.step import item_table
+from moesaic.evaluate.scores import item_table
 from moesaic.flow import files, manifest, signals, step
 from moesaic.schema import Evaluate, Reliability
 

@@ -230,3 +230,11 @@ def test_rolling_and_generative(tmp_path):
 def test_unknown_task(tmp_path):
     with pytest.raises(InputError, match="nope"):
         harness.run(build("llama"), TOK, settings("nope"), tmp_path, tmp_path / "w", 0)
+
+
+def test_data_that_a_killed_evaluation_left_is_cleared(tmp_path):
+    task(tmp_path, "one")
+    for name in ("datasets-dead/json", "tasks"):
+        (tmp_path / "w" / name).mkdir(parents=True)
+    harness.run(build("llama"), TOK, settings("one"), tmp_path, tmp_path / "w", 0)
+    assert [path.name for path in (tmp_path / "w").iterdir()] == ["tasks"]

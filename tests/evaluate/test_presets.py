@@ -7,6 +7,7 @@ import pytest
 from moesaic import config
 from moesaic.evaluate import harness, kept, presets, tasks
 from moesaic.schema import Evaluate
+from moesaic.settings import step_settings
 
 RECIPES = Path(__file__).parents[2] / "config" / "recipes"
 
@@ -50,7 +51,7 @@ def test_each_task_gets_its_own_number_and_a_change_is_a_new_score(monkeypatch, 
 
 def test_the_published_recipes_ask_for_it():
     loaded = config.load(RECIPES / "llama-moe-3.5b-4of16.yaml")
-    settings = config.step_settings(loaded, "evaluate", "activation")["evaluate"]
+    settings = step_settings(loaded, "evaluate", "activation")["evaluate"]
     assert settings["task_shots"]["hellaswag"] == 10
     with pytest.raises(Exception, match="llama-moe"):
         Evaluate(preset="nothing")

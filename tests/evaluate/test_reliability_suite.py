@@ -1,7 +1,6 @@
-"""The suite on a tiny model: the harness alone gives the same scores, a killed run goes on, routing and stress against brute force."""
+"""The suite on a tiny model: the harness alone gives the same scores, a killed run goes on."""
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -9,63 +8,13 @@ import sys
 import numpy as np
 import project
 import pytest
-import torch
+from reliability_inputs import TOK, settings
 from tiny import tiny_llama
 
 from moesaic.errors import InputError
 from moesaic.evaluate import compare, harness, likelihood
-from moesaic.evaluate.reliability import moe, suite
-from moesaic.evaluate.step import item_table
-from moesaic.flow import files, manifest, step
-from moesaic.model import families
-from moesaic.schema import Evaluate, Reliability
-
-TOK = project.tokenizer_of_library()
-SENTENCES = [
-    {
-        "sentence": f"this film number {i} was {'great' if i % 2 else 'dull'} before the end for you",
-        "label": i % 2,
-    }
-    for i in range(12)
-]
-
-
-def settings(**changes):
-    plain = {"tasks": [], "bootstrap": 100, "batch": 4, "reliability": {"dola": {"layers": [1, 2]}}}
-    return Evaluate(**(plain | changes)).model_dump(mode="json")
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    """A finished step in a project folder; the working directory is the project's."""
-    root = tmp_path_factory.mktemp("project")
-    sets = root / "sets"
-    sets.mkdir()
-    text = "sentence,label\n" + "".join(f"{row['sentence']},{row['label']}\n" for row in SENTENCES)
-    (sets / "sentences.csv").write_text(text)
-    head = (
-        "Type,Category,Question,Best Answer,Best Incorrect Answer,Correct Answers,Incorrect Answers,Source\n"
-    )
-    rows = "".join(f"a,b,Does thing {i} grow?,No,Yes,No; Never,Yes; Always,c\n" for i in range(6))
-    (sets / "TruthfulQA.csv").write_text(head + rows)
-    values = Reliability(
-        sets=["sentences", "truthfulqa", "lookalikes", "cona"],
-        folder=str(sets),
-        items=6,
-        texts=5,
-        answer_tokens=4,
-    ).model_dump(mode="json")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        out = root / "results/prepare/reliability"
-        relative = out.relative_to(root)
-        step.execute(step.STEPS["reliability"], {"reliability": values}, {}, relative)
-        yield manifest.read(relative)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_llama(max_position_embeddings=1024)
+from moesaic.evaluate.reliability import suite
+from moesaic.evaluate.scores import item_table
 
 
 @pytest.fixture(scope="module")
@@ -220,9 +169,6 @@ def test_without_a_chat_template_the_key_is_named(source, model, tmp_path):
         suite.run(model, bare, settings(), source, tmp_path, 0, "m")
 
 
-# ---------------------------------------------------------------- paired comparison
-
-
 def test_paired_differences_of_two_evaluations(source, found, tmp_path):
     other = suite.run(
         tiny_llama(seed=5, max_position_embeddings=1024), TOK, settings(), source, tmp_path, 0, "model-5"
@@ -249,157 +195,3 @@ def test_paired_differences_of_two_evaluations(source, found, tmp_path):
     )
     same = compare.table(paths[0], paths[0], resamples=100)
     assert {(row["value"], row["ci_low"], row["ci_high"]) for row in same} == {(0.0, 0.0, 0.0)}
-
-
-# ---------------------------------------------------------------- routers
-
-
-def build(kind):
-    import transformers
-
-    torch.manual_seed(0)
-    base = {
-        "vocab_size": 512, "hidden_size": 48, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 6,
-        "num_key_value_heads": 2, "max_position_embeddings": 256, "num_experts_per_tok": 2, "initializer_range": 0.2,
-        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2,
-    }  # fmt: skip
-    if kind == "mixtral":
-        return transformers.MixtralForCausalLM(
-            transformers.MixtralConfig(**base, num_local_experts=4, sliding_window=None)
-        ).eval()
-    if kind == "granite":
-        return transformers.GraniteMoeSharedForCausalLM(
-            transformers.GraniteMoeSharedConfig(**base, num_local_experts=4, shared_intermediate_size=16)
-        ).eval()
-    if kind == "qwen2":
-        return transformers.Qwen2MoeForCausalLM(
-            transformers.Qwen2MoeConfig(
-                **base,
-                num_experts=4,
-                moe_intermediate_size=16,
-                shared_expert_intermediate_size=16,
-                norm_topk_prob=True,
-            )
-        ).eval()
-    made = transformers.Glm4MoeForCausalLM(
-        transformers.Glm4MoeConfig(
-            **base,
-            n_routed_experts=4,
-            moe_intermediate_size=16,
-            n_shared_experts=1,
-            first_k_dense_replace=0,
-            n_group=1,
-            topk_group=1,
-            norm_topk_prob=True,
-            routed_scaling_factor=1.0,
-            use_qk_norm=False,
-            num_mtp_layers=0,
-            head_dim=8,
-        )
-    ).eval()
-    with torch.no_grad():
-        for part in families.parts(made):
-            part.router.weight.normal_(0, 0.3)
-            part.router.e_score_correction_bias.uniform_(-0.2, 0.2)
-    return made
-
-
-KINDS = ["mixtral", "granite", "qwen2", "glm4"]
-TEXTS = ["def one(x):", "return the largest number of the two", "import os", "class Thing: pass  # no more"]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_texts_in_a_batch_are_as_each_alone(kind):
-    model = build(kind)
-    whole = moe.measure(model, TOK, TEXTS, 4)
-    alone = [moe.measure(model, TOK, [text], 1) for text in TEXTS]
-    np.testing.assert_allclose(whole.nats_N, [group.nats_N[0] for group in alone], rtol=1e-5)
-    assert (whole.slots_NLE == np.concatenate([group.slots_NLE for group in alone])).all()
-    ids = [1, *TOK(TEXTS[1])["input_ids"]]
-    with torch.no_grad():
-        loss = model(input_ids=torch.tensor([ids]), labels=torch.tensor([ids])).loss
-    assert whole.nats_N[1] == pytest.approx(float(loss) * (len(ids) - 1), rel=1e-5)
-    assert whole.slots_NLE[1].sum(-1).tolist() == [2 * len(ids)] * 2
-
-
-def test_a_dense_model_has_no_slots(model):
-    assert moe.measure(model, TOK, TEXTS, 2).slots_NLE is None
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("expert", [0, 3])
-def test_a_lost_expert_is_as_if_the_router_did_not_know_it(kind, expert):
-    model = build(kind)
-    ids = torch.randint(3, 512, (2, 20), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        before = model(input_ids=ids).logits
-        with moe.without(model, expert), families.Routing(model) as recorded:
-            lost = model(input_ids=ids).logits
-            chosen = torch.cat([recorded.indices[i].flatten() for i in range(2)])
-        assert not (chosen == expert).any()
-        assert (lost - before).abs().max() > 1e-3
-        assert torch.equal(model(input_ids=ids).logits, before)
-        # Brute force: the choice and the weights from logits in which the expert is impossible.
-        hooks = []
-        for part in families.parts(model):
-            if kind == "glm4":
-                part.router.e_score_correction_bias[expert] = -1e9
-                continue
-
-            def hook(router, _inputs, output):
-                logits = output[0].float().clone()
-                logits[:, expert] = float("-inf")
-                top, index = logits.topk(2, dim=-1)
-                return output[0], top.softmax(-1).to(output[1].dtype), index
-
-            hooks.append(part.router.register_forward_hook(hook))
-        wanted = model(input_ids=ids).logits
-        for item in hooks:
-            item.remove()
-    torch.testing.assert_close(lost, wanted, rtol=1e-4, atol=1e-5)
-
-
-def test_with_all_experts_running_a_lost_one_counts_nothing():
-    model = build("mixtral")
-    families.set_per_token(model, 4)
-    with moe.without(model, 1), families.Routing(model) as recorded, torch.no_grad():
-        model(input_ids=torch.tensor([[3, 4, 5]]))
-    assert (recorded.weights[0][recorded.indices[0] == 1] == 0).all()
-
-
-def test_numbers_of_experts_are_restored():
-    model = build("granite")
-    assert moe.counts(model) == [1, 3, 4]
-    with moe.running(model, 3):
-        assert {part.router.top_k for part in families.parts(model)} == {3}
-    assert {part.router.top_k for part in families.parts(model)} == {2}
-    assert model.config.num_experts_per_tok == 2
-
-
-def test_the_whole_on_an_moe_and_on_its_parent(model, source):
-    texts = suite.texts(source)
-    assert list(texts) == ["plain", "typos", "capitals", "shakespeare", "bible", "tweet"]
-    made = build("granite")
-    whole = moe.run(made, TOK, texts, 4, 100, 0)
-    rows = {(task, metric): (estimate, chance) for task, metric, estimate, chance in whole.rows}
-    drift, floor = rows["shift/capitals", "drift"]
-    assert 0 <= drift.low <= drift.value <= 1
-    assert floor < drift.value
-    assert ("shift/plain", "drift") not in rows
-    assert len(whole.details["experts"]) == 4
-    assert rows["stress/expert", "rise_worst"][0].value == pytest.approx(
-        max(whole.details["experts"]), abs=1e-6
-    )
-    assert rows["stress/expert", "rise_mean"][0].value == pytest.approx(
-        np.mean(whole.details["experts"]), abs=1e-6
-    )
-    assert sorted(whole.details["per_token"]) == ["1", "3", "4"]
-    with moe.running(made, 1):
-        one = moe.measure(made, TOK, texts["plain"], 4)
-    own = whole.groups["plain"]
-    rise = (one.nats_N.sum() - own.nats_N.sum()) / math.log(2) / own.bytes_N.sum()
-    assert rows["stress/per_token_1", "rise"][0].value == pytest.approx(rise)
-    parent = moe.run(model, TOK, texts, 4, 100, 0)
-    assert {metric for _, metric, _, _ in parent.rows} == {"bits_per_byte"}
-    assert parent.groups["plain"].keys == own.keys
-    files.write_json(source.folder / "details.json", whole.details)  # plain numbers only

@@ -16,6 +16,7 @@ from moesaic.evaluate import harness
 from moesaic.evaluate.science import suite
 from moesaic.flow import files, manifest, paths, step
 from moesaic.schema import Evaluate, Science
+from moesaic.settings import step_settings
 
 SPLITS = ["id", "range", "unit", "inverse", "chain"]
 TASKS = [f"sciqa_dcf{kind}_{split}" for kind in ("", "_mc") for split in SPLITS]
@@ -197,20 +198,20 @@ def test_configuration(tmp_path):
     assert "prepare/science" not in paths.inputs(plain, "report")
     assert "science" not in paths.inputs(plain, "evaluate", None, "dense")
     with pytest.raises(InputError, match=r"data\.science is null"):
-        config.step_settings(plain, "science")
+        step_settings(plain, "science")
     with pytest.raises(InputError, match=r"evaluate\.suites: science needs data\.science"):
         config.load(path, {"evaluate": {"suites": ["science"]}})
     asked = config.load(path, {"data": {"science": {"items": 2}}, "evaluate": {"suites": ["science"]}})
     where = paths.folder("science") / "manifest.json"
     assert paths.inputs(asked, "evaluate", None, "dense")["science"] == where
     assert paths.inputs(asked, "report")["prepare/science"] == where
-    assert config.step_settings(asked, "science") == {
+    assert step_settings(asked, "science") == {
         "science": {"items": 2, "train": 20, "max_tokens": 128, "seed": 0}
     }
     other = config.load(
         path, {"data": {"science": {"items": 2}}, "evaluate": {"suites": ["science"]}, "seed": 99}
     )
-    assert config.step_settings(other, "science") == config.step_settings(asked, "science"), (
+    assert step_settings(other, "science") == step_settings(asked, "science"), (
         "runs are compared on the same items"
     )
 

@@ -13,12 +13,13 @@ from tiny import tiny_llama
 from moesaic import config
 from moesaic.errors import InputError
 from moesaic.evaluate import compare
-from moesaic.evaluate.step import task_scores
+from moesaic.evaluate.scores import task_scores
 from moesaic.evaluate.temporal import lm_tasks, step, suite
 from moesaic.evaluate.temporal.verify import prompt
 from moesaic.flow import manifest, paths
 from moesaic.flow.step import STEPS, execute
 from moesaic.schema import Evaluate, Temporal
+from moesaic.settings import step_settings
 
 TASKS = ["year_shift", "temporal_nli", "hour_adjustment_12h"]
 SETTINGS = {"tasks": TASKS, "train": 6, "validation": 3, "test": 5}
@@ -172,7 +173,7 @@ def test_the_workflow_asks_for_it_only_where_the_configuration_does(tmp_path):
     assert "temporal" not in paths.inputs(base, "evaluate", None, "dense")
     assert "prepare/temporal" not in paths.inputs(base, "report")
     with pytest.raises(InputError, match=r"data.temporal is null"):
-        config.step_settings(base, "temporal")
+        step_settings(base, "temporal")
     with pytest.raises(InputError, match=r"evaluate.suites: temporal needs data.temporal"):
         config.load(tmp_path / "config.yaml", {"evaluate": {"suites": ["temporal"]}})
     with pytest.raises(InputError, match=r"no temporal task 'yearshift'"):

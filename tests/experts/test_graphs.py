@@ -1,4 +1,4 @@
-"""The cut toolbox on planted graphs: the acceptance list C1 to C7 (docs/methods/coactivation.md)."""
+"""The cut toolbox on planted graphs: the acceptance list C1 to C7 (docs/methods/construction/coactivation.md)."""
 
 import itertools
 

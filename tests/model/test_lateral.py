@@ -1,59 +1,16 @@
-"""Lateralization LoRA: routing, causality, cache, isolation, planted operator, counts, files (L1 to L5 and L7 of its acceptance list)."""
-
-import copy
-import json
+"""Lateralization LoRA: routing, causality, isolation, planted operator, kernels (L1, L2, L4 and L5 of its acceptance list)."""
 
 import pytest
 import torch
-from tiny import tiny_llama, tiny_moe
+from lateral_model import KERNELS, TOKENS, codes, image, logits, noisy, text, with_adapter
+from tiny import tiny_llama
 from torch.nn import functional
 
 from moesaic.errors import InputError
 from moesaic.model.adapters import attach, bottleneck, lateral, layout, sequence
-from moesaic.model.adapters.layout import ImageTokens
 from moesaic.model.adapters.options import Options
 
-TOKENS = ImageTokens(first=400, codes=64, end=470, grids={471: (3, 4), 472: (2, 2), 473: (4, 3), 474: (8, 8)})
-KERNELS = ["plain", "depthwise", "analytic", "mosaic"]
 PEFT = pytest.importorskip("peft")
-
-
-def codes(count, seed=0):
-    return torch.randint(400, 464, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
-def image(begin, seed=0, cells=None):
-    height, width = TOKENS.grids[begin]
-    found = [begin, *codes(height * width, seed), TOKENS.end]
-    return found if cells is None else found[: cells + 1]
-
-
-def text(count, seed=0):
-    return torch.randint(3, 400, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
-def noisy(model, scale=0.3, seed=1):
-    """Fill every adapter weight with random numbers, so that nothing is zero by chance of the start."""
-    random = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for layer in attach.adapted(model):
-            for p in layer.update_parameters():
-                p.add_(scale * torch.randn(p.shape, generator=random))
-    return model
-
-
-def with_adapter(model=None, **options):
-    model = tiny_llama() if model is None else model
-    attach.attach(model, Options(**{"rank": 4, "alpha": 8.0, "size": 3} | options), TOKENS)
-    return model
-
-
-def logits(model, ids, **options):
-    with torch.no_grad():
-        return model(input_ids=torch.tensor([ids]), **options).logits[0]
-
-
-# ---------------------------------------------------------------- L1
 
 
 @pytest.mark.parametrize("method", lateral.METHODS)
@@ -75,9 +32,6 @@ def test_l1_without_images_it_is_plain_linear_lora_exactly(kernel, tmp_path):
     found, plain = logits(model, ids), logits(peft, ids)
     assert torch.allclose(found[:6], plain[:6], atol=1e-5)  # text and begin token before the image
     assert not torch.allclose(found[6:], plain[6:], atol=1e-2)
-
-
-# ---------------------------------------------------------------- the convolution itself
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -145,9 +99,6 @@ def test_what_is_an_image():
     assert found[3] == [False] + [True] * 5
 
 
-# ---------------------------------------------------------------- L2
-
-
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_l2_a_later_token_changes_nothing_before_it(kernel):
     model = noisy(with_adapter(kernel=kernel, size=5))
@@ -188,84 +139,6 @@ def test_a_centred_kernel_looks_ahead_and_is_kept_from_losses_on_images():
         sequence.check_targets(TOKENS, False, torch.tensor(ids))
     with pytest.raises(InputError, match="centred kernel needs all cells"):
         logits(model, [*text(3), *image(471, cells=4)], use_cache=True)
-
-
-# ---------------------------------------------------------------- L3
-
-
-@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-4), (torch.float64, 1e-10)])
-@pytest.mark.parametrize(("kernel", "size"), [("plain", 3), ("depthwise", 5), ("analytic", 5), ("mosaic", 3)])
-def test_l3_cached_decoding_equals_the_full_pass(kernel, size, dtype, most):
-    """Two images of different grids, image first, image last and cut off, left padding; token by token and in pieces.
-
-    In float32 within 1e-4; in float64 within 1e-10, so what is left in float32 is rounding alone.
-    """
-    model = noisy(with_adapter(kernel=kernel, size=size), scale=0.1).to(dtype)
-    rows = [
-        [*image(471), *text(4), *image(473, 1), *text(1)],
-        [*text(6), *image(472, 2), *text(2), *image(471, 3, cells=7)],
-    ]
-    longest = max(map(len, rows))
-    ids = torch.tensor([[2] * (longest - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-    positions = (mask.cumsum(1) - 1).clamp_min(0)
-    with torch.no_grad():
-        full = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
-        for pieces in ([1] * longest, [7, 3, 1, 9, longest - 20]):
-            cache, found, start = None, [], 0
-            for step in pieces:
-                now = slice(start, start + step)
-                out = model(
-                    input_ids=ids[:, now], attention_mask=mask[:, : start + step], position_ids=positions[:, now],
-                    past_key_values=cache, use_cache=True,
-                )  # fmt: skip
-                cache, start = out.past_key_values, start + step
-                found.append(out.logits)
-            real = mask.bool()
-            assert float((torch.cat(found, 1)[real] - full[real]).abs().max()) <= most
-
-
-def test_l3_generation_with_and_without_a_cache():
-    """transformers' own generate, greedy and with beams (which reorders the cache), from within an image."""
-    model = noisy(with_adapter(size=5), scale=0.5)
-    model.generation_config.eos_token_id = None
-    prompt = torch.tensor([[*text(4), *image(474, cells=20)]])
-    mask = torch.zeros(512)
-    mask[: TOKENS.first] = mask[TOKENS.first + 64 :] = -torch.inf  # images only
-
-    def only_codes(_ids, scores):
-        return scores + mask
-
-    for beams in (1, 3):
-        found = [
-            model.generate(
-                prompt, max_new_tokens=20, do_sample=False, num_beams=beams, use_cache=cached,
-                logits_processor=[only_codes], pad_token_id=2,
-            )
-            for cached in (True, False)
-        ]  # fmt: skip
-        assert torch.equal(found[0], found[1]), beams
-
-
-def test_l3_a_cache_that_is_not_ours_is_refused():
-    model = noisy(with_adapter())
-    ids = torch.tensor([[*text(4), *image(471, cells=6)]])
-    with torch.no_grad():
-        strange = tiny_llama()(input_ids=ids, use_cache=True).past_key_values
-        with pytest.raises(InputError, match="not filled through the adapter"):
-            model(input_ids=ids[:, -1:], past_key_values=strange)
-        cut = model(input_ids=ids, use_cache=True).past_key_values
-        copied = copy.deepcopy(cut)
-        expected = model(input_ids=ids[:, -1:], past_key_values=cut).logits
-        assert torch.equal(model(input_ids=ids[:, -1:], past_key_values=copied).logits, expected)
-        cut.crop(-5)
-        with pytest.raises(InputError, match="or was cut"):
-            model(input_ids=ids[:, -1:], past_key_values=cut)
-    with pytest.raises(InputError, match="call the model with input_ids"):
-        model(inputs_embeds=torch.randn(1, 4, 48))
-
-
-# ---------------------------------------------------------------- L4
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -310,9 +183,6 @@ def test_text_batches_leave_gradients_of_zero_for_every_parameter():
             if name.startswith("lora_image"):
                 assert p.grad is not None
                 assert not p.grad.any()
-
-
-# ---------------------------------------------------------------- L5
 
 
 def test_l5_a_planted_operator_is_found_by_the_convolution_only():
@@ -360,153 +230,6 @@ def test_l5_a_planted_operator_is_found_by_the_convolution_only():
     with torch.no_grad():
         error = (run(x_test) - y_test).square().sum() / y_test.square().sum()
     assert float(error) <= 0.01
-
-
-# ---------------------------------------------------------------- L7 and files
-
-
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_l7_parameters_are_counted_by_the_formula(kernel):
-    model, options = tiny_llama(), Options(rank=6, kernel=kernel, size=5)
-    expected = 0
-    extra = {"plain": 36 * 13, "depthwise": 6 * 13, "analytic": 36, "mosaic": 3 * 6 + 3 * 25}[kernel]
-    for width_in, width_out in ((48, 48), (48, 16), (48, 16), (48, 48)):
-        expected += 3 * (2 * 6 * (width_in + width_out) + extra)
-    assert attach.planned(model, options) == expected
-    attach.attach(model, options, TOKENS)
-    assert attach.count(model) == expected
-    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == expected
-
-
-def test_equal_budgets_for_all_methods():
-    model = tiny_llama()
-    wanted = attach.planned(model, Options(rank=8, kernel="plain"))
-    for method in lateral.METHODS:
-        options = attach.equal_budget(model, Options(method=method, rank=8, experts=3), wanted)
-        assert abs(attach.planned(model, options) - wanted) <= 0.05 * wanted
-        assert options.alpha / options.rank == 2.0
-    with pytest.raises(InputError, match="no rank of moe-lora"):
-        attach.equal_budget(model, Options(method="moe-lora", rank=8, experts=64), wanted)
-
-
-@pytest.mark.parametrize("method", lateral.METHODS)
-def test_l7_saved_and_loaded_bit_for_bit(method, tmp_path):
-    model = noisy(with_adapter(method=method, kernel="mosaic"))
-    routes = method in ("lateral", "two-linear")
-    if routes:
-        with torch.no_grad():
-            model.get_input_embeddings().weight[attach.row_ids(TOKENS)] += 0.1
-    attach.save(model, tmp_path)
-    again = tiny_llama()
-    attach.load(again, tmp_path)
-    first, second = attach.state(model), attach.state(again)
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    ids = [*text(5), *image(471), *text(3)]
-    assert torch.equal(logits(model, ids), logits(again, ids))
-    assert all(name.startswith("base_model.model.model.layers.") for name in first)
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert config["peft_type"] == ("MOESAIC_EXPERTS" if method == "moe-lora" else "LORA")
-
-
-def test_files_that_do_not_fit_are_refused(tmp_path):
-    attach.save(noisy(with_adapter()), tmp_path)
-    with pytest.raises(InputError, match="do not fit the model"):
-        attach.load(tiny_llama(num_hidden_layers=2), tmp_path)
-    with pytest.raises(InputError, match="extend its vocabulary"):
-        attach.load(tiny_llama(vocab_size=450), tmp_path)
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"no")
-    with pytest.raises(InputError, match="damaged or missing"):
-        attach.load(tiny_llama(), tmp_path)
-    with pytest.raises(InputError, match="not there"):
-        attach.load(tiny_llama(), tmp_path / "nowhere")
-
-
-def test_merging_is_refused_with_the_reason_but_for_a_shared_lora():
-    for method in ("lateral", "two-linear", "moe-lora"):
-        with pytest.raises(
-            InputError, match="cannot be merged: each layer has one update for text and another"
-        ):
-            attach.merge(noisy(with_adapter(method=method)))
-    model = noisy(with_adapter(method="shared-linear"))
-    ids = text(9)
-    before = logits(model, ids)
-    attach.merge(model)
-    assert not attach.adapted(model)
-    assert torch.allclose(logits(model, ids), before, atol=1e-4)
-
-
-def test_never_inside_an_expert(tmp_path):
-    with pytest.raises(InputError, match="a routed expert gets them scattered"):
-        Options(targets=("q_proj", "up_proj"))
-    model = tiny_moe(tmp_path).model
-    ids = [*text(5), *image(471)]
-    base = logits(model, ids)
-    names = {name for name, module in model.named_modules() if isinstance(module, lateral.Adapted)}
-    assert not names
-    with_adapter(model)
-    names = {name for name, module in model.named_modules() if isinstance(module, lateral.Adapted)}
-    assert len(names) == 12
-    assert all("self_attn." in name for name in names)
-    assert torch.equal(logits(model, ids), base)
-    noisy(model)
-    assert not torch.allclose(logits(model, ids), base)
-    attach.detach(model)
-    assert torch.equal(logits(model, ids), base)
-
-
-def test_only_image_rows_of_the_embeddings_learn():
-    for tied in (True, False):
-        model = with_adapter(tiny_llama(tie_word_embeddings=tied))
-        attach.train_rows(model, TOKENS)
-        weights = {
-            id(w): w for w in (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
-        }
-        before = [w.detach().clone() for w in weights.values()]
-        optimizer = torch.optim.AdamW(
-            [p for p in model.parameters() if p.requires_grad], 0.1, weight_decay=0.0
-        )
-        ids = torch.tensor([[*text(5), *image(471)]])
-        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-        optimizer.step()
-        rows = torch.zeros(512, dtype=torch.bool)
-        rows[attach.row_ids(TOKENS)] = True
-        assert len(weights) == (1 if tied else 2)
-        for old, new in zip(before, weights.values(), strict=True):
-            assert torch.equal(new[~rows], old[~rows])
-            assert not torch.equal(new[rows], old[rows])
-
-
-def test_a_frozen_text_branch_leaves_text_to_the_base():
-    base = tiny_llama()
-    options = Options(rank=4, freeze_text=True)
-    ids, pictured = text(9), [*text(3), *image(471), *text(4)]
-    before, before_pictured = logits(base, ids), logits(base, pictured)
-    attach.attach(base, options, TOKENS)
-    learned = {name for name, p in base.named_parameters() if p.requires_grad}
-    assert learned
-    assert all(".lora_image_" in name for name in learned)
-    assert attach.count(base) == attach.planned(tiny_llama(), options)
-    assert attach.count(base) == sum(p.numel() for p in base.parameters() if p.requires_grad)
-    with torch.no_grad():
-        for name, parameter in base.named_parameters():
-            if name in learned:
-                parameter.add_(0.1)
-    assert torch.equal(logits(base, ids), before)
-    assert not torch.allclose(logits(base, pictured), before_pictured)
-    with pytest.raises(InputError, match="shared-linear has no branch of its own for text"):
-        Options(method="shared-linear", freeze_text=True)
-
-
-def test_a_copy_of_the_model_is_its_own():
-    model = noisy(with_adapter())
-    twin = copy.deepcopy(model)
-    ids = [*text(5), *image(471), *text(3)]
-    expected = logits(model, ids)
-    logits(model, text(4))
-    assert torch.equal(logits(twin, ids), expected)
-    attach.detach(model)
-    assert torch.equal(logits(twin, ids), expected)
 
 
 @pytest.mark.parametrize("kernel", ["plain", "depthwise", "analytic", "mosaic"])

@@ -118,23 +118,19 @@ def here(tuned, folder):
     return folder / "config.yaml"
 
 
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def test_the_paper_mode_end_to_end(tuned, tmp_path):
     path = here(tuned, tmp_path / "p")
     with contextlib.chdir(path.parent):
         out = whole(path, preference=LONGER)
         first = Path("results/activation/rounds/1")
-        answers = lines(first / "sample/0/answers.jsonl")
+        answers = files.read_lines(first / "sample/0/answers.jsonl")
         assert len(answers) == 20
         assert all(len(item["answers"]) == 6 for item in answers)
-        pairs = lines(first / "rate/0/pairs.jsonl")
+        pairs = files.read_lines(first / "rate/0/pairs.jsonl")
         counts = json.loads((first / "rate/0/stats.json").read_text())
         assert sum(one["pairs"] for one in counts.values()) == len(pairs) >= 4, counts
         gold = {item.id: item for item in items("train", 20)}
-        rated = {item["id"]: item["answers"] for item in lines(first / "rate/0/rated.jsonl")}
+        rated = {item["id"]: item["answers"] for item in files.read_lines(first / "rate/0/rated.jsonl")}
         for pair in pairs:
             by_text = {item["text"]: item for item in rated[pair["id"]]}
             assert f"answer is {gold[pair['id']].answer}" in pair["chosen"]["text"]
@@ -182,20 +178,20 @@ def test_expected_scores_rate_every_answer_and_follow_the_model(tuned, tmp_path)
         }
         assert total["pairs"] >= 4
         assert total["unrated"] == total["unparsable"] == 0
-        rated = {item["id"]: item["answers"] for item in lines(folder / "rated.jsonl")}
+        rated = {item["id"]: item["answers"] for item in files.read_lines(folder / "rated.jsonl")}
         read = [answer["ratings"] for answers in rated.values() for answer in answers]
         values = [ratings[0] for ratings in read if ratings]
         assert len(values) == total["ratings"] > 0
         assert all(len(ratings) <= 1 for ratings in read)
         assert all(0.0 < value < 5.0 for value in values)
         assert len(set(values)) > 5, "they are the model's, not a constant"
-        for pair in lines(folder / "pairs.jsonl"):
+        for pair in files.read_lines(folder / "pairs.jsonl"):
             for side, right in (("chosen", True), ("rejected", False)):
                 best = max(a["ratings"][0] for a in rated[pair["id"]] if a["right"] == right)
                 assert pair[side]["rating"] == pytest.approx(best)
         model = load.load_model(Path("results/activation/tune/model")).eval()
         tokenizer = load.load_tokenizer(Path("results/activation/tune/model"))
-        pair = lines(folder / "pairs.jsonl")[0]
+        pair = files.read_lines(folder / "pairs.jsonl")[0]
         gold = {item.id: item for item in items("train", 20)}[pair["id"]]
         text = rubric.fill("Good? {question} {answer}", prompt(gold), pair["chosen"]["text"])
         ids = [
@@ -220,7 +216,7 @@ def test_shards_give_the_same_pairs_and_the_same_model(tuned, tmp_path):
             out = whole(path, **changes)
             found = list(Path("results/activation/rounds/1/rate").glob("*/pairs.jsonl"))
             assert len(found) == shards
-            pairs = sorted((pair for p in found for pair in lines(p)), key=lambda pair: pair["id"])
+            pairs = sorted((pair for p in found for pair in files.read_lines(p)), key=lambda pair: pair["id"])
             for pair in pairs:  # log-probabilities are taken in other batches
                 for side in ("chosen", "rejected"):
                     pair[side]["logp"] = round(pair[side]["logp"], 3)
@@ -240,8 +236,8 @@ def test_two_rounds_and_the_supervised_baseline(tuned, tmp_path):
             "one epoch of the second round's pairs"
         )
         assert one["train"] > 0
-        first = lines(Path("results/activation/rounds/1/sample/0/answers.jsonl"))
-        second = lines(Path("results/activation/rounds/2/sample/0/answers.jsonl"))
+        first = files.read_lines(Path("results/activation/rounds/1/sample/0/answers.jsonl"))
+        second = files.read_lines(Path("results/activation/rounds/2/sample/0/answers.jsonl"))
         assert first != second, "the second round samples from the first one's model"
         models = [Path("results/activation") / name for name in ("tune", "rounds/1/preference", "preference")]
         assert len({files.sha256(folder / "model/model.safetensors") for folder in models}) == 3

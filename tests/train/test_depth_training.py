@@ -3,19 +3,20 @@
 import copy
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from ports import free_port
+from test_engine import settings
 from test_objectives import batch
 from tiny import tiny_llama, tiny_moe
 
 from moesaic.model import depth
 from moesaic.model.depth import skip, steer
-from moesaic.schema import Depth, Pretrain, Tune
+from moesaic.schema import Depth, Tune
 from moesaic.train.engine import build
 from moesaic.train.objectives import Trainee, Weights
 
@@ -41,11 +42,6 @@ def made(model=None, weights=None, train="all", expand=None, **route):
 def model(request, tmp_path):
     own = FAMILIES[request.param]
     return tiny_llama() if own is None else tiny_moe(tmp_path, **own).model
-
-
-def settings(**optimizer):
-    own = {"lr": 1e-2, "warmup": 0, **optimizer}
-    return Pretrain(steps=10, batch=4, micro_batch=4, optimizer=own).model_dump(mode="json")
 
 
 def test_annealing_and_budgets_by_hand():
@@ -299,6 +295,8 @@ import json, os, sys
 import torch
 sys.path[:0] = json.loads(os.environ["TEST_PATHS"])
 from test_depth_training import made, settings
+from ports import free_port
+from test_engine import settings
 from test_objectives import batch
 from moesaic.train.engine import build
 from moesaic.train.sums import Sums
@@ -326,9 +324,7 @@ open(sys.argv[1] + f"/{engine.rank}.json", "w").write(json.dumps(found))
 
 @pytest.mark.slow
 def test_budgets_are_the_same_on_two_ranks(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     here = Path(__file__).parent
     paths = json.dumps([str(here), str(here.parent)])
     started = []

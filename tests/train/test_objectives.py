@@ -7,8 +7,9 @@ import torch
 from tiny import tiny_moe
 from torch.nn import functional
 
+from moesaic.distill.losses import OPTIONS, Text, kd
 from moesaic.train.chunked import CrossEntropy, chunked_loss
-from moesaic.train.objectives import IGNORE, Batch, Trainee, Weights, forward_kl
+from moesaic.train.objectives import IGNORE, Batch, Trainee, Weights
 from moesaic.train.schedule import learning_rate
 
 
@@ -117,6 +118,13 @@ def test_padding_changes_nothing(experts):
     one, two = trainee(plain), trainee(longer)
     assert torch.allclose(one[0], two[0], rtol=1e-5)
     assert torch.equal(one[1]["load_LE"], two[1]["load_LE"])
+
+
+def forward_kl(student_NV, teacher_NV, temperature):
+    """KL(teacher ; student) of logits per position, times temperature^2, nats [N]."""
+    log_q_NV, log_p_NV = (logits.div(temperature).log_softmax(1) for logits in (student_NV, teacher_NV))
+    nothing = Text(log_q_NV.new_zeros(len(log_q_NV)))
+    return kd.loss(log_q_NV, log_p_NV, nothing, OPTIONS) * temperature**2
 
 
 def test_kl_by_hand_and_zero_for_equal_models(llama):

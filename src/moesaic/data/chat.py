@@ -10,17 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from moesaic.data import sources
 from moesaic.data.conversations import Message, fields, reader
 from moesaic.data.images import records
+from moesaic.data.split import SPLITS, side_of
 from moesaic.errors import InputError
 from moesaic.flow import files, manifest
-from moesaic.flow.manifest import Manifest, path_of
+from moesaic.flow.manifest import Manifest
 from moesaic.flow.step import Context, Result
 from moesaic.model.dense import check_tokenizer
 from moesaic.model.load import load_tokenizer
@@ -28,7 +27,6 @@ from moesaic.schema import IMAGES, Chat, ChatSource, LocalFiles
 
 log = logging.getLogger("moesaic.chat")
 
-SPLITS = ("train", "validation")
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -223,10 +221,9 @@ def _messages(messages: list[Message] | None, seen: set[bytes]) -> list[Message]
 
 
 def split_of(messages: list[Message], validation: float, seed: int) -> str:
-    """The side of the split, from the seed and the question alone: equal questions never stand on both sides."""
+    """The side of the question: equal ones never stand on both."""
     question = next(m["content"] for m in messages if m["role"] == "user")
-    digest = hashlib.blake2b(f"{seed}:{question}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return "validation" if int.from_bytes(digest, "big") < validation * 2.0**64 else "train"
+    return side_of(f"{seed}:{question}", validation)
 
 
 def _summary(counts: Counts) -> dict[str, Any]:
@@ -262,44 +259,3 @@ def _writer(path: Path) -> Iterator[Any]:
 
         yield write
         flush()
-
-
-# ---------------------------------------------------------------- reading
-
-
-class ChatSet:
-    """The conversations of one source; held in memory as Arrow (five bytes a token)."""
-
-    def __init__(self, table: pa.Table):
-        self.table = table.combine_chunks()
-
-    def __len__(self) -> int:
-        return int(self.table.num_rows)
-
-    @property
-    def ids(self) -> list[str]:
-        """Where each conversation comes from: `{file}:{row}`."""
-        found: list[str] = self.table.column("id").to_pylist()
-        return found
-
-    def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Ids int32 [T] and loss mask int8 [T] of a conversation."""
-        ids, mask = (self.table.column(name)[row].values.to_numpy() for name in ("input_ids", "loss_mask"))
-        return ids, mask
-
-
-def open_chat(chats: Manifest, split: str) -> dict[str, ChatSet]:
-    """The conversations of a split by source.
-
-    Raises:
-        InputError: a missing or damaged file (named, with what to do).
-    """
-    path = chats.folder / f"{split}.parquet"
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        remedy = f"delete {path_of(chats.folder)} and run the chat step again"
-        raise InputError(
-            f"{path}: missing or damaged ({' '.join(str(error).split())[:120]}); {remedy}"
-        ) from error
-    return {name: ChatSet(table.filter(pc.equal(table["source"], name))) for name in chats.metrics["sources"]}

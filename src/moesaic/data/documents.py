@@ -1,7 +1,6 @@
 """Step `documents`: repair, filter and deduplicate every domain's text, and split it into train and validation."""
 
 import contextlib
-import hashlib
 import logging
 import re
 import time
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 
 from moesaic.data import sources
 from moesaic.data.duplicates import Duplicates
+from moesaic.data.split import SPLITS, side_of
 from moesaic.errors import InputError
 from moesaic.flow import files
 from moesaic.flow.step import Context, Result
@@ -24,7 +24,6 @@ from moesaic.schema import Clean, Source
 
 log = logging.getLogger("moesaic.documents")
 
-SPLITS = ("train", "validation")
 REASONS = (
     "empty",
     "too_short",
@@ -109,14 +108,6 @@ def repeated_lines(text: str) -> float:
     return 1 - len(set(lines)) / len(lines) if lines else 0.0
 
 
-def split_of(document_id: str, domain: str, validation: float, seed: int) -> str:
-    """The side of the split: from the seed and the id alone, so that a longer corpus leaves every document where it was."""
-    digest = hashlib.blake2b(
-        f"{seed}:{domain}:{document_id}".encode("utf-8", "surrogatepass"), digest_size=8
-    ).digest()
-    return "validation" if int.from_bytes(digest, "big") < validation * 2.0**64 else "train"
-
-
 # ---------------------------------------------------------------- one domain
 
 
@@ -141,7 +132,7 @@ def _domain(
             repaired += text != document.text
             outcome = fault(text, clean) or duplicates.check(text)
             if outcome is None:
-                outcome = split_of(document.id, name, validation, seed)
+                outcome = side_of(f"{seed}:{name}:{document.id}", validation)
                 write[outcome](document.id, text)
             documents[outcome] += 1
             characters[outcome] += len(text)

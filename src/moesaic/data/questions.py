@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moesaic.data import chat
+from moesaic.data import chat_sets
 from moesaic.errors import InputError
 from moesaic.flow import manifest
 from moesaic.flow.manifest import Manifest
@@ -37,7 +37,7 @@ def read(
         InputError: a missing or damaged file, a source that is not there, or no question left.
     """
     manifest.verify(chats, only=[split])
-    sets = chat.open_chat(chats, split)
+    sets = chat_sets.open_chat(chats, split)
     unknown = sorted(set(sources) - set(sets))
     if unknown:
         raise InputError(

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from moesaic.data import packed
 from moesaic.data.lengths import Encoder
+from moesaic.data.split import SPLITS
 from moesaic.errors import InputError
 from moesaic.flow import files
 from moesaic.flow.progress import Progress
@@ -26,7 +27,6 @@ from moesaic.model.load import load_tokenizer
 
 log = logging.getLogger("moesaic.tokens")
 
-SPLITS = ("train", "validation")
 # What one call of the tokenizer gets: enough to keep all cores busy, little enough to stay small in memory.
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 1 << 19
 

@@ -24,7 +24,6 @@ from moesaic.errors import InputError
 from moesaic.flow import files, manifest
 from moesaic.flow.manifest import Manifest, path_of
 
-SPLITS = ("train", "validation")
 FOLDER = "shards"
 LOG_NOTHING = -60.0
 """Log of a mass that is as good as 0."""

@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from moesaic.config import PAIR_LOSSES
 from moesaic.distill import pairs, sampling, scoring, teachers
 from moesaic.distill.students import check_teacher
 from moesaic.flow.step import Context
-from moesaic.schema.teaching import TEXT_LOSSES
+from moesaic.schema.teaching import PAIR_LOSSES, TEXT_LOSSES
 from moesaic.train import pairs as training_pairs
 from moesaic.train import stage, streams
 from moesaic.train.job import Job

@@ -3,7 +3,6 @@
 from moesaic.distill import rounds, students
 from moesaic.flow.step import Context, Result
 from moesaic.train import loop, packing, stage
-from moesaic.train import streams as data
 from moesaic.train.job import Job
 from moesaic.train.objectives import Trainee
 
@@ -17,8 +16,7 @@ def run(context: Context) -> Result | None:
     start = dense if settings["student"]["of"] == "dense" else moe
     assert start is not None
     student = stage.load_stage_model(start)
-    choose = stage.text_streams if settings["data"] == "text" else stage.chat_streams
-    streams = choose(context, student, settings)
+    streams = stage.streams(context, student, settings)
     student = students.make(student, settings["student"], streams[0])
     teacher_step = dense if settings["teacher"] == "dense" else moe
     teacher, train, validation = stage.teacher(context, settings, teacher_step, student, streams)
@@ -31,7 +29,7 @@ def run(context: Context) -> Result | None:
         validation=validation,
         tokenizer_from=start.folder / "model",
         reference=dense,
-        collate=packing.collate if settings["data"] == "chat" and settings["packing"] else data.collate,
+        collate=packing.collate_of(settings["data"] == "chat" and settings["packing"]),
     )
     return loop.train(job)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from moesaic.data.sampler import in_turn
 from moesaic.errors import InputError
 from moesaic.model import families
 
@@ -67,16 +68,8 @@ def _fewer_experts(model: Any, per_token: int) -> None:
 
 def _ids(stream: "Stream", count: int) -> list[Tensor]:
     """The first rows of all domains in turn, [1, T] each."""
-    from moesaic.data.sampler import Sample
-
-    names = sorted(stream.sizes)
-    turns = [
-        Sample(name, row)
-        for row in range(max(stream.sizes.values()))
-        for name in names
-        if row < stream.sizes[name]
-    ]
-    return [torch.from_numpy(row.ids.astype("int64"))[None] for row in stream.rows(turns[:count])]
+    rows = stream.rows(in_turn(stream.sizes, count))
+    return [torch.from_numpy(row.ids.astype("int64"))[None] for row in rows]
 
 
 @torch.no_grad()

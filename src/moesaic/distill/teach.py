@@ -2,11 +2,8 @@
 
 Shards that are there are not made again: a killed step goes on where it stopped, and several ranks share the shards. Every shard is a function of
 the settings and its rows alone, so it does not matter who makes it.
-
-Shapes: N target positions, V vocabulary, K likeliest tokens, S tokens drawn from the others.
 """
 
-import dataclasses
 import json
 import logging
 import os
@@ -16,29 +13,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from moesaic import config
 from moesaic.data.sampler import Sample
-from moesaic.distill import cache, teachers
-from moesaic.distill.losses import base
+from moesaic.data.split import SPLITS
+from moesaic.distill import cache, teachers, truncation
 from moesaic.errors import InputError, Interrupted
 from moesaic.flow import files, manifest, signals
 from moesaic.flow.progress import Progress
 from moesaic.flow.step import Context, Result
 from moesaic.train import stage
-from moesaic.train.objectives import IGNORE, Batch
-from moesaic.train.streams import Row, Stream, collate
+from moesaic.train.streams import Stream
 
 log = logging.getLogger("moesaic.teacher")
 
-CHUNK = 256
-MEASURED = 2
-"""Validation rows per domain on which the truncation is measured."""
 WAIT = 0.5
+"""Seconds between two looks for what the other ranks have done."""
 
 
 def run(context: Context) -> Result | None:
@@ -60,8 +51,7 @@ def run(context: Context) -> Result | None:
         raise InputError(
             f"offline.top: {settings['top']} and tail {settings['tail']} of a vocabulary of {vocabulary}; keep fewer, or train with the resident teacher"
         )
-    choose = stage.text_streams if settings["data"] == "text" else stage.chat_streams
-    streams = dict(zip(cache.SPLITS, choose(context, model, settings), strict=True))
+    streams = dict(zip(SPLITS, stage.streams(context, model, settings), strict=True))
     teacher = teachers.Teacher(
         model, settings.get("teacher_experts", "top-k"), settings.get("teacher_scale", "mean")
     )
@@ -83,7 +73,8 @@ def run(context: Context) -> Result | None:
             part = numbers[begin : begin + settings["batch"]]
             rows = streams[split].rows([Sample(domain, row) for row in part])
             temperature = settings["temperature"] if split == "train" else 1.0
-            said = say(teacher, rows, settings, temperature, _seed(settings, split, domain, part[0]), device)
+            seed = truncation.seed_of(settings, split, domain, part[0])
+            said = truncation.say(teacher, rows, settings, temperature, seed, device)
             digests = (cache.row_digest(row.ids, row.targets) for row in rows)
             made += list(zip(part, digests, said, strict=True))
             progress.update(len(part), f"{split} {domain}")
@@ -95,78 +86,6 @@ def run(context: Context) -> Result | None:
             raise Interrupted(f"{context.name}: stopped; finished shards are kept, run again to go on")
         time.sleep(WAIT)
     return _result(context, plan, folder, teacher, streams["validation"], vocabulary, device)
-
-
-def say(
-    teacher: teachers.Teacher,
-    rows: list[Row],
-    settings: Mapping[str, Any],
-    temperature: float,
-    seed: int,
-    device: torch.device,
-) -> list[cache.CachedRow]:
-    """What the teacher says of some rows. Args: seed: of the tail's draws and of a teacher that draws its experts."""
-    batch = collate(rows, [""] * len(rows), 1, 0.0, device)
-    where_BT = batch.targets_BT != IGNORE
-    full = _taught(teacher, batch, where_BT, seed)
-    return _cut(full, batch, where_BT, settings, temperature, seed)
-
-
-def _cut(
-    full: teachers.Full,
-    batch: Batch,
-    where_BT: Tensor,
-    settings: Mapping[str, Any],
-    temperature: float,
-    seed: int,
-) -> list[cache.CachedRow]:
-    """What the cache keeps of all that the teacher says."""
-    stream = torch.Generator(device=where_BT.device).manual_seed(seed)
-    targets_N = batch.targets_BT[where_BT]
-    parts = []
-    for start in range(0, len(targets_N), CHUNK):
-        chunk = slice(start, start + CHUNK)
-        logits_NV = functional.linear(full.hidden_ND[chunk], full.head_VD).float()
-        target_N = -functional.cross_entropy(logits_NV, targets_N[chunk], reduction="none")
-        kept = truncate(
-            functional.log_softmax(logits_NV / temperature, dim=1), settings["top"], settings["tail"], stream
-        )
-        parts.append([*kept, target_N])
-    joined = [torch.cat(tensors).cpu().numpy() for tensors in zip(*parts, strict=True)]
-    ends = np.cumsum(where_BT.sum(dim=1).cpu().numpy())[:-1]
-    split = (np.split(values, ends) for values in joined)
-    return [
-        cache.CachedRow(ids, log_p, rest, target, settings["tail"], temperature)
-        for ids, log_p, rest, target in zip(*split, strict=True)
-    ]
-
-
-def truncate(
-    log_p_NV: Tensor, top: int, tail: int, stream: torch.Generator | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids and log-probabilities [N, K + S] of the likeliest tokens and of draws from the others, and the log mass of the others [N]."""
-    log_p_NK, ids_NK = log_p_NV.topk(top, dim=1)
-    others_NV = log_p_NV.scatter(1, ids_NK, -torch.inf)
-    rest_N = others_NV.logsumexp(dim=1).clamp_min(cache.LOG_NOTHING)
-    if tail:
-        # relative to the likeliest of them, so that a rest of mass 1e-20 is still drawn from in proportion
-        weight_NV = (others_NV - others_NV.amax(dim=1, keepdim=True)).exp()
-        drawn_NS = torch.multinomial(weight_NV, tail, replacement=True, generator=stream)
-        ids_NK = torch.cat([ids_NK, drawn_NS], dim=1)
-        log_p_NK = log_p_NV.gather(1, ids_NK)
-    return ids_NK, log_p_NK.clamp_min(2 * cache.LOG_NOTHING), rest_N
-
-
-def _taught(teacher: teachers.Teacher, batch: Batch, where_BT: Tensor, seed: int) -> teachers.Full:
-    half = batch.ids_BT.is_cuda and torch.cuda.is_bf16_supported()
-    # as in training, where the engine does it
-    with torch.no_grad(), torch.autocast(batch.ids_BT.device.type, torch.bfloat16, enabled=half):
-        full = teacher.taught(dataclasses.replace(batch, seed=seed), where_BT)
-    return teachers.Full(full.hidden_ND.to(full.head_VD.dtype), full.head_VD)
-
-
-def _seed(settings: Mapping[str, Any], split: str, domain: str, row: int) -> int:
-    return int(config.digest([settings["seed"], split, domain, row])[:12], 16)
 
 
 def _plan(
@@ -222,7 +141,7 @@ def _result(
     for path in folder.iterdir():
         if path.name not in wanted:
             path.unlink()
-    rows: dict[str, dict[str, int]] = {split: {} for split in cache.SPLITS}
+    rows: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
     for _, split, domain, numbers in plan:
         rows[split][domain] = rows[split].get(domain, 0) + len(numbers)
     tokens, size = _count(folder, [item[0] for item in plan])
@@ -234,7 +153,7 @@ def _result(
             vocabulary, settings["top"], settings["tail"], settings["precision"]
         ),
         "stored_bytes_per_token": round(size / max(1, tokens), 2),
-        "truncation": measure(teacher, validation, settings, device),
+        "truncation": truncation.measure(teacher, validation, settings, device),
     }
     log.info(
         "%s: %s tokens, %.0f bytes each on disk; KL of a student without its middle layer: %.4f nats, from the cache %.4f (%+.2f %%)",
@@ -258,50 +177,3 @@ def _count(folder: Path, names: list[str]) -> tuple[int, int]:
         table = pq.read_table(folder / name, columns=["rest"])
         tokens += sum(len(chunk.values) for chunk in table["rest"].chunks)
     return tokens, size
-
-
-@torch.no_grad()
-def measure(
-    teacher: teachers.Teacher, validation: Stream, settings: Mapping[str, Any], device: torch.device
-) -> dict[str, float]:
-    """What the truncation does to forward KL, on some validation rows, for a student that no one had to train: the teacher without its middle layer.
-
-    Returns:
-        kl, kl_cached: nats per token from all probabilities and from what the cache keeps; relative_error; loss_error: relative, of a loss that is half
-        KL and half cross entropy; rest: mean mass beyond the K likeliest tokens; tokens.
-    """
-    sums = torch.zeros(4, dtype=torch.float64)
-    count = 0
-    for domain, size in sorted(validation.sizes.items()):
-        for row in range(min(MEASURED, size)):
-            rows = validation.rows([Sample(domain, row)])
-            seed = _seed(settings, "validation", domain, row)
-            batch = collate(rows, [domain], 1, 0.0, device)
-            where_BT = batch.targets_BT != IGNORE
-            full = _taught(teacher, batch, where_BT, seed)
-            said = _cut(full, batch, where_BT, settings, 1.0, seed)[0]
-            half = {key: getattr(said, key).astype(settings["precision"]) for key in ("log_p", "rest")}
-            kept = cache.join([said._replace(**half)], device)
-            with teachers.without_layer(teacher.model, teacher.model.config.num_hidden_layers // 2):
-                student = _taught(teacher, batch, where_BT, seed)
-            targets_N = batch.targets_BT[where_BT]
-            for start in range(0, len(targets_N), CHUNK):
-                chunk = slice(start, start + CHUNK)
-                logits_NV = functional.linear(student.hidden_ND[chunk], student.head_VD).float()
-                kls = [
-                    base.kl(seen.log_p_NC, seen.log_q_NC, seen.weight_NS).sum()
-                    for seen in (taught.compare(logits_NV, chunk, 1.0) for taught in (full, kept))
-                ]
-                nll = functional.cross_entropy(logits_NV, targets_N[chunk], reduction="sum")
-                sums += torch.stack([*kls, nll, kept.log_rest_N[chunk].exp().sum()]).double().cpu()
-            count += len(targets_N)
-    exact, cached, nll, rest = (value / max(1, count) for value in sums.tolist())
-    error = (cached - exact) / exact
-    return {
-        "kl": round(exact, 6),
-        "kl_cached": round(cached, 6),
-        "relative_error": round(error, 6),
-        "loss_error": round((cached - exact) / (exact + nll), 6),
-        "rest": round(rest, 6),
-        "tokens": count,
-    }

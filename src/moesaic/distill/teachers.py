@@ -127,8 +127,7 @@ class Teacher(nn.Module):
         """Last hidden states [B, T, D], without gradient."""
         self._seed = batch.seed
         with torch.no_grad():
-            found: Tensor = self.model.base_model(**batch.inputs, use_cache=False).last_hidden_state
-        return found
+            return batch.hidden(self.model)
 
     def taught(self, batch: "Batch", where_BT: Tensor) -> Full:
         """Run the teacher on a batch. Args: where_BT: True at target positions."""

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import math
 import random
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from moesaic.evaluate.kept import Metric, TaskScores
 
 log = logging.getLogger("moesaic.harness")
 
+CACHE = "datasets-"
+"""Beginning of the temporary folder's name where the datasets library keeps what it reads."""
 CHOICE_METRICS = ("acc", "acc_norm", "acc_bytes")
 SLOW_RESAMPLES = 100
 """Resamples for metrics that are no plain means (f1, bleu ...): their aggregation runs once per resample."""
@@ -79,6 +82,9 @@ def run(
     Raises:
         InputError: a task that cannot be loaded (no network, missing files, unknown) or that would run generated code.
     """
+    # Left by an evaluation that was killed; the step's lease keeps a living one out.
+    for left in work.glob(f"{CACHE}*"):
+        shutil.rmtree(left, ignore_errors=True)
     names = settings["tasks"]
     places = {
         name: work / "tasks" / kept.name_of(name, settings, seed, identity, chat, dola)
@@ -247,7 +253,7 @@ def _quiet(work: Path | None) -> Iterator[None]:
             work.mkdir(parents=True, exist_ok=True)
             cache = Path(
                 stack.enter_context(
-                    tempfile.TemporaryDirectory(prefix="datasets-", dir=work, ignore_cleanup_errors=True)
+                    tempfile.TemporaryDirectory(prefix=CACHE, dir=work, ignore_cleanup_errors=True)
                 )
             )
             changes += [

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from moesaic.generate.sample import chat_prompt
+
 PROMPTS = (
     "The capital of France is",
     "Once upon a time, in a small village by the sea, there lived",
@@ -29,11 +31,9 @@ def generate(
     shown = list(PROMPTS)
     ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in PROMPTS]
     if tokenizer.chat_template:
-        turns = [{"role": "user", "content": QUESTION}]
-        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
         kinds.append("chat")
         shown.append(QUESTION)
-        ids.append(tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids.append(chat_prompt(tokenizer, QUESTION))
     ends = tokenizer.eos_token_id
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends if ends is not None else 0)
     longest = max(len(item) for item in ids)

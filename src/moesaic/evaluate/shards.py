@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from moesaic.config import digest
 from moesaic.data.images import vocabulary
 from moesaic.errors import InputError
@@ -23,6 +21,7 @@ from moesaic.evaluate.temporal import suite as temporal
 from moesaic.flow import files, manifest
 from moesaic.flow.manifest import Manifest
 from moesaic.flow.step import Context, Result
+from moesaic.generate import decode
 from moesaic.model import load
 from moesaic.model.adapters import beside
 
@@ -143,5 +142,4 @@ def loaded(context: Context) -> tuple[Any, Any]:
                 f"{folder}: {name} holds NaN or infinite weights; training diverged or the file is damaged: make the model again"
             )
     model.config._name_or_path = str(folder)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device), load.load_tokenizer(folder)
+    return model.to(decode.device()), load.load_tokenizer(folder)

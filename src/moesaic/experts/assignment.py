@@ -67,13 +67,6 @@ class Assignment:
         """How many routed experts hold each neuron [F]; 0 for shared ones."""
         return torch.bincount(self.routed_EM.flatten(), minlength=self.score_F.numel())
 
-    def expert_of(self) -> Tensor:
-        """Expert of each neuron [F], the first one when several hold it; -1 for shared ones."""
-        out = torch.full((self.score_F.numel(),), -1, dtype=torch.long)
-        for expert in range(self.routed_EM.shape[0] - 1, -1, -1):
-            out[self.routed_EM[expert]] = expert
-        return out
-
 
 def from_labels(
     shared_S: Tensor, rest_R: Tensor, labels_R: Tensor, experts: int, score_F: Tensor

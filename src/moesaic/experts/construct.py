@@ -100,9 +100,8 @@ def convert(
     by_layer = sizes.by_layer(settings, dense.layers)
     cluster_N = _clusters(by_layer, text, widths.experts, tokenizer, seed)
     if cluster_N is not None:
-        split_layers.check_clusters(
-            cluster_N, widths.experts
-        )  # before the pass over the text, which takes long
+        # before the pass over the text, which takes long
+        split_layers.check_clusters(cluster_N, widths.experts)
     trace = None
     if any(split_layers.traced(layer) or walk.compensates(layer) for layer in by_layer):
         trace = Trace(dense, text, settings["calibration"]["batch"], work)

@@ -127,9 +127,8 @@ def _features(
         # every block counts where clusters of text are told apart
         limit = None if cluster_N is not None else layers[0]["calibration"]["gradient_tokens"]
         gradients = trace.gradients(limit)
-        if gradients.next < max(
-            backwards
-        ):  # a split that was still under way when the process ended: once more from the top
+        if gradients.next < max(backwards):
+            # a split that was still under way when the process ended: once more from the top
             gradients.remove()
             gradients = trace.gradients(limit)
     for index in reversed(range(dense.layers)) if gradients else missing:

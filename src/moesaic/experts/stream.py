@@ -5,6 +5,7 @@ Two files take turns: a layer reads one and writes the other, so that a layer th
 Shapes: N blocks, T tokens, D model width.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,10 +18,7 @@ from moesaic.flow import files
 def mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
     """A float32 tensor in a file, made or reopened; the operating system keeps in memory what fits."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    count = 1
-    for size in shape:
-        count *= size
-    return torch.from_file(str(path), shared=True, size=count, dtype=torch.float32).view(shape)
+    return torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=torch.float32).view(shape)
 
 
 class Stream:

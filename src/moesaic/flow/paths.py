@@ -1,37 +1,30 @@
-"""Where each step's files are, and which manifests it reads: the DAG, once, for the workflow and the command line alike."""
+"""What each step is run on: its settings, the manifests that it reads and its folder. The DAG, once, for the workflow and the command line alike."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moesaic.config import digest, on_pairs, step_settings, teacher_settings, text_settings, variant_config
+from moesaic.config import variant_config
 from moesaic.errors import InputError
+from moesaic.flow.folders import (
+    PER_VARIANT,
+    ROUNDS,
+    SHARDED,
+    SUITES,
+    TRAINING,
+    Part,
+    before,
+    evaluation_shards,
+    folder,
+    prepared,
+)
 from moesaic.flow.manifest import NAME
+from moesaic.flow.rounds import counts, distill_inputs, part_of, preference_inputs, round_steps, with_part
+from moesaic.flow.shared import caches, teacher_folder, text_folder, texts
 from moesaic.schema import Config
-from moesaic.schema.teaching import TEXT_LOSSES
+from moesaic.settings import offline, sampled, step_settings, teacher_settings, text_settings
 
-SUITES = ("temporal", "science", "reliability")
-"""Questions that evaluate.suites evaluates."""
-OPTIONAL = ("images", *SUITES)
-"""Shared steps that are part of a run only where data.{name} is set."""
-PREPARE = ("documents", "tokens", "images", "chat", "tasks", *SUITES)
-"""Shared steps."""
-TRAINING = ("pretrain", "tune", "preference", "distill")
-ROUNDS = {"preference": ("sample", "rate"), "distill": ("student_text", "pair_scores")}
-"""Stages that may go in rounds, and the steps of a round before its training, which are cut into shards."""
-SHARDED = {step: stage for stage, steps in ROUNDS.items() for step in steps}
-PER_VARIANT = ("construct", *SHARDED, *TRAINING)
-
-
-@dataclass(frozen=True)
-class Part:
-    """Which part of a stage that goes in rounds: its steps (ROUNDS) and its training run once per round, the steps per shard."""
-
-    round: int | None = None
-    """From 1; None: the last one."""
-    shard: int = 0
-    """From 0."""
+__all__ = ["Part", "Plan", "evaluation_shards", "folder", "inputs", "plan_step", "prepared", "round_steps"]
 
 
 @dataclass(frozen=True)
@@ -41,40 +34,6 @@ class Plan:
     settings: dict[str, Any]
     inputs: dict[str, Path]
     out: Path
-
-
-def folder(step: str, variant: str | None = None, stage: str | None = None, part: Part | None = None) -> Path:
-    """Folder of a step, relative to the working directory; an evaluation has one per stage, a stage in rounds one per round but the last."""
-    root = Path("results")
-    if step in PREPARE:
-        return root / "prepare" / step
-    if step in ("dense", "report"):
-        return root / step if step == "dense" else root
-    if step == "evaluate":
-        assert stage is not None
-        return root / "dense" / "evaluate" if stage == "dense" else root / str(variant) / "evaluate" / stage
-    if step == "evaluate_part":
-        assert stage is not None
-        assert part is not None
-        owner = "dense" if stage == "dense" else str(variant)
-        return root / owner / step / stage / str(part.shard)
-    if part is not None and part.round is not None:
-        within = root / str(variant) / "rounds" / str(part.round) / step
-        return within / str(part.shard) if step in SHARDED else within
-    return root / str(variant) / step
-
-
-def prepared(config: Config) -> list[str]:
-    """The shared steps of a run, the dense parent's left out; without conversations there is no chat step."""
-    names = [name for name in PREPARE if name not in OPTIONAL or getattr(config.data, name) is not None]
-    talks = config.data.chat.sources or config.data.images is not None
-    return names if talks else [name for name in names if name != "chat"]
-
-
-def before(config: Config, stage: str) -> str:
-    """The stage whose model this stage starts from."""
-    names: list[str] = list(config.stages)
-    return names[names.index(stage) - 1]
 
 
 def inputs(
@@ -121,9 +80,9 @@ def inputs(
     assert variant is not None
     own = variant_config(config, variant)
     if step in ("sample", "rate", "preference"):
-        return _round_inputs(own, step, variant, _part(own, step, part))
+        return preference_inputs(own, step, variant, part_of(own, step, part))
     if step in ("student_text", "pair_scores") or (step == "distill" and sampled(own)):
-        return _sample_inputs(config, own, step, variant, _part(own, step, part))
+        return distill_inputs(config, own, step, variant, part_of(own, step, part))
     found = {"model": at(before(config, step), variant=variant)}
     if step in ("pretrain", "distill") and offline(own, step):
         found["teacher"] = teacher_folder(config, variant, step) / NAME
@@ -137,161 +96,6 @@ def inputs(
     if _reads_dense(own, step):
         found["dense"] = at("dense")
     return found
-
-
-def evaluation_shards(config: Config) -> range:
-    """The shards of every evaluation; none where it is one job."""
-    return range(config.evaluate.shards if config.evaluate.shards > 1 else 0)
-
-
-def round_steps(config: Config, variant: str, stage: str = "preference") -> Iterator[tuple[str, Part]]:
-    """What a stage in rounds runs before its last training, in order; nothing of a stage without rounds."""
-    own = variant_config(config, variant)
-    if stage not in ROUNDS or (stage == "distill" and not sampled(own)):
-        return
-    rounds, shards, _ = _rounds(own, stage)
-    for number in range(1, rounds + 1):
-        for step in ROUNDS[stage] if stage == "preference" else _sample_steps(own):
-            for shard in range(shards):
-                yield step, Part(number, shard)
-        if number < rounds:
-            yield stage, Part(number)
-
-
-def _rounds(own: Config, stage: str) -> tuple[int, int, str]:
-    """Rounds, shards and where the shards are set."""
-    if stage == "preference":
-        return own.preference.rounds, own.preference.sampling.shards, "preference.sampling.shards"
-    return own.distill.rounds, own.distill.samples.shards, "distill.samples.shards"
-
-
-def _part(own: Config, step: str, part: Part | None) -> Part:
-    """The part with its round filled in.
-
-    Raises:
-        InputError: a round or a shard that the configuration does not have.
-    """
-    stage = SHARDED.get(step, step)
-    rounds, shards, key = _rounds(own, stage)
-    part = part or Part()
-    number = rounds if part.round is None else part.round
-    if not 1 <= number <= rounds:
-        raise InputError(f"step {step}: round {number} is not between 1 and {stage}.rounds ({rounds})")
-    if not 0 <= part.shard < shards:
-        raise InputError(f"step {step}: shard {part.shard} is not between 0 and {key} ({shards}) - 1")
-    return Part(number, part.shard)
-
-
-def _round_inputs(own: Config, step: str, variant: str, part: Part) -> dict[str, Path]:
-    """Inputs of a step of the preference stage: a round begins with the model of the round before, the first with the stage before."""
-    assert part.round is not None
-    first = folder(before(own, "preference"), variant) / NAME
-    last = folder("preference", variant, part=Part(part.round - 1)) / NAME
-    found = {"model": first if part.round == 1 else last}
-    match step:
-        case "sample":
-            found["temporal"] = folder("temporal") / NAME
-        case "rate":
-            found |= {
-                "temporal": folder("temporal") / NAME,
-                "answers": folder("sample", variant, part=part) / NAME,
-            }
-            if own.preference.reference == "stage" and part.round > 1:
-                found["reference"] = first
-        case "preference":
-            for shard in range(own.preference.sampling.shards):
-                found[f"pairs-{shard}"] = folder("rate", variant, part=Part(part.round, shard)) / NAME
-    return found
-
-
-# ---------------------------------------------------------------- distillation on sampled answers
-
-
-def sampled(own: Config) -> bool:
-    """True when distillation trains on sampled answers. Args: own: a variant's configuration."""
-    return own.distill.data == "samples"
-
-
-def _sample_steps(own: Config) -> tuple[str, ...]:
-    """The steps of a round of distillation: pairs are scored, token losses need the student's answers only where they train on them."""
-    if on_pairs(own):
-        return ROUNDS["distill"]
-    return () if own.distill.samples.text == "teacher" else ("student_text",)
-
-
-def _sample_inputs(config: Config, own: Config, step: str, variant: str, part: Part) -> dict[str, Path]:
-    """Inputs of a step of distillation on samples: the first round begins with the stage's student, another with that of the round before."""
-    assert part.round is not None
-    distill, previous = own.distill, folder(before(own, "distill"), variant) / NAME
-    dense = folder("dense") / NAME
-    first = dense if distill.student.of == "dense" else previous
-    last = folder("distill", variant, part=Part(part.round - 1)) / NAME
-    found = {"student": first if part.round == 1 else last, "chat": folder("chat") / NAME}
-    teacher = {"teacher-model": dense if distill.teacher == "dense" else previous}
-
-    def texts(shards: range) -> dict[str, Path]:
-        root = text_folder(config, variant)
-        return {f"teacher-text-{i}": root / str(i) / NAME for i in shards}
-
-    def parts(name: str, shards: range) -> dict[str, Path]:
-        return {
-            f"{name}-{i}".replace("_", "-"): folder(name, variant, part=Part(part.round, i)) / NAME
-            for i in shards
-        }
-
-    if step == "student_text":
-        return found
-    mine = range(part.shard, part.shard + 1)
-    if step == "pair_scores":
-        return found | teacher | texts(mine) | parts("student_text", mine)
-    every = range(distill.samples.shards)
-    if on_pairs(own):
-        found |= parts("pair_scores", every)
-        return found | ({"tokens": folder("tokens") / NAME} if distill.pairs.corpus else {})
-    if distill.loss not in TEXT_LOSSES:
-        found |= teacher
-    if distill.samples.text != "student":
-        found |= texts(every)
-    return found | (parts("student_text", every) if distill.samples.text != "teacher" else {})
-
-
-def text_folder(config: Config, variant: str) -> Path:
-    """Folder of the teacher's answers that a variant's distillation reads, one folder per shard; shared as caches of offline teachers are."""
-    settings = text_settings(config, variant)
-    owner = "dense" if settings["teacher"] == "dense" else variant
-    shards = variant_config(config, variant).distill.samples.shards
-    return Path("results") / owner / "teacher_text" / digest(settings | {"shards": shards})[:12]
-
-
-def texts(config: Config) -> dict[tuple[str, str], str]:
-    """All answers of teachers of the run, (owner, name) -> a variant that reads them."""
-    found: dict[tuple[str, str], str] = {}
-    for variant in config.variants:
-        own = variant_config(config, variant)
-        reads = on_pairs(own) or own.distill.samples.text != "student"
-        if "distill" in config.stages and sampled(own) and reads:
-            root = text_folder(config, variant)
-            found.setdefault((root.parts[-3], root.name), variant)
-    return found
-
-
-def _plan_texts(config: Config, variant: str | None, name: str | None, part: Part | None) -> Plan:
-    """A shard of a teacher's answers, by its owner and name, or by a variant that reads them."""
-    known = texts(config)
-    variant = known.get((str(variant), str(name)), variant)
-    if variant not in config.variants or not sampled(variant_config(config, variant)):
-        listed = ", ".join(f"--variant {item}" for item in known.values()) or "none is configured"
-        raise InputError(f"step teacher_text needs a variant whose distill.data is samples: {listed}")
-    own = variant_config(config, variant)
-    part = _part(own, "student_text", Part(1, part.shard if part else 0))
-    teacher = (
-        folder("dense") if own.distill.teacher == "dense" else folder(before(config, "distill"), variant)
-    )
-    return Plan(
-        text_settings(config, variant) | {"shard": part.shard, "shards": own.distill.samples.shards},
-        {"teacher-model": teacher / NAME, "chat": folder("chat") / NAME},
-        text_folder(config, variant) / str(part.shard),
-    )
 
 
 def _reads_dense(own: Config, step: str) -> bool:
@@ -309,38 +113,28 @@ def _reads_dense(own: Config, step: str) -> bool:
     return resident or (student is not None and student.of == "dense")
 
 
-# ---------------------------------------------------------------- caches of offline teachers
-
-
-def offline(own: Config, stage: str) -> bool:
-    """True when a stage trains on a cache of its teacher. Args: own: a variant's configuration."""
-    training: Any = getattr(own, stage)
-    return getattr(training, "offline", None) is not None and training.teacher is not None
-
-
-def teacher_folder(config: Config, variant: str, stage: str) -> Path:
-    """Folder of the cache that a variant's stage trains on. Equal settings share one, and the dense parent's is shared by all variants."""
-    settings = teacher_settings(config, stage, variant)
-    source = "tokens" if settings["data"] == "text" else "chat"
-    owner = "dense" if settings["teacher"] == "dense" else variant
-    return Path("results") / owner / "teacher" / f"{source}-top{settings['top']}-{digest(settings)[:8]}"
-
-
-def teachers(config: Config) -> dict[tuple[str, str], tuple[str, str]]:
-    """Every cache of the run, (owner, name) -> a (variant, stage) that trains on it."""
-    found: dict[tuple[str, str], tuple[str, str]] = {}
-    for variant in config.variants:
-        own = variant_config(config, variant)
-        for stage in config.stages:
-            if stage in ("pretrain", "distill") and offline(own, stage):
-                folder = teacher_folder(config, variant, stage)
-                found.setdefault((folder.parts[-3], folder.name), (variant, stage))
-    return found
+def _plan_texts(config: Config, variant: str | None, name: str | None, part: Part | None) -> Plan:
+    """A shard of a teacher's answers, by its owner and name, or by a variant that reads them."""
+    known = texts(config)
+    variant = known.get((str(variant), str(name)), variant)
+    if variant not in config.variants or not sampled(variant_config(config, variant)):
+        listed = ", ".join(f"--variant {item}" for item in known.values()) or "none is configured"
+        raise InputError(f"step teacher_text needs a variant whose distill.data is samples: {listed}")
+    own = variant_config(config, variant)
+    part = part_of(own, "student_text", Part(1, part.shard if part else 0))
+    teacher = (
+        folder("dense") if own.distill.teacher == "dense" else folder(before(config, "distill"), variant)
+    )
+    return Plan(
+        text_settings(config, variant) | {"shard": part.shard, "shards": own.distill.samples.shards},
+        {"teacher-model": teacher / NAME, "chat": folder("chat") / NAME},
+        text_folder(config, variant) / str(part.shard),
+    )
 
 
 def _plan_teacher(config: Config, variant: str | None, stage: str | None) -> Plan:
     """A cache by its owner and name, or by a variant and the stage that trains on it."""
-    known = teachers(config)
+    known = caches(config)
     variant, stage = known.get((str(variant), str(stage)), (variant, stage))
     if variant not in config.variants or stage not in ("pretrain", "distill"):
         listed = ", ".join(f"--variant {v} --stage {s}" for v, s in known.values()) or "none is configured"
@@ -391,9 +185,9 @@ def plan_step(
         assert variant is not None
         own = variant_config(config, variant)
         if needed == "preference" or sampled(own):
-            part = _part(own, step, part)
-            settings = _with_part(own, step, settings, part)
-            if step == needed and part.round == _rounds(own, needed)[0]:
+            part = part_of(own, step, part)
+            settings = with_part(own, step, settings, part)
+            if step == needed and part.round == counts(own, needed)[0]:
                 part = Part()  # the stage's own folder, where the stages after it look
         elif step in SHARDED:
             raise InputError(
@@ -402,20 +196,3 @@ def plan_step(
         else:
             part = None
     return Plan(settings, inputs(config, step, variant, stage, part), folder(step, variant, stage, part))
-
-
-def _with_part(own: Config, step: str, settings: dict[str, Any], part: Part) -> dict[str, Any]:
-    """A step's settings with what they have of its round and shard."""
-    if step == "sample":
-        return settings | {"round": part.round, "shard": part.shard, "shards": own.preference.sampling.shards}
-    if SHARDED.get(step, step) != "distill":
-        return settings
-    # The student is cut out of the model once; after the first round it is there.
-    student = own.distill.student.model_dump(mode="json") if part.round == 1 else None
-    if step == "student_text":
-        where = {"round": part.round, "shard": part.shard, "shards": own.distill.samples.shards}
-        return settings | where | {"student": student}
-    if step == "pair_scores":
-        return settings | {"student": student}
-    last = part.round == own.distill.rounds
-    return settings | {"distill": settings["distill"] | {"student": student}, "last": last}

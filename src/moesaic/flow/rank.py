@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.errors import InputError, Interrupted
-from moesaic.flow import files, signals
+from moesaic.flow import files, logs, signals
 from moesaic.flow.step import Step, execute
 
 log = logging.getLogger("moesaic.rank")
@@ -104,11 +104,10 @@ def _environment(task: dict[str, Any]) -> int:
 
 def _logging(rank: int) -> None:
     """Bare lines: the launcher adds the time. Ranks other than 0 only speak up for warnings."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s" if rank == 0 else f"[rank {rank}] %(message)s"))
-    logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, handlers=[handler], force=True)
-    for noisy in ("httpx", "urllib3", "datasets", "fsspec", "filelock", "huggingface_hub"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    form, level = (
+        ("%(message)s", logging.INFO) if rank == 0 else (f"[rank {rank}] %(message)s", logging.WARNING)
+    )
+    logs.begin([logging.StreamHandler(sys.stderr)], form, level)
 
 
 def _watch(launcher: int) -> None:

@@ -140,6 +140,7 @@ def rng_state() -> dict[str, Tensor]:
 
 
 def set_rng_state(state: dict[str, Tensor]) -> None:
+    """What `rng_state` gave; GPUs that were not there keep theirs."""
     torch.set_rng_state(state["cpu"])
     if torch.cuda.is_available():
         torch.cuda.set_rng_state_all(

@@ -64,9 +64,8 @@ class Engine:
             with self.clock.phase("forward"):
                 loss, statistics = self.wrapped(batch)
             # DDP averages over ranks, while the loss is already divided by the targets of all of them.
-            with self.clock.phase(
-                "backward"
-            ):  # the ranks' exchange of gradients is in it, as far as it is not hidden
+            # The ranks' exchange of gradients is in it, as far as it is not hidden.
+            with self.clock.phase("backward"):
                 self.accelerator.backward(loss * self.world)
         return loss.detach(), statistics
 

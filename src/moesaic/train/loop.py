@@ -92,25 +92,25 @@ def train(job: Job) -> Result | None:
             job.watch.check(values)
         last = done == settings["steps"] or (limit is not None and seen >= limit)
         last = last or (job.watch is not None and job.watch.enough(done, values))
-        due = job.mixture.every > 0 and (step + 1) % job.mixture.every == 0 and not last
+        due = job.mixture.every > 0 and done % job.mixture.every == 0 and not last
         update = job.mixture.OBSERVES and due
-        if update or last or (settings["validate_every"] and (step + 1) % settings["validate_every"] == 0):
+        if update or last or (settings["validate_every"] and done % settings["validate_every"] == 0):
             values |= validate(job, engine)
         if update:
             job.mixture.observe(observation(job, values))
         if due and job.mixture.PROBES:
-            values |= probe.update(job, engine, step + 1)
+            values |= probe.update(job, engine, done)
         if recorder:
-            recorder.log(step + 1, values | engine.clock.take(), samples)
+            recorder.log(done, values | engine.clock.take(), samples)
         progress.update(detail=f"loss {loss:.3f}, {speed:.0f} tokens/s")
         stop = engine.any(signals.stop_requested()) and not last
-        if stop or ((step + 1) % settings["save_every"] == 0 and not last):
-            _save(job, engine, sampler, writer, step + 1, seen)
+        if stop or (done % settings["save_every"] == 0 and not last):
+            _save(job, engine, sampler, writer, done, seen)
         if stop:
             writer.wait()
             engine.barrier()
             raise Interrupted(
-                f"{context.name}: stopped after step {step + 1} of {settings['steps']}, checkpoint written; run again to go on"
+                f"{context.name}: stopped after step {done} of {settings['steps']}, checkpoint written; run again to go on"
             )
         if last:
             break

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moesaic.distill.losses import METHODS, OPTIONS, Text, base, kd
+from moesaic.distill.losses import METHODS, OPTIONS, Text, base
 from moesaic.distill.teachers import Taught, Teacher
 from moesaic.model import families
 from moesaic.model.adapters import sequence
@@ -56,6 +56,11 @@ class Batch:
         """What a decoder is called with. Where positions tell rows or documents apart, padding is apart, too: there is no mask beside them."""
         mask = self.mask_BT if self.positions_BT is None else None
         return {"input_ids": self.ids_BT, "attention_mask": mask, "position_ids": self.positions_BT}
+
+    def hidden(self, model: Any) -> Tensor:
+        """Last hidden states [B, T, D] of a causal model on this batch, before the output head."""
+        found: Tensor = model.base_model(**self.inputs, use_cache=False).last_hidden_state
+        return found
 
     def row_of(self, where_BT: Tensor) -> Tensor:
         """Row of each of the positions [N]."""
@@ -143,14 +148,12 @@ class Trainee(nn.Module):
 
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states [B, T, D]; the routers' decisions are recorded for `with_router_terms`."""
-        model: Any = self.model
         if self.policy is not None:
             valid_T = None if batch.mask_BT is None else batch.mask_BT.flatten().bool()
             self.policy.begin(valid_T, batch.seed)
         if self.depth is not None:
             self.depth.begin(batch.mask_BT, batch.ids_BT, batch.seed, self.training)
-        found: Tensor = model.base_model(**batch.inputs, use_cache=False).last_hidden_state
-        return found
+        return batch.hidden(self.model)
 
     def with_router_terms(
         self, loss: Tensor, statistics: dict[str, Tensor], share: float
@@ -242,11 +245,3 @@ def _telemetry(logits_NV: Tensor, chunk: slice, taught: Taught) -> list[Tensor]:
         base.kl(seen.log_q_NC, seen.log_p_NC, seen.weight_NS),
         -(log_q_NV.exp() * log_q_NV).sum(dim=1),
     ]
-
-
-def forward_kl(student_NV: Tensor, teacher_NV: Tensor, temperature: float) -> Tensor:
-    """KL(teacher ; student) of logits per position, times temperature^2 (Hinton et al., arXiv 1503.02531), nats [N]."""
-    log_q_NV = functional.log_softmax(student_NV / temperature, dim=1)
-    log_p_NV = functional.log_softmax(teacher_NV / temperature, dim=1)
-    nothing = Text(log_q_NV.new_zeros(len(log_q_NV)))
-    return kd.loss(log_q_NV, log_p_NV, nothing, OPTIONS) * temperature**2

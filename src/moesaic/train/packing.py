@@ -4,7 +4,7 @@ What a step computes stays the same, up to the order of its sums: the same rows,
 row, which is what transformers tells rows apart by, so the model may be any of its classes. Packing: Krell et al., arXiv 2107.02027.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +13,11 @@ from moesaic.distill import cache
 from moesaic.train.objectives import IGNORE, Batch
 from moesaic.train.streams import Row
 from moesaic.train.streams import collate as padded
+
+
+def collate_of(packed: bool) -> Callable[..., Batch]:
+    """How a stage on conversations makes batches of its rows."""
+    return collate if packed else padded
 
 
 def bins(lengths: Sequence[int], capacity: int) -> list[list[int]]:

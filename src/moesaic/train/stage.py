@@ -3,6 +3,7 @@
 from typing import Any
 
 from moesaic.data import mixtures
+from moesaic.data.split import SPLITS
 from moesaic.distill import cache, students, teachers
 from moesaic.errors import InputError
 from moesaic.flow import manifest
@@ -21,6 +22,13 @@ def load_stage_model(step: Manifest) -> Any:
     return load.load_model(step.folder / "model", f"model of {step.folder}")
 
 
+def streams(context: Context, model: Any, settings: dict[str, Any]) -> tuple[Stream, Stream]:
+    """Training and validation data of the kind that the setting `data` names."""
+    return (
+        text_streams(context, model, settings) if settings["data"] == "text" else chat_streams(context, model)
+    )
+
+
 def text_streams(context: Context, model: Any, settings: dict[str, Any]) -> tuple[Stream, Stream]:
     """Training and validation blocks of the trained domains."""
     tokens, held_out = context.inputs["tokens"], context.settings["held_out"]
@@ -29,7 +37,7 @@ def text_streams(context: Context, model: Any, settings: dict[str, Any]) -> tupl
     return TextStream(tokens, "train", held_out, mask), TextStream(tokens, "validation", held_out, mask)
 
 
-def chat_streams(context: Context, model: Any, settings: dict[str, Any]) -> tuple[Stream, Stream]:
+def chat_streams(context: Context, model: Any) -> tuple[Stream, Stream]:
     """Training and validation conversations."""
     chats = context.inputs["chat"]
     check_vocabulary(chats, model, context.name)
@@ -74,7 +82,7 @@ def teacher(
         cached = cache.Cache(context.inputs["teacher"])
         students.check_vocabularies(cached.vocabulary, student.config.vocab_size)
         train, validation = (
-            TaughtStream(stream, cached, split) for stream, split in zip(streams, cache.SPLITS, strict=True)
+            TaughtStream(stream, cached, split) for stream, split in zip(streams, SPLITS, strict=True)
         )
         return None, train, validation
     assert step is not None

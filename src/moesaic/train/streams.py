@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moesaic.data import chat, packed
+from moesaic.data import chat_sets, packed
 from moesaic.data.sampler import Sample
 from moesaic.distill import cache
 from moesaic.errors import InputError
@@ -67,7 +67,7 @@ class ChatStream:
 
     def __init__(self, chats: Manifest, split: str):
         manifest.verify(chats, only=[split])
-        self.sets = chat.open_chat(chats, split)
+        self.sets = chat_sets.open_chat(chats, split)
         self.sizes = {name: len(items) for name, items in self.sets.items() if len(items)}
 
     def rows(self, samples: Sequence[Sample]) -> list[Row]:

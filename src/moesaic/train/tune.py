@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from moesaic.data.sampler import Sample
+from moesaic.data.sampler import in_turn
 from moesaic.flow.step import Context, Result
 from moesaic.model import depth
 from moesaic.model.adapters import lora
@@ -22,7 +22,7 @@ def run(context: Context) -> Result | None:
     deep = settings["depth"]
     start = context.inputs["dense" if deep and deep["of"] == "dense" else "model"]
     model = stage.load_stage_model(start)
-    train, validation = stage.chat_streams(context, model, settings)
+    train, validation = stage.chat_streams(context, model)
     steered = None
     tokens = adapt.image_tokens(start)
     rows = settings["adapter"] and settings["adapter"]["method"] != lora.METHOD
@@ -45,16 +45,13 @@ def run(context: Context) -> Result | None:
         tokenizer_from=start.folder / "model",
         reference=context.inputs.get("dense"),
         # Adapters for pictures and depth routers read a row as a sequence.
-        collate=packing.collate if settings["packing"] and not (deep or rows) else collate,
+        collate=packing.collate_of(settings["packing"] and not (deep or rows)),
     )
     return loop.train(job)
 
 
 def text(stream: Stream, rows: int) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Ids and mask of the first rows of every set, in turn, row by row: what influence is measured on."""
-    names = sorted(stream.sizes)
-    most = max(stream.sizes.values())
-    chosen = [Sample(name, row) for row in range(most) for name in names if row < stream.sizes[name]][:rows]
-    for sample in chosen:
+    for sample in in_turn(stream.sizes, rows):
         batch = collate(stream.rows([sample]), [sample.domain], 1, 1.0, torch.device("cpu"))
         yield batch.ids_BT, batch.mask_BT

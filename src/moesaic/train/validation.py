@@ -120,6 +120,7 @@ def reference(job: Job, engine: Engine) -> dict[str, float]:
 
 
 def observation(job: Job, values: Mapping[str, float]) -> Observation:
+    """What a mixture is told: losses and weighted imbalance by domain. Args: values: what `validate` gave."""
     _check_rows(job)
     weight = job.settings["balance"]
     return Observation(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from moesaic import cli
+from moesaic import cli, tools
 from moesaic.errors import InputError, Interrupted
 from moesaic.flow import files, metrics, paths, signals
 from moesaic.flow.step import STEPS, Context, Result, Step
@@ -96,7 +96,7 @@ STEPS["toy_train"] = Step("toy_train", "slurm_toy", "train", distributed=True)
 
 def main() -> None:
     """moesaic's command line, with the toy steps' plan instead of the pipeline's."""
-    cli._load = lambda arguments: json.loads(Path(arguments.config).read_text())
+    tools.load = lambda arguments: json.loads(Path(arguments.config).read_text())
     paths.plan_step = _plan
     cli.main()
 

@@ -33,6 +33,8 @@ class Picture:
 
 @dataclass(frozen=True)
 class Turn:
+    """What one side says: words and pictures in their order."""
+
     role: str
     parts: tuple[str | Picture, ...]
 

@@ -42,9 +42,7 @@ def measure(model: Any, tokens: ImageTokens, stream: Stream, count: int, batch: 
     for start in range(0, count, batch):
         rows = stream.rows([Sample(IMAGES, row) for row in range(start, min(start + batch, count))])
         one = collate(rows, [IMAGES] * len(rows), 1, 1.0, model.device)
-        hidden = model.base_model(
-            input_ids=one.ids_BT, attention_mask=one.mask_BT, use_cache=False
-        ).last_hidden_state
+        hidden = one.hidden(model)
         where = one.targets_BT != IGNORE
         targets_M = one.targets_BT[where]
         nats_M, best_M = target_nats(model, hidden[where], targets_M)

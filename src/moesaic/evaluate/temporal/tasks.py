@@ -75,8 +75,6 @@ TASKS: dict[str, Task] = {
 }
 
 GENERATED = tuple(name for name, task in TASKS.items() if task.generated)
-EXTERNAL = ("timebench", "mctaco")
-"""Sets of other papers, read for evaluation outside TRAM's templates; their items are pure-time."""
 
 
 def kind_of(task: str) -> Kind:

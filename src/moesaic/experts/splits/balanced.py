@@ -1,7 +1,6 @@
 """Clusters of exactly equal size: min-cost flow in every k-means step (package k-means-constrained), one initialisation.
 
-One initialisation is enough: ten, the library's default and LLaMA-MoE's setting, cost ten times as much for the same inertia
-(benchmarks/clustering.py).
+One initialisation is enough: ten, the library's default and LLaMA-MoE's setting, cost ten times as much for the same inertia.
 """
 
 import torch

@@ -113,7 +113,7 @@ def _reorder(cache: Any, order: Tensor) -> None:
 
 
 def check_adapted(model: nn.Module, targets: Tensor) -> None:
-    """The same for a model with an adapter; any other is left alone."""
+    """Refuse a loss on image tokens of a model whose adapter has a centred kernel; any other model is left alone."""
     from moesaic.model.adapters import attach
 
     layers = attach.adapted(model)
@@ -122,7 +122,7 @@ def check_adapted(model: nn.Module, targets: Tensor) -> None:
 
 
 def check_targets(tokens: ImageTokens, causal: bool, targets: Tensor) -> None:
-    """Refuse a loss on image tokens with a centred kernel: each cell's state has seen the cell that it is to predict.
+    """The same, of a kernel: each cell's state has seen the cell that it is to predict.
 
     Raises:
         InputError: says what to do.

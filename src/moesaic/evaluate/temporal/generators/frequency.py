@@ -7,7 +7,6 @@ from fractions import Fraction
 from moesaic.evaluate.temporal.draft import Draft, Redraw, Rng, above, corners
 from moesaic.evaluate.temporal.words import DAY, PEOPLE, WEEKDAYS, clock12, date, listed, plural
 
-PERIODS = {"day": Fraction(1), "week": Fraction(7)}
 HABITS = (
     "waters the plants",
     "goes for a run",

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from moesaic.config import PAIR_LOSSES
 from moesaic.evaluate.temporal.tasks import TASKS
 from moesaic.flow import files, manifest, paths
 from moesaic.model import families, size
 from moesaic.model.cost import flops_per_token
 from moesaic.preference.rubric import HIGHEST
 from moesaic.schema import Config
+from moesaic.schema.teaching import PAIR_LOSSES
+from moesaic.settings import sampled
 from moesaic.train.memory import BILLION
 
 CHARACTERS = 5
@@ -79,7 +80,7 @@ def plan(config: Config, stage: str, teacher: Any, student: Any) -> list[Samplin
     """What a stage samples and scores. Args: config: a variant's. teacher, student: the classes, on the meta device."""
     if stage == "preference":
         return _preference(config, student)
-    if stage != "distill" or not paths.sampled(config):
+    if stage != "distill" or not sampled(config):
         return []
     own, questions = config.distill, instruction_questions(config)
     how = own.samples.model_dump(mode="json")
@@ -128,9 +129,8 @@ def _sampling(
     length = how["max_prompt"] + how["new_tokens"]
     config = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    per_token = (
-        2 * config.num_hidden_layers * heads * families.base.head_dim(config) * 2
-    )  # keys and values in bfloat16
+    # keys and values in bfloat16
+    per_token = 2 * config.num_hidden_layers * heads * families.base.head_dim(config) * 2
     memory = {
         "weights": _weights(model), "cache": how["batch"] * length * per_token, "choosing": how["batch"] * config.vocab_size * SORTING,
         "base": BILLION,
@@ -161,29 +161,3 @@ def _metric(step: str, name: str) -> Any:
     """A finished shared step's metric; None where it is not done yet."""
     path = paths.folder(step) / manifest.NAME
     return files.read_json(path)["metrics"].get(name) if path.is_file() else None
-
-
-def lines(items: list[Sampling], stage: str) -> list[str]:
-    """The page's lines of a stage."""
-    out = []
-    for item in items:
-        memory = ", ".join(
-            f"{name} {value:.1f}"
-            for name, value in item.memory_gb.items()
-            if name != "total" and value >= 0.05
-        )
-        each = f"{item.tokens_each:,} tokens, {item.flops_each:.3g} FLOPs, {item.bytes_each:,} bytes on disk"
-        if item.total is None:
-            what = f"{item.answers} to each question, of which the data say how many; each at most {each}"
-        else:
-            rounds = f" x {item.rounds} rounds" if item.rounds > 1 else ""
-            what = (
-                f"{item.questions:,} questions x {item.answers}{rounds} = {item.total:,}; at most {item.total * item.tokens_each:,} tokens, "
-                f"{item.total * item.flops_each:.3g} FLOPs, {item.total * item.bytes_each / BILLION:.2f} GB on disk"
-            )
-        out += [
-            f"  {stage}: {item.name}",
-            f"    at most     {what}",
-            f"    memory      {item.memory_gb['total']:.1f} GB per GPU ({memory})",
-        ]
-    return out

@@ -1,0 +1,16 @@
+"""A project whose distillation goes in rounds, prepared once."""
+
+import contextlib
+
+import project
+import pytest
+from rounds_project import CHANGES
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rounds")
+    path = project.make(folder, CHANGES)
+    with contextlib.chdir(folder):
+        project.prepare(path)
+    return path
