@@ -33,8 +33,9 @@ format: .venv/.done
 report: .venv/.done  ## make the report page again
 	snakemake --profile profiles/local --cores $(CORES) --forcerun report
 
-ui: .venv/.done  ## MLflow on http://127.0.0.1:5000
-	mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
+UI_PORT ?= 5000
+ui: .venv/.done  ## MLflow on http://127.0.0.1:5000, or on UI_PORT; Ctrl-C ends it
+	MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(UI_PORT) --workers 1
 
 sync: .venv/.done  ## replay all finished and running steps into MLflow
 	moesaic sync
