@@ -70,7 +70,7 @@ def test_parent_and_moe(tmp_path, monkeypatch):
     plan = paths.plan_step(config.load(path), "report")
     run = gather.gather(plan.settings, {name: manifest.read(where) for name, where in plan.inputs.items()})
     html = page._reliability(run)
-    assert "put I-CoNa.json into the folder" in html
+    assert "safety-tuned-llamas/data/evaluation/I-CoNa.json FOLDER/" in html
     assert html.count("<svg") == 3
     assert "one expert gone, worst" in html
     assert "gained by DoLa" in html
