@@ -18,7 +18,7 @@ from moesaic.flow import files
 from moesaic.flow.manifest import Manifest
 from moesaic.generate import parts
 
-VERSION = 1
+VERSION = 2
 """Raised when the same settings give other attacks."""
 ROWS = "attack.jsonl"
 SHOWN = 5
