@@ -36,7 +36,7 @@ def test_parent_and_moe(tmp_path, monkeypatch):
     truth = "".join(f"Does thing {i} grow?,No,No; Never,Yes; Always\n" for i in range(4))
     head = "Question,Best Answer,Correct Answers,Incorrect Answers\n"
     (tmp_path / "sets/TruthfulQA.csv").write_text(head + truth)
-    for step in ("dense", "documents", "tokens", "chat", "tasks", "reliability"):
+    for step in ("dense", "documents", "tokens", "reliability", "chat", "tasks"):
         project.run(path, step)
     project.run(path, "construct", "activation")
     dense = project.run(path, "evaluate", stage="dense")
