@@ -19,15 +19,15 @@ docs: .venv/.done  ## the documentation as a site: site/index.html
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
 lint: .venv/.done  ## ruff, mypy, snakefmt, Snakemake's lint
-	ruff check src tests benchmarks studies docs/hooks.py
-	ruff format --check src tests benchmarks studies docs/hooks.py
+	ruff check src tests benchmarks studies docs/hooks.py docs/pictures.py
+	ruff format --check src tests benchmarks studies docs/hooks.py docs/pictures.py
 	mypy
 	snakefmt --check Snakefile rules
 	snakemake --lint
 
 format: .venv/.done
-	ruff check --fix src tests benchmarks studies docs/hooks.py
-	ruff format src tests benchmarks studies docs/hooks.py
+	ruff check --fix src tests benchmarks studies docs/hooks.py docs/pictures.py
+	ruff format src tests benchmarks studies docs/hooks.py docs/pictures.py
 	snakefmt Snakefile rules
 
 report: .venv/.done  ## make the report page again

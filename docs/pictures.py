@@ -38,7 +38,10 @@ TYPE = """(text => {
   Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, "value").set.call(box, text);
   box.dispatchEvent(new Event("input", { bubbles: true }));
 })(%s)"""
-CLEAN = """document.head.insertAdjacentHTML("beforeend", "<style>[aria-label*=Assistant] { display: none }</style>")"""
+PATHS = """(() => {
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) texts.currentNode.data = texts.currentNode.data.replace(/\\/\\S*(?=\\/mlartifacts)/, "...");
+})()"""
 CURRENT = "tags.`moesaic.superseded` = 'false'"
 
 sys.path.insert(0, str(ROOT / "tests" / "report"))
@@ -60,9 +63,9 @@ def main() -> None:
         shot(address, runs + evaluations + order, "evaluations", ["dense / evaluate"], 620, SCORES)
         shot(address, f"#/experiments/{experiment}/runs/{pretrain}", "step", ["train/loss", "tokens"], 900)
         charts = f"#/experiments/{experiment}/runs/{pretrain}/model-metrics"
-        shot(address, charts, "charts", ["tokens_per_second"], 900, pause=12, search="loss")
+        shot(address, charts, "charts", ["tokens_per_second"], 760, pause=30, search="train")
         report = f"#/experiments/{experiment}/runs/{workflow}/artifacts/report.html"
-        shot(address, report, "report", ["summary.json"], 900, pause=15)
+        shot(address, report, "report", ["summary.json", "Path:"], 900, pause=15)
         shot(address, f"#/models/{model.name}/versions/{model.version}", "model", ["How it was made"], 700)
 
 
@@ -93,7 +96,7 @@ def shot(
     sleep = f"new Promise(done => setTimeout(done, {1000 * pause}))"
     raw = OUT / f"{name}.png.raw"
     browser.visit(
-        address + page, [TYPE % json.dumps(search), CLEAN, sleep], width=WIDTH, height=height, wait_for=f"document.body && {ready}",
+        address + page, [TYPE % json.dumps(search), sleep, PATHS], width=WIDTH, height=height, wait_for=f"document.body && {ready}",
         seconds=120, picture=raw, before=before,
     )  # fmt: skip
     picture = Image.open(io.BytesIO(raw.read_bytes())).convert("RGB").quantize(128)

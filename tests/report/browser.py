@@ -148,7 +148,7 @@ async def _visit(
             for expression in expressions:
                 page.values.append(await tab.evaluate(expression))
             if picture:
-                shot = await tab.call("Page.captureScreenshot", captureBeyondViewport=True)
+                shot = await tab.call("Page.captureScreenshot")
                 picture.write_bytes(base64.b64decode(shot["data"]))
             if pdf:
                 printed = await tab.call("Page.printToPDF", preferCSSPageSize=True, printBackground=True)
