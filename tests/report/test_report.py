@@ -321,6 +321,8 @@ def test_cells():
     alone = {"value": 0.5, "ci_low": None, "ci_high": None}
     assert cells.interval(alone, 2) == "0.50"
     assert "41.0&ndash;59.0" in cells.interval(alone | {"ci_low": 0.41, "ci_high": 0.59}, 1, 100)
+    perplexity = {"value": 1234.5678, "ci_low": 98.7654, "ci_high": 3_630_649_060.0}
+    assert cells.interval(perplexity, 3) == "1,235<small>98.765&ndash;3.6e9</small>"
 
 
 def test_construction_shows_error_lift_and_placement(made):
