@@ -68,8 +68,8 @@ def families(run: Gathered) -> Table | None:
         for name, reason in audit.get("family", {}).items()
     ]
     head = ["variant", "architecture", "chosen, possible or not, and why"]
-    strong = {i for i, row in enumerate(rows) if row[2].startswith("chosen")}
-    return Table("", head, rows, strong=strong, text={0, 1, 2}) if rows else None
+    strong = [i for i, row in enumerate(rows) if row[2].startswith("chosen")]
+    return Table("", head, rows, strong=strong, text=(0, 1, 2)) if rows else None
 
 
 def _draw(
