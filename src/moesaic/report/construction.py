@@ -69,7 +69,7 @@ def families(run: Gathered) -> Table | None:
     ]
     head = ["variant", "architecture", "chosen, possible or not, and why"]
     strong = [i for i, row in enumerate(rows) if row[2].startswith("chosen")]
-    return Table("", head, rows, strong=strong, text=[0, 1, 2]) if rows else None
+    return Table("", head, rows, strong=strong, text=(0, 1, 2)) if rows else None
 
 
 def _draw(
