@@ -19,22 +19,23 @@ docs: .venv/.done  ## the documentation as a site: site/index.html
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
 lint: .venv/.done  ## ruff, mypy, snakefmt, Snakemake's lint
-	ruff check src tests benchmarks studies docs/hooks.py
-	ruff format --check src tests benchmarks studies docs/hooks.py
+	ruff check src tests benchmarks studies docs/hooks.py docs/pictures.py
+	ruff format --check src tests benchmarks studies docs/hooks.py docs/pictures.py
 	mypy
 	snakefmt --check Snakefile rules
 	snakemake --lint
 
 format: .venv/.done
-	ruff check --fix src tests benchmarks studies docs/hooks.py
-	ruff format src tests benchmarks studies docs/hooks.py
+	ruff check --fix src tests benchmarks studies docs/hooks.py docs/pictures.py
+	ruff format src tests benchmarks studies docs/hooks.py docs/pictures.py
 	snakefmt Snakefile rules
 
 report: .venv/.done  ## make the report page again
 	snakemake --profile profiles/local --cores $(CORES) --forcerun report
 
-ui: .venv/.done  ## MLflow on http://127.0.0.1:5000
-	mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
+UI_PORT ?= 5000
+ui: .venv/.done  ## MLflow on http://127.0.0.1:5000, or on UI_PORT; Ctrl-C ends it
+	MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(UI_PORT) --workers 1
 
 sync: .venv/.done  ## replay all finished and running steps into MLflow
 	moesaic sync

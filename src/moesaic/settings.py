@@ -55,7 +55,11 @@ def step_settings(config: Config, step: str, variant: str | None = None) -> dict
                 raise InputError("data.images is null: there are no pictures; {} takes the defaults")
             return {"images": data["images"], "seed": seed}
         case "chat":
-            return {"chat": data["chat"], "seed": seed}
+            # Left out where it is empty: a project from before the key has nothing to do again.
+            chosen = [
+                {k: v for k, v in item.items() if k != "where" or v} for item in data["chat"]["sources"]
+            ]
+            return {"chat": data["chat"] | {"sources": chosen}, "seed": seed}
         case "tasks":
             asked = presets.expand(raw["evaluate"])
             return {"tasks": asked["tasks"], "include_path": asked["include_path"]}

@@ -8,7 +8,7 @@ import pytest
 from moesaic.data import chat, chat_sets, conversations
 from moesaic.data.split import SPLITS
 from moesaic.errors import InputError
-from moesaic.schema import Chat
+from moesaic.schema import Chat, Reliability
 
 
 def alpaca(i: int, **changes) -> dict:
@@ -215,6 +215,43 @@ def test_several_sources_keep_their_names(write_jsonl, dense, run_step):
     assert found.metrics["sources"] == ["a", "b"]
     both = [chat_sets.open_chat(found, split) for split in SPLITS]
     assert [sum(len(sets[name]) for sets in both) for name in ("a", "b")] == [40, 30]
+
+
+def rows_kept(found) -> set[int]:
+    """The rows of the one source that are on either side."""
+    ids = [key for split in chat.SPLITS for key in chat.open_chat(found, split)["set"].ids]
+    return {int(key.rsplit(":", 1)[1]) for key in ids}
+
+
+def test_only_records_with_the_wanted_fields_are_read(write_jsonl, dense, run_step):
+    rows = [alpaca(i, label=i % 2) for i in range(60)]
+    value = settings(write_jsonl("chat.jsonl", rows))
+    source = value["chat"]["sources"][0]
+    source |= {"where": {"label": "1"}, "max_conversations": 20}
+    found = run_step("chat", value, {"dense": dense()})
+    assert sum(found.metrics["conversations"].values()) == 20
+    assert rows_kept(found) == set(range(1, 40, 2))
+    source["where"] = {"labl": "1"}
+    with pytest.raises(InputError, match=r"data\.chat\.sources\.0\.where: no field 'labl'; .* label"):
+        run_step("chat", value, {"dense": dense()})
+    source["where"] = {"label": "yes"}
+    with pytest.raises(InputError, match=r"data\.chat\.sources\.0: empty, .*`where`"):
+        run_step("chat", value, {"dense": dense()})
+
+
+@pytest.mark.parametrize("prompt", ["chat", "instruction"])
+def test_what_the_reliability_suite_asks_is_not_trained_on(tmp_path, write_jsonl, dense, run_step, prompt):
+    asked = [" WHAT is  3 and\none?", "What is 5 and one?"]
+    safety = tmp_path / "safety"
+    safety.mkdir()
+    (safety / "advbench.csv").write_text("goal\n" + "".join(f'"{text}"\n' for text in asked))
+    sets = Reliability(sets=["advbench"], folder=str(safety), prompt=prompt, texts=0)
+    tested = run_step("reliability", {"reliability": sets.model_dump(mode="json")}, {}, out="reliability")
+    value = settings(write_jsonl("chat.jsonl", [alpaca(i) for i in range(40)]))
+    found = run_step("chat", value, {"dense": dense(), "reliability": tested.folder / "manifest.json"})
+    stats = json.loads((found.folder / "stats.json").read_text())
+    assert stats["set"]["dropped"] == {"in_reliability": 2}
+    assert rows_kept(found) == set(range(40)) - {3, 5}
 
 
 def test_template_that_rewrites_earlier_turns_is_refused(write_jsonl, dense, run_step, tokenizer):

@@ -104,6 +104,7 @@ def test_a_long_object_is_read_across_chunks(tmp_path):
         ("open.json", b'[{"text": "a"}', r"open\.json, line 1: .*does not end"),
         ("dict.json", b'{"text": "a"}', r"dict\.json, line 1: .*expected a list"),
         ("few.csv", b"text,kind\na,b\nc\n", r"few\.csv, line 3: .*more or fewer fields"),
+        ("noted.csv", b"# about\n# more\ntext,kind\na,b\nc\n", r"noted\.csv, line 5: .*more or fewer fields"),
         ("quote.csv", b'text,kind\na,b\n"c,d\n', r"quote\.csv, line 3: damaged"),
         ("cut.parquet", b"PAR1 and no more", r"cut\.parquet: damaged"),
         ("image.txt", b"\x89PNG\0\0", r"image\.txt: .*binary file"),
@@ -114,6 +115,15 @@ def test_damaged_files_are_named(tmp_path, name, data, message):
     with pytest.raises(InputError, match=message) as error:
         read(tmp_path / name)
     assert "\n" not in str(error.value)
+
+
+def test_comments_before_a_csv_header_are_skipped_and_a_header_is_none(tmp_path):
+    (tmp_path / "noted.csv").write_text("# version=1.2\n# by hand\ntext,kind\n# a,b\n")
+    assert [document.text for document in read(tmp_path / "noted.csv")] == ["# a"]
+    (tmp_path / "odd.csv").write_text("# id,text\n1,b\n")
+    assert [document.text for document in read(tmp_path / "odd.csv")] == ["b"]
+    (tmp_path / "none.csv").write_text("# version=1.2\n")
+    assert read(tmp_path / "none.csv") == []
 
 
 def test_a_missing_field_names_the_key_and_what_there_is(write_jsonl):

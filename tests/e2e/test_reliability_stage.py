@@ -36,7 +36,7 @@ def test_parent_and_moe(tmp_path, monkeypatch):
     truth = "".join(f"Does thing {i} grow?,No,No; Never,Yes; Always\n" for i in range(4))
     head = "Question,Best Answer,Correct Answers,Incorrect Answers\n"
     (tmp_path / "sets/TruthfulQA.csv").write_text(head + truth)
-    for step in ("dense", "documents", "tokens", "chat", "tasks", "reliability"):
+    for step in ("dense", "documents", "tokens", "reliability", "chat", "tasks"):
         project.run(path, step)
     project.run(path, "construct", "activation")
     dense = project.run(path, "evaluate", stage="dense")
@@ -70,7 +70,7 @@ def test_parent_and_moe(tmp_path, monkeypatch):
     plan = paths.plan_step(config.load(path), "report")
     run = gather.gather(plan.settings, {name: manifest.read(where) for name, where in plan.inputs.items()})
     html = page._reliability(run)
-    assert "put I-CoNa.json into the folder" in html
+    assert "safety-tuned-llamas/data/evaluation/I-CoNa.json FOLDER/" in html
     assert html.count("<svg") == 3
     assert "one expert gone, worst" in html
     assert "gained by DoLa" in html

@@ -100,6 +100,13 @@ def distance(a, b):
     return row[-1]
 
 
+def test_negations_stay():
+    text = "It isn't great, it can\u2019t be, nothing never was; don't CANNOT film"
+    search = attacks.Search.of(text, victim([]))
+    assert [search.pieces[i] for i in search.words] == ["great", "film"]
+    assert search.text({}) == text
+
+
 @pytest.mark.parametrize("method", list(attacks.METHODS))
 def test_a_wrong_verdict_is_left_alone(method):
     found = attacks.attack(method, {"sentence": "sly film", "synonyms": {"sly": ["great"]}}, victim([]))

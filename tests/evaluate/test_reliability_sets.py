@@ -155,7 +155,7 @@ def test_without_the_folder_all_is_listed_as_missing(tmp_path):
     ]
     assert (
         found.metrics["missing"]["cona"]
-        == "put I-CoNa.json into the folder that data.reliability.folder names"
+        == "git clone --depth 1 https://github.com/vinid/safety-tuned-llamas && cp -r safety-tuned-llamas/data/evaluation/I-CoNa.json FOLDER/, with FOLDER as data.reliability.folder"
     )
     assert "data.reliability.source: hub (facebook/anli)" in found.metrics["missing"]["anli-r1"]
     absent = files.read_json(out / "stats.json")["missing"]["snli"]

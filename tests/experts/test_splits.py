@@ -78,7 +78,7 @@ def test_every_method_converts_exactly(tmp_path, llama, name, shared_experts, fa
         changes["family"] = "qwen2_moe"
     made = tiny_moe(tmp_path, llama, tiny_text(12), **changes)
     assert made.proof["max_logit_error"] < 1e-4 * made.proof["max_logit"]
-    assert made.proof["reload_error"] < 1e-4
+    assert made.proof["reload_error"] < 2e-6
     expected = {"auto": "granitemoeshared" if shared_experts else "mixtral"}.get(
         family, changes.get("family")
     )

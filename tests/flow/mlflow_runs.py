@@ -9,7 +9,7 @@ from report import fake_results
 from moesaic.flow import manifest, store
 
 RESULTS = Path("results")
-TABLES = ("runs", "metrics", "latest_metrics", "params", "tags", "experiments")
+TABLES = ("runs", "metrics", "latest_metrics", "params", "tags", "experiments", "datasets", "inputs")
 
 
 def counts() -> dict[str, int]:

@@ -13,7 +13,7 @@ from mlflow_runs import RESULTS, counts, history, pretrain_again, runs, step
 from report import fake_results
 
 from moesaic.errors import InputError
-from moesaic.flow import files, store, track
+from moesaic.flow import describe, files, store, track
 
 
 def test_three_replays_give_the_same_rows(config):
@@ -62,10 +62,17 @@ def test_what_a_step_run_holds(config):
     assert tags["moesaic.slurm_job_id"] == "117"
     assert tags["mlflow.source.git.commit"].startswith("0123456789abcdef")
     assert tags["moesaic.input.tokens"] == files.sha256(RESULTS / "prepare/tokens/manifest.json")
+    assert tags["mlflow.note.content"] == "Continual pre-training on text."
+    assert (tags["mlflow.source.name"], tags["moesaic.command"]) == ("moesaic pretrain", "moesaic pretrain")
+    (read,) = run.inputs.dataset_inputs
+    assert (read.dataset.name, tags["moesaic.input.tokens"][:36]) == ("tokens", read.dataset.digest)
+    assert json.loads(read.dataset.source)["uri"] == "results/prepare/tokens"
     assert run.info.end_time - run.info.start_time == 150_000
     scores = json.loads((RESULTS / "random/evaluate/construct/scores.json").read_text())
     evaluation = step(config, "random/evaluate/construct")
-    assert evaluation.info.run_name == "random / evaluate / construct"
+    assert evaluation.info.run_name == "random / construct / evaluate", "the model first: columns are narrow"
+    average = next(item["value"] for item in scores if item["task"] == "text/average")
+    assert evaluation.data.tags["mlflow.note.content"].startswith(f"{average:.3f} bits per byte")
     for score in scores:
         assert evaluation.data.metrics[f"eval/{score['task']}/{score['metric']}"] == score["value"]
     names = [item.path for item in client.list_artifacts(evaluation.info.run_id)]
@@ -150,6 +157,10 @@ def test_changed_setting_gives_a_new_run_and_supersedes_the_old_one(config):
     ]
     assert superseded.data.tags["moesaic.superseded"] == "true"
     assert new.data.params["pretrain.steps"] == "7"
+    assert new.data.tags["moesaic.superseded"] == "false", "MLflow's search finds no runs without the tag"
+    (parent,) = [run for run in runs(changed, kind="workflow") if run.info.run_id != old_parent.info.run_id]
+    assert parent.info.run_name == "default (variants.activation.pretrain.steps: none -> 7)"
+    assert parent.data.tags["mlflow.note.content"].endswith(f"before: {parent.data.tags['moesaic.changed']}")
     assert superseded.data.tags["mlflow.parentRunId"] == old_parent.info.run_id
     kept = step(changed, "random/pretrain")
     assert kept.info.run_id == other.info.run_id, "a step that did not run again keeps its run"
@@ -223,6 +234,29 @@ def test_long_settings_are_cut_and_odd_names_cleaned():
     assert store.clean("valid/loss/été, 100 %") == "valid/loss/_t__ 100 _"
     flat = store.flatten({"a": {"b": [1, {"c": 2}], "d": {}}, "e": None}, ".")
     assert flat == {"a.b": [1, {"c": 2}], "a.d": {}, "e": None}
+
+
+def test_changes_name_keys_and_whole_variants():
+    old = {"name": "a", "distill.steps": "10", "variants.x.experts.split": "random", "tune.steps": "3"}
+    new = {
+        "name": "a",
+        "distill.steps": "20",
+        "variants.y.experts.split": "random",
+        "variants.y.experts.shared": "5",
+    }
+    found = describe.changes(new, old)
+    assert found == [
+        "distill.steps: 10 -> 20", "variant y added", "variant x removed", "tune.steps: 3 -> none",
+    ]  # fmt: skip
+    assert describe.workflow_title("a", found) == "a (distill.steps: 10 -> 20, 3 more)"
+    assert describe.workflow_title("a", describe.changes(old, old)) == "a"
+    assert describe.changes({"k": "v" * 100}, {}) == [f"k: none -> {'v' * 37}..."]
+
+
+def test_every_step_run_has_a_description(config):
+    track.replay(config, RESULTS, "FINISHED")
+    for run in runs(config, kind="step"):
+        assert run.data.tags["mlflow.note.content"], run.info.run_name
 
 
 def test_broken_database_is_a_users_error(config):

@@ -30,7 +30,7 @@ def test_all_experts_on_equals_dense(tmp_path, family, shared, tied, scale):
         tmp_path, dense, experts=8 if shared else 4, per_token=2, shared=shared, scale=scale, family=family
     )
     assert made.proof["max_logit_error"] < 1e-4 * made.proof["max_logit"]
-    assert made.proof["reload_error"] < 1e-4
+    assert made.proof["reload_error"] < 2e-6
     assert made.model.config.model_type == family
     # the check of the step itself is not trusted here: the same by hand, on the saved model
     families.set_per_token(made.model, made.widths.experts)

@@ -56,8 +56,11 @@ def visit(
     seconds: float = 60.0,
     picture: Path | None = None,
     pdf: Path | None = None,
+    before: str = "",
 ) -> Page:
     """Open a URL in a fresh browser, wait until `wait_for` is true, then evaluate the expressions.
+
+    `before` is run ahead of the page's own scripts.
 
     Raises:
         TimeoutError: `wait_for` did not become true in `seconds`.
@@ -87,6 +90,7 @@ def visit(
                     seconds,
                     picture,
                     pdf,
+                    before,
                 )
             )
         finally:
@@ -105,6 +109,7 @@ async def _visit(
     seconds: float,
     picture: Path | None,
     pdf: Path | None,
+    before: str,
 ) -> Page:
     page = Page()
     port = await _port(folder)
@@ -129,6 +134,8 @@ async def _visit(
                 "mobile": phone,
             }
             await tab.call("Emulation.setDeviceMetricsOverride", **screen)
+            if before:
+                await tab.call("Page.addScriptToEvaluateOnNewDocument", source=before)
             await tab.call("Page.navigate", url=url)
             deadline = asyncio.get_running_loop().time() + seconds
             while not await tab.evaluate(f"location.href !== 'about:blank' && ({wait_for})"):
@@ -141,7 +148,7 @@ async def _visit(
             for expression in expressions:
                 page.values.append(await tab.evaluate(expression))
             if picture:
-                shot = await tab.call("Page.captureScreenshot", captureBeyondViewport=True)
+                shot = await tab.call("Page.captureScreenshot")
                 picture.write_bytes(base64.b64decode(shot["data"]))
             if pdf:
                 printed = await tab.call("Page.printToPDF", preferCSSPageSize=True, printBackground=True)

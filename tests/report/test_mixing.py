@@ -54,7 +54,7 @@ def test_a_mixture_that_never_moves_has_no_figures_but_its_losses():
     (table,) = mixing.held_out(made)
     assert list(table.head) == ["variant", *SETS, "mean"]
     assert list(table.rows[0]) == ["v", "2.000", "3.000", "4.000", "3.000"]
-    assert "Held-out loss by dataset at the end of tune" in page._mixture(made)
+    assert "Validation loss by dataset at the end of tune" in page._mixture(made)
 
 
 def test_switched_off_and_missing_datasets_leave_no_holes():

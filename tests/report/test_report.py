@@ -299,6 +299,17 @@ def test_bars_of_a_broken_model_are_cut_and_labelled(made, monkeypatch):
     assert "31.4 ↑" in panels[1]
 
 
+def test_accuracy_that_is_no_better_than_guessing_is_called_so(made):
+    found, stages = json.loads(json.dumps(made[1]["rows"])), made[2].stages
+    row = next(item for item in found if item["variant"] == "activation" and item["stage"] == stages[-1])
+    row["accuracy"] |= {"value": 0.33, "ci_low": 0.26, "ci_high": 0.4, "chance": 0.317, "n": 96}
+    words = tables.verdict(found, stages)
+    assert "which is not told apart from guessing (31.7 %) with 96 items" in words
+    assert "of the parent's accuracy" not in words, "a share of what guessing gives says nothing"
+    row["accuracy"]["ci_low"] = 0.32
+    assert "of the parent's accuracy (chance 31.7 %)" in tables.verdict(found, stages)
+
+
 def test_cells():
     assert cells.short(134_515_008) == "134.5 M"
     assert cells.short(7_241_732_096) == "7.2 B"
@@ -310,6 +321,8 @@ def test_cells():
     alone = {"value": 0.5, "ci_low": None, "ci_high": None}
     assert cells.interval(alone, 2) == "0.50"
     assert "41.0&ndash;59.0" in cells.interval(alone | {"ci_low": 0.41, "ci_high": 0.59}, 1, 100)
+    perplexity = {"value": 1234.5678, "ci_low": 98.7654, "ci_high": 3_630_649_060.0}
+    assert cells.interval(perplexity, 3) == "1,235<small>98.765&ndash;3.6e9</small>"
 
 
 def test_construction_shows_error_lift_and_placement(made):
@@ -317,8 +330,9 @@ def test_construction_shows_error_lift_and_placement(made):
     text = Page(html).text
     assert "Output error" in html
     assert "Lift over independence by layer; means:" in html
-    assert "50.0%" in text
-    assert "31.0%" in text
+    assert "50.0\xa0%" in text or "50.0 %" in text
+    assert "31.0\xa0%" in text or "31.0 %" in text
+    assert "Why these architectures" in text
     assert "no: &lt;b&gt;" in html, "reasons are text, never markup"
     assert html.count('id="construction"') == 1
     assert len(config.variants) >= 1

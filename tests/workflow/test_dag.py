@@ -155,7 +155,9 @@ def test_a_run_without_conversations_ends_with_its_report(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "recipe", sorted((ROOT / "config/recipes").glob("*.yaml")), ids=lambda path: path.stem
+    "recipe",
+    [*sorted((ROOT / "config/recipes").glob("*.yaml")), ROOT / "studies/reliability.yaml"],
+    ids=lambda path: f"{path.parent.name}/{path.stem}",
 )
 def test_every_recipe_plans(tmp_path, recipe):
     (tmp_path / "config.yaml").write_text(recipe.read_text())

@@ -1,4 +1,7 @@
-"""Step `chat`: instruction data as token ids with a loss mask that is 1 exactly on the answers and their end of turn."""
+"""Step `chat`: instruction data as token ids with a loss mask that is 1 exactly on the answers and their end of turn.
+
+What the reliability suite asks of the same run is dropped and counted (`in_reliability`): a model is not tested on what it was tuned on.
+"""
 
 import contextlib
 import hashlib
@@ -14,10 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moesaic.data import sources
-from moesaic.data.conversations import Message, fields, reader
+from moesaic.data.conversations import Message, chosen, fields, reader
 from moesaic.data.images import records
 from moesaic.data.split import SPLITS, side_of
 from moesaic.errors import InputError
+from moesaic.evaluate.reliability import task_files
 from moesaic.flow import files, manifest
 from moesaic.flow.manifest import Manifest
 from moesaic.flow.step import Context, Result
@@ -55,8 +59,8 @@ class Counts:
 def run(context: Context) -> Result:
     """Write `{train,validation}.parquet` and `stats.json`. Metrics: conversations and answer tokens by split."""
     settings = Chat.model_validate(context.settings["chat"])
-    chosen = [*settings.sources, *_with_images(context.inputs.get(IMAGES))]
-    if not chosen:
+    taken = [*settings.sources, *_with_images(context.inputs.get(IMAGES))]
+    if not taken:
         raise InputError(
             "data.chat.sources is empty: add a source, or leave tune (and distill on chat) out of stages"
         )
@@ -69,9 +73,10 @@ def run(context: Context) -> Result:
         )
     counts: dict[str, Counts] = {}
     seen: set[bytes] = set()
+    asked = _asked(context.inputs.get("reliability"))
     with contextlib.ExitStack() as stack:
         write = {s: stack.enter_context(_writer(context.out / f"{s}.parquet")) for s in SPLITS}
-        for i, source in enumerate(chosen):
+        for i, source in enumerate(taken):
             found = counts.setdefault(source.name, Counts())
             _source(
                 source,
@@ -80,6 +85,7 @@ def run(context: Context) -> Result:
                 context.settings["seed"],
                 tokenizer,
                 seen,
+                asked,
                 found,
                 write,
             )
@@ -170,6 +176,7 @@ def _source(
     seed: int,
     tokenizer: Any,
     seen: set[bytes],
+    asked: set[str],
     counts: Counts,
     write: dict[str, Any],
 ) -> None:
@@ -181,9 +188,13 @@ def _source(
         if source.max_conversations is not None and local.total() >= source.max_conversations:
             break
         found = found or list(record.fields)
+        if not chosen(source.where, record.fields, key):
+            continue
         counts.conversations_in += 1
         try:
             messages = _messages(read(record.fields), seen)
+            if any(m["role"] == "user" and task_files.asked(m["content"]) in asked for m in messages):
+                raise Dropped("in_reliability")
             ids, mask = encode(messages, tokenizer)
             if len(ids) > settings.max_tokens:
                 raise Dropped("too_long")
@@ -197,7 +208,8 @@ def _source(
         counts.answer_tokens[split] += sum(mask)
         local["kept"] += 1
     if not local.total():
-        raise InputError(f"{key}: empty, there is no conversation in it")
+        through = " that `where` lets through" if source.where else ""
+        raise InputError(f"{key}: empty, there is no conversation in it{through}")
     if local["malformed"] == local.total():
         raise InputError(
             f"{key}.format: no record has the form of '{source.format}' ({fields(source)}); its fields are {', '.join(found)}"
@@ -206,6 +218,14 @@ def _source(
         raise InputError(
             "model.chat_template: with it a conversation does not begin like its own first turns, so answers cannot be told apart; give another"
         )
+
+
+def _asked(reliability: Manifest | None) -> set[str]:
+    """The instructions that the reliability suite puts to the model, where the run has it."""
+    if reliability is None:
+        return set()
+    manifest.verify(reliability, ["tasks/"])
+    return task_files.instructions(reliability.folder / "tasks")
 
 
 def _messages(messages: list[Message] | None, seen: set[bytes]) -> list[Message]:

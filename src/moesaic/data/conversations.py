@@ -1,9 +1,10 @@
 """Instruction records as lists of messages: {role: system | user | assistant, content}. Three common formats, and any fields by template."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from moesaic.errors import InputError
 from moesaic.schema import ChatSource
 
 Message = dict[str, str]
@@ -73,6 +74,18 @@ def reader(source: ChatSource) -> Callable[[dict[str, Any]], list[Message] | Non
         prompt, answer = source.prompt or "", source.answer or ""
         return lambda record: template(record, prompt, answer)
     return FORMATS[source.format]
+
+
+def chosen(where: Mapping[str, str], record: Mapping[str, Any], key: str) -> bool:
+    """True when a record's fields have the values of `where`, as text.
+
+    Raises:
+        InputError: there is no such field; names the key and the fields.
+    """
+    for name in where:
+        if name not in record:
+            raise InputError(f"{key}.where: no field '{name}'; the record's are {', '.join(record)}")
+    return all(str(record[name]) == wanted for name, wanted in where.items())
 
 
 def fields(source: ChatSource) -> str:

@@ -4,6 +4,7 @@ import bz2
 import csv
 import gzip
 import io
+import itertools
 import json
 import logging
 import shutil
@@ -186,15 +187,18 @@ def _json(file: File, stream: IO[str]) -> Iterator[dict[str, Any]]:
 
 
 def _csv(file: File, stream: IO[str]) -> Iterator[dict[str, Any]]:
+    """The first line that is no comment (one that begins with `# ` and has no comma) is the header."""
     csv.field_size_limit(sys.maxsize)
-    reader = csv.DictReader((line for _, line in _lines(file, stream)), strict=True)
+    lines = itertools.dropwhile(lambda at: at[1].startswith("# ") and "," not in at[1], _lines(file, stream))
+    before, head = next(lines, (1, ""))
+    reader = csv.DictReader(itertools.chain([head], (line for _, line in lines)), strict=True)
     try:
         for row in reader:
             if None in row or None in row.values():
-                raise _damaged(file, "more or fewer fields than the header has", reader.line_num)
+                raise _damaged(file, "more or fewer fields than the header has", before - 1 + reader.line_num)
             yield row
     except csv.Error as error:
-        raise _damaged(file, error, reader.reader.line_num) from error
+        raise _damaged(file, error, before - 1 + reader.reader.line_num) from error
 
 
 def _parquet(file: File, stream: IO[bytes]) -> Iterator[dict[str, Any]]:

@@ -73,9 +73,9 @@ def student(values_S: np.ndarray) -> Estimate:
     return Estimate(middle, middle - half, middle + half, count)
 
 
-def mean(values: np.ndarray, resamples: int, rng: np.random.Generator) -> Estimate:
-    """Mean of [N] values."""
-    return macro([(np.asarray(values, dtype=np.float64), np.ones(len(values)))], resamples, rng)
+def mean(values: np.ndarray, resamples: int, rng: np.random.Generator, rate: bool = False) -> Estimate:
+    """Mean of [N] values. Args: rate: as in macro."""
+    return macro([(np.asarray(values, dtype=np.float64), np.ones(len(values)))], resamples, rng, rate)
 
 
 def ratio(
@@ -85,8 +85,15 @@ def ratio(
     return macro([(numerators, denominators)], resamples, rng)
 
 
-def macro(strata: Sequence[Stratum], resamples: int, rng: np.random.Generator) -> Estimate:
-    """Mean over strata of each stratum's ratio of sums; units are resampled within their stratum."""
+def macro(
+    strata: Sequence[Stratum], resamples: int, rng: np.random.Generator, rate: bool = False
+) -> Estimate:
+    """Mean over strata of each stratum's ratio of sums; units are resampled within their stratum.
+
+    Args:
+        rate: units are yes or no (or between). Where all say the same, resampling has nothing to go by, and the bound beyond is the exact one
+            (Clopper and Pearson 1934): none of n leaves up to 1 - 0.025^(1 / n).
+    """
     value = float(np.mean([top.sum() / bottom.sum() for top, bottom in strata]))
     n = sum(len(top) for top, _ in strata)
     if all(len(top) < 2 for top, _ in strata):
@@ -95,7 +102,17 @@ def macro(strata: Sequence[Stratum], resamples: int, rng: np.random.Generator) -
     for top, bottom in strata:
         sums_RC = resampled_sums(np.stack([top, bottom]), resamples, rng)
         samples_R += sums_RC[:, 0] / sums_RC[:, 1] / len(strata)
-    return Estimate(value, *interval(samples_R), n)
+    low, high = interval(samples_R)
+    if rate and all((top == 0).all() for top, _ in strata):
+        high = beyond(strata)
+    elif rate and all((top == bottom).all() for top, bottom in strata):
+        low = 1 - beyond(strata)
+    return Estimate(value, low, high, n)
+
+
+def beyond(strata: Sequence[Stratum]) -> float:
+    """How large the mean over strata may be (at 97.5 %) when none of their units says yes; of unequal strata all count as the smallest."""
+    return float(1 - (LEVEL[0] / 100) ** (1 / (len(strata) * min(len(top) for top, _ in strata))))
 
 
 def difference(

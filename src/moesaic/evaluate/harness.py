@@ -208,7 +208,8 @@ def _task(name: str, task: Any, results: Any, resamples: int, seed: int) -> Task
         if all(isinstance(item, int | float) for item in values) and math.isclose(
             float(np.mean(values)), value, rel_tol=1e-9, abs_tol=1e-12
         ):
-            estimate = bootstrap.mean(np.asarray(values, dtype=np.float64), resamples, rng)
+            rate = set(values) <= {0, 1}
+            estimate = bootstrap.mean(np.asarray(values, dtype=np.float64), resamples, rng, rate)
             if len(values) == len({item["doc_id"] for item in samples}):
                 items[label] = np.asarray(values, dtype=np.float64)
         else:

@@ -9,6 +9,7 @@ Shapes: T tokens, D model width, S shared neurons, E experts, M neurons per expe
 import copy
 import dataclasses
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from moesaic.experts.assignment import Assignment
 from moesaic.experts.features import Ffn
 from moesaic.experts.layer import Layer, stacked
 from moesaic.flow import files
-from moesaic.model import families
+from moesaic.model import execution, families
 from moesaic.model.families import Family, Shape
 from moesaic.model.lazy import LazyModel
 
@@ -46,6 +47,8 @@ class Builder:
         folder.mkdir(parents=True, exist_ok=True)
         with torch.device("meta"):
             self.shell: Any = families.build(family, dense.config, shape).eval()
+        # as `load` does: the proof and the model read back run by the same products
+        execution.apply(self.shell, "auto", torch.device("cpu"), logging.DEBUG)
         self.shell.generation_config = _generation_config(dense)
         self.field = 1.0 if factor is None or not family.scale_field else factor
         if family.scale_field:

@@ -51,6 +51,8 @@ def inputs(
             return {"documents": at("documents"), "dense": at("dense")}
         case "chat":
             found = {"dense": at("dense")}
+            # Its questions are not trained on.
+            found |= {"reliability": at("reliability")} if config.data.reliability is not None else {}
             return found | ({"images": at("images")} if config.data.images else {})
         case "construct":
             return {"dense": at("dense"), "tokens": at("tokens")}

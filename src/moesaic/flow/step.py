@@ -72,7 +72,7 @@ STEPS: dict[str, Step] = {
         Step("tasks", "moesaic.evaluate.tasks"),
         Step("temporal", "moesaic.evaluate.temporal.step"),
         Step("science", "moesaic.evaluate.science.step"),
-        Step("reliability", "moesaic.evaluate.reliability.step", version=2),
+        Step("reliability", "moesaic.evaluate.reliability.step", version=3),
         Step("construct", "moesaic.experts.construct", version=2),
         Step("pretrain", "moesaic.train.pretrain", version=2, distributed=True),
         Step("tune", "moesaic.train.tune", version=2, distributed=True),

@@ -20,13 +20,14 @@ from typing import Any
 
 from moesaic import config as configuration
 from moesaic.errors import InputError
+from moesaic.flow import describe
 
 log = logging.getLogger("moesaic.track")
 METRICS_PER_BATCH, PARAMS_PER_BATCH, PARAM_LENGTH, TAG_LENGTH = 1000, 100, 6000, 5000
 ARTIFACTS = "mlartifacts"
 """Folder of artifacts, beside the SQLite database."""
-TAGS = {"mlflow.experimentKind": "custom_model_development"}
-"""Without it MLflow 3 shows the experiment as one of prompts and traces."""
+TAGS = {"mlflow.experimentKind": "custom_model_development", "mlflow.note.content": describe.EXPERIMENT}
+"""Without the kind MLflow 3 shows the experiment as one of prompts and traces."""
 
 
 def identity(settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
@@ -163,22 +164,20 @@ def child(
             if run.data.tags.get("mlflow.parentRunId") != parent:
                 client.set_tag(run.info.run_id, "mlflow.parentRunId", parent)
             return run
-    tags = wanted | {"moesaic.workspace": workspace, "moesaic.kind": "step", "mlflow.parentRunId": parent}
-    name = " / ".join(key.split("/"))
-    run = client.create_run(
-        experiment, start_time=ms(started), tags=tags | {"mlflow.user": user()}, run_name=name
-    )
+    tags = {"moesaic.workspace": workspace, "moesaic.kind": "step", "moesaic.superseded": "false"}
+    tags |= wanted | {"mlflow.parentRunId": parent, "mlflow.user": user()}
+    run = client.create_run(experiment, start_time=ms(started), tags=tags, run_name=describe.title(key))
     known.append(run)
     return run
 
 
 def supersede(client: Any, known: list[Any], key: str, current: str) -> None:
-    """Mark all runs of a step but the current one."""
+    """Mark all runs of a step but the current one. The current one says `false`: MLflow's search finds no missing tags."""
     for run in known:
         if run.data.tags["moesaic.step_key"] != key:
             continue
         old = run.info.run_id != current
-        if (run.data.tags.get("moesaic.superseded") == "true") != old:
+        if run.data.tags.get("moesaic.superseded") != str(old).lower():
             client.set_tag(run.info.run_id, "moesaic.superseded", str(old).lower())
         if old and run.info.status == "RUNNING":
             client.set_terminated(run.info.run_id, "KILLED")
@@ -210,14 +209,27 @@ def log_params(client: Any, run: Any, settings: Mapping[str, Any]) -> None:
     """Flattened settings. Params are immutable in MLflow, so those that are there are left alone."""
     from mlflow.entities import Param
 
-    flat = {clean(key): value for key, value in flatten(settings, ".").items() if value is not None}
-    new = [
-        Param(key, (value if isinstance(value, str) else json.dumps(value))[:PARAM_LENGTH])
-        for key, value in flat.items()
-        if key not in run.data.params
-    ]
+    new = [Param(key, value) for key, value in params(settings).items() if key not in run.data.params]
     for i in range(0, len(new), PARAMS_PER_BATCH):
         client.log_batch(run.info.run_id, params=new[i : i + PARAMS_PER_BATCH])
+
+
+def params(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Settings as MLflow keeps them: flat, as text, not too long; what is None is left out."""
+    flat = {clean(key): value for key, value in flatten(settings, ".").items() if value is not None}
+    return {
+        key: (value if isinstance(value, str) else json.dumps(value))[:PARAM_LENGTH]
+        for key, value in flat.items()
+    }
+
+
+def log_datasets(client: Any, run_id: str, found: Iterable[Mapping[str, str]]) -> None:
+    """Datasets that a run read, as describe.datasets gives them. MLflow keeps equal ones once."""
+    from mlflow.entities import Dataset, DatasetInput
+
+    inputs = [DatasetInput(Dataset(**dict(item))) for item in found]
+    if inputs:
+        client.log_inputs(run_id, datasets=inputs)
 
 
 def log_tags(client: Any, run_id: str, tags: Mapping[str, Any]) -> None:

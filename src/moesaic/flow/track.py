@@ -19,7 +19,7 @@ from typing import Any
 
 from moesaic import config as configuration
 from moesaic.errors import InputError
-from moesaic.flow import files, manifest, metrics, paths, store
+from moesaic.flow import describe, files, manifest, metrics, paths, store
 from moesaic.flow.live import Live, live, live_from_environment
 from moesaic.flow.manifest import Manifest
 from moesaic.flow.store import git_commit
@@ -201,6 +201,7 @@ def _replay_step(
         store.log_metrics(client, run, _metrics(place, record, done))
         store.log_params(client, run, settings)
         store.log_tags(client, run_id, _tags(place, record, done))
+        store.log_datasets(client, run_id, describe.datasets(place.inputs, done.inputs if done else {}))
         for file in (place.folder / name for name in ARTIFACTS):
             if done and file.is_file() and file.stat().st_size <= LARGEST_ARTIFACT:
                 client.log_artifact(run_id, str(file))
@@ -227,8 +228,7 @@ def _metrics(
     assert ended is not None
     measured = record["measured"] | {"step_seconds": record["seconds"]}
     values = store.flatten({"measured": measured, "result": done.metrics}, "/")
-    scores = place.folder / "scores.json"
-    for score in json.loads(scores.read_text(encoding="utf-8")) if scores.exists() else []:
+    for score in _scores(place):
         name = f"eval/{score['task']}/{score['metric']}"
         values |= {
             name: score["value"],
@@ -238,6 +238,12 @@ def _metrics(
     for key, value in values.items():
         if isinstance(value, int | float) and not isinstance(value, bool):
             yield key, float(value), ended, 0
+
+
+def _scores(place: Place) -> list[dict[str, Any]]:
+    path = place.folder / "scores.json"
+    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    return found
 
 
 def _tags(place: Place, record: Mapping[str, Any], done: Manifest | None) -> dict[str, Any]:
@@ -251,7 +257,10 @@ def _tags(place: Place, record: Mapping[str, Any], done: Manifest | None) -> dic
         "moesaic.attempts": record["attempts"],
         "moesaic.slurm_job_id": record.get("slurm_job_id"),
         "moesaic.versions": json.dumps(record.get("versions", {}), sort_keys=True),
-        "mlflow.source.name": " ".join(record.get("command", [])),
+        "moesaic.command": " ".join(record.get("command", [])),
+        "mlflow.note.content": describe.note(place.step, _scores(place) if done else []),
+        "mlflow.source.name": f"moesaic {place.step}",
+        "mlflow.source.type": "JOB" if record.get("slurm_job_id") else "LOCAL",
         "mlflow.source.git.commit": record.get("git_commit"),
     }
 
@@ -269,18 +278,26 @@ def _parent(client: Any, experiment: str, config: Config, results: Path) -> Any:
     """The workflow's run for this configuration and results folder."""
     raw = config.model_dump(mode="json", exclude={"track"})
     digest, workspace = configuration.digest(raw), _workspace(results)
-    for run in store.search(client, experiment, workspace=workspace, kind="workflow", config_digest=digest):
-        return run
+    before = list(store.search(client, experiment, workspace=workspace, kind="workflow"))
+    for run in before:
+        if run.data.tags["moesaic.config_digest"] == digest:
+            return run
+    changed = describe.changes(store.params(raw), before[0].data.params) if before else []
     tags = {
         "moesaic.run": f"{config.name} {digest[:12]}",
         "moesaic.config_digest": digest,
         "moesaic.workspace": workspace,
         "moesaic.kind": "workflow",
+        "moesaic.changed": "; ".join(changed)[: store.TAG_LENGTH],
+        "mlflow.note.content": describe.workflow_note("; ".join(changed)),
         "mlflow.user": store.user(),
+        "mlflow.source.name": Path(sys.argv[0]).name,
+        "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": git_commit(),
     }
+    name = describe.workflow_title(config.name, changed)
     run = client.create_run(
-        experiment, tags={key: value for key, value in tags.items() if value}, run_name=config.name
+        experiment, tags={key: value for key, value in tags.items() if value}, run_name=name
     )
     store.log_params(client, run, raw)
     return run
@@ -307,7 +324,8 @@ def _replay_parent(client: Any, run_id: str, results: Path) -> None:
     ]
     for i in range(0, len(found), store.METRICS_PER_BATCH):
         client.log_batch(run_id, metrics=found[i : i + store.METRICS_PER_BATCH])
-    store.log_tags(client, run_id, {"mlflow.note.content": summary["verdict"]})
+    note = describe.workflow_note(run.data.tags.get("moesaic.changed", ""), summary["verdict"])
+    store.log_tags(client, run_id, {"mlflow.note.content": note})
     for path in (page, table):
         client.log_artifact(run_id, str(path))
     client.set_tag(run_id, "moesaic.synced", state)

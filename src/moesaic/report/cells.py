@@ -11,15 +11,23 @@ def interval(score: Mapping[str, Any] | None, digits: int, scale: float = 1.0) -
     """Value, and its interval in small print."""
     if score is None:
         return NOTHING
-    text = f"{score['value'] * scale:,.{digits}f}"
+    text = _fixed(score["value"] * scale, digits)
     if score["ci_low"] is None:
         return text
-    return f"{text}<small>{score['ci_low'] * scale:,.{digits}f}&ndash;{score['ci_high'] * scale:,.{digits}f}</small>"
+    low, high = (_fixed(score[name] * scale, digits) for name in ("ci_low", "ci_high"))
+    return f"{text}<small>{low}&ndash;{high}</small>"
 
 
 def number(value: float | None, digits: int) -> str:
     """A number, or a dash."""
     return NOTHING if value is None else f"{value:,.{digits}f}"
+
+
+def _fixed(value: float, digits: int) -> str:
+    """Fewer digits behind the point the more are before it; the perplexity of a broken model needs an exponent."""
+    if abs(value) >= 1e6:
+        return f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
+    return f"{value:,.{min(digits, 0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else digits)}f}"
 
 
 def ratio(value: float | None) -> str:

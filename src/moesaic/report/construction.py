@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from moesaic.report.cells import percent
 from moesaic.report.gather import Gathered
 from moesaic.report.plots import variant_color
 from moesaic.report.svg import svg
@@ -47,7 +48,7 @@ def placement(run: Gathered) -> Table | None:
     for variant, audit in run.audits.items():
         for devices, item in audit.get("routing", {}).get("placement", {}).items():
             rows.append(
-                [escape(variant), devices, f"{item['round_robin']:.1%}", f"{item['minimum_cut']:.1%}"]
+                [escape(variant), devices, percent(item["round_robin"]), percent(item["minimum_cut"])]
             )
     if not rows:
         return None
@@ -59,16 +60,16 @@ def placement(run: Gathered) -> Table | None:
     )
 
 
-def families(run: Gathered) -> str:
+def families(run: Gathered) -> Table | None:
     """Why each variant has its architecture."""
-    lines = []
-    for variant, audit in run.audits.items():
-        reasons = "; ".join(
-            f"{escape(name)}: {escape(reason)}" for name, reason in audit.get("family", {}).items()
-        )
-        if reasons:
-            lines.append(f'<p class="quiet">{escape(variant)}, architecture: {reasons}.</p>')
-    return "\n".join(lines)
+    rows = [
+        [escape(variant), escape(name), escape(reason)]
+        for variant, audit in run.audits.items()
+        for name, reason in audit.get("family", {}).items()
+    ]
+    head = ["variant", "architecture", "chosen, possible or not, and why"]
+    strong = [i for i, row in enumerate(rows) if row[2].startswith("chosen")]
+    return Table("", head, rows, strong=strong, text=(0, 1, 2)) if rows else None
 
 
 def _draw(

@@ -161,6 +161,6 @@ def held_out(run: Gathered) -> list[Table]:
             cells = [number(found[-1][1], 3) if found else NOTHING for found in last.values()]
             mean = number(float(np.mean(values)), 3) if len(values) == len(names) else NOTHING
             rows.append([escape(str(point.variant)), *cells, mean])
-        caption = f"Held-out loss by dataset at the end of {stage}, nats per target token."
+        caption = f"Validation loss by dataset at the end of {stage}, nats per target token."
         out.append(Table(caption, ["variant", *map(escape, names), "mean"], rows))
     return out

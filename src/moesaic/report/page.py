@@ -122,11 +122,12 @@ def _parent(run: Gathered) -> str:
 def _stages(run: Gathered, found: Sequence[dict[str, Any]]) -> str:
     note = (
         '<p class="quiet">“&times; dense” is the ratio to the parent: below 1 is better for bits per byte, above 1 for accuracy and speed. '
-        "Speed was measured once, during evaluation on the machine named under Provenance, with transformers' own expert code. "
+        "Speed was measured once, during evaluation on the machine named under Provenance, with transformers' own expert code; whatever ran "
+        "beside it is in the number. "
         "The marked row has the fewest bits per byte after the last stage.</p>\n"
     )
     scatter = figure(
-        plots.tradeoff(run, found), "Quality against active parameters; bars are 95 % intervals.", 480
+        plots.tradeoff(run, found), "Quality against active parameters; bars are 95 % intervals.", 400
     )
     scores = f"<details><summary>All scores</summary>{table(tables.scores_table(run), 'sticky')}</details>\n"
     return table(tables.stage_table(run, found), "sticky") + note + scatter + scores
@@ -134,7 +135,7 @@ def _stages(run: Gathered, found: Sequence[dict[str, Any]]) -> str:
 
 def _domains(run: Gathered) -> str:
     caption = "Bits per byte by domain (lower is better); thin lines are 95 % intervals. Numbers: “All scores” above."
-    return figure(plots.by_domain(run), caption, 480)
+    return figure(plots.by_domain(run), caption, 400)
 
 
 def _construction(run: Gathered) -> str:
@@ -145,7 +146,11 @@ def _construction(run: Gathered) -> str:
         "The split layers before any training, on calibration text that no fit has seen; bands are 95 % intervals. Errors are against what "
         "the fit aims at: with a refit that includes making up for the layers before, without one it is the dense FFN's output."
     )
-    return figure(panels, words) + construction.families(run) + table(construction.placement(run))
+    why = construction.families(run)
+    families = (
+        f"<details><summary>Why these architectures</summary>{table(why, 'prose')}</details>\n" if why else ""
+    )
+    return figure(panels, words) + table(construction.placement(run)) + families
 
 
 def _training(run: Gathered) -> str:
@@ -227,7 +232,7 @@ def _routing(run: Gathered) -> str:
     out.append(figure(plots.load_cv(run), "Unevenness of the load on validation text, by layer."))
     out.append(figure(training, "Unevenness of the load on the training batches."))
     out.append("<h3>Specialisation</h3>")
-    words = "Load of one domain over the mean of the domains: 1 where the expert serves this domain like the others."
+    words = f"After {escape(run.stages[-1])}: load of one domain over the mean of the domains, 1 where the expert serves this domain like the others."
     out += [figure(plots.deviation_maps(run, variant), words, 165) for variant in run.variants]
     return "".join(out)
 

@@ -104,15 +104,18 @@ def verdict(found: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> str:
     if row["accuracy"] and dense["accuracy"]:
         accuracy, chance = row["accuracy"], row["accuracy"]["chance"]
         words += (
-            f"; multiple choice {percent(accuracy['value'])} against {percent(dense['accuracy']['value'])}, "
-            f"{percent(row['accuracy_ratio'])} of the parent's accuracy"
+            f"; multiple choice {percent(accuracy['value'])} against {percent(dense['accuracy']['value'])}"
         )
-        words += f" (chance {percent(chance)})" if chance is not None else ""
+        if chance is not None and accuracy["ci_low"] is not None and accuracy["ci_low"] <= chance:
+            words += f", which is not told apart from guessing ({percent(chance)}) with {accuracy['n']} items"
+        else:
+            words += f", {percent(row['accuracy_ratio'])} of the parent's accuracy"
+            words += f" (chance {percent(chance)})" if chance is not None else ""
         if (
             accuracy["ci_low"] is not None
             and accuracy["ci_low"] <= dense["accuracy"]["value"] <= accuracy["ci_high"]
         ):
-            words += f"; with {accuracy['n']} items the 95 % interval includes the parent's value"
+            words += f"; the 95 % interval of {accuracy['n']} items includes the parent's value"
     others = [
         other
         for other in found
@@ -225,7 +228,7 @@ def documents_table(run: Gathered) -> Table | None:
     ]
     return Table(
         "Documents and conversations: in = kept + dropped.",
-        ["domain", "in", "kept", *map(escape, reasons)],
+        ["domain", "in", "kept", *(escape(reason.replace("_", " ")) for reason in reasons)],
         cells,
     )
 

@@ -134,6 +134,8 @@ class ChatSource(Strict):
     """template: the answer."""
     name: str = "chat"
     """Name of the dataset in counts, mixtures and metrics."""
+    where: dict[str, str] = {}
+    """Only records whose fields have these values, as text."""
     max_conversations: Positive | None = None
     """Stop after this many conversations; null: all."""
 

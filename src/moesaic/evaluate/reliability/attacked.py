@@ -18,7 +18,7 @@ from moesaic.flow import files
 from moesaic.flow.manifest import Manifest
 from moesaic.generate import parts
 
-VERSION = 1
+VERSION = 2
 """Raised when the same settings give other attacks."""
 ROWS = "attack.jsonl"
 SHOWN = 5
@@ -100,7 +100,8 @@ def summary(
         if not len(numbers):
             return []
         rng = bootstrap.generator(seed, f"{name}/{key}")
-        return [Metric(key, bootstrap.mean(numbers, settings["bootstrap"], rng), chance)]
+        rate = key in ("acc_clean", "acc_attacked", "attack_success")
+        return [Metric(key, bootstrap.mean(numbers, settings["bootstrap"], rng, rate), chance)]
 
     rows = [
         *metric("acc_clean", values["clean"], round(constant, 6)),

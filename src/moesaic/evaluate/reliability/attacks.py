@@ -17,17 +17,24 @@ from typing import Any
 
 from moesaic.evaluate.reliability.styles import KEYBOARD
 
-WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?")
+WORD = re.compile(r"[A-Za-z]+(?:['\u2019][a-z]+)?")
 EDITS = 30
 """Most letters that deepwordbug changes in a sentence (its epsilon)."""
 KEPT = frozenset(
     WORD.findall(
         "a an and are as at be been but by can could did do does for from had has have he her him his i if in into is it its me my no nor "
         "not of on or our she so than that the their them then there these they this those to too us was we were what when where which "
-        "while who why will with would you your"
+        "while who why will with would you your cannot hardly neither never nobody none nothing nowhere without"
     )
 )
 """Words that are never changed: function words, and those that negate."""
+
+
+def kept(word: str) -> bool:
+    """True for a word that an attack leaves alone: a function word, or one that negates, such as `isn't`."""
+    plain = word.lower().replace("\u2019", "'")
+    return plain in KEPT or plain.endswith("n't")
+
 
 Ask = Callable[[Sequence[str]], list[tuple[float, bool]]]
 """Texts -> of each the probability of the right verdict, and whether the model gives it."""
@@ -52,7 +59,7 @@ class Search:
         words = []
         for match in WORD.finditer(text):
             pieces += [text[end : match.start()], match[0]]
-            if match[0].lower() not in KEPT and len(match[0]) > 1:
+            if not kept(match[0]) and len(match[0]) > 1:
                 words.append(len(pieces) - 1)
             end = match.end()
         return cls([*pieces, text[end:]], words, ask)

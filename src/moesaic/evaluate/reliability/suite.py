@@ -137,7 +137,7 @@ def _metrics(item: TaskScores, facts: dict[str, Any], resamples: int, seed: int)
         both = pairs(item.items["acc"])
         if len(both):
             rng = bootstrap.generator(seed, f"{item.task}/acc_both")
-            out.append(Metric("acc_both", bootstrap.mean(both, resamples, rng), BOTH))
+            out.append(Metric("acc_both", bootstrap.mean(both, resamples, rng, rate=True), BOTH))
     return replace(item, metrics=out)
 
 
@@ -199,7 +199,7 @@ def means(
         strata = [_stratum(_joined(same, metric)) for same in clusters]
         chances = [known[task]["chance"] for task in members]
         chance = None if None in chances else _mean_chance(clusters, known)
-        estimate = bootstrap.macro(strata, resamples, bootstrap.generator(seed, name))
+        estimate = bootstrap.macro(strata, resamples, bootstrap.generator(seed, name), rate=True)
         out.append(TaskScores(name, [Metric(metric, estimate, chance)], {}, [], False))
 
     groups: dict[str, list[str]] = {}

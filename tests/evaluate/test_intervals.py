@@ -1,0 +1,136 @@
+"""Coverage by simulation of the newer figures' 95 % intervals, and the exact bound where all items say the same.
+
+The other intervals are in test_reliability_metrics.py.
+"""
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from moesaic.evaluate import bootstrap
+from moesaic.evaluate.harness import TaskScores
+from moesaic.evaluate.reliability import attacked, contrasted, moe
+
+RUNS = 800
+FACTS = {"axis": "hallucination", "kind": "truth", "set": "truthfulqa"}
+
+
+def covered(found, truth):
+    """Share of simulated experiments (lists of name -> estimate) whose interval holds the truth, by name."""
+    return {
+        name: np.mean([one[name].low <= value <= one[name].high for one in found])
+        for name, value in truth.items()
+    }
+
+
+def test_coverage_of_the_attacks():
+    """120 sentences: 75 % are judged rightly, of these the attack turns 60 % after 40 queries on average and 20 % of the words."""
+
+    def experiment(run):
+        rng = np.random.default_rng([11, run])
+        found = []
+        for i in range(120):
+            right = rng.random() < 0.75
+            turned = right and rng.random() < 0.6
+            found.append(
+                {
+                    "id": str(i), "clean": right, "attacked": right and not turned, "words": 20,
+                    "queries": rng.poisson(40) if right else 1, "changed": rng.binomial(20, 0.2) if turned else 0,
+                }
+            )  # fmt: skip
+        made = attacked.summary("attack/x", [0, 1] * 60, found, {"bootstrap": 300}, run)
+        return {metric.name: metric.estimate for metric in made.metrics}
+
+    truth = {"acc_clean": 0.75, "acc_attacked": 0.75 * 0.4, "attack_success": 0.6, "queries": 40, "changed_words": 0.2}  # fmt: skip
+    shares = covered([experiment(run) for run in range(RUNS)], truth)
+    assert all(0.93 <= share <= 0.97 for share in shares.values()), shares
+
+
+def scores(name, metric, values):
+    return TaskScores(name, [], {metric: values.astype(float)}, [], False)
+
+
+def test_coverage_of_what_dola_gains():
+    """150 questions in two forms of one difficulty, and open ones: with DoLa 55 and 48 % instead of 50 and 40 %, and 25 % instead of 20 %."""
+    known = {
+        "mc1": FACTS, "binary": FACTS, "nq": FACTS | {"kind": "question", "set": "nq"},
+    }  # fmt: skip
+    known |= contrasted.facts(known)
+
+    def experiment(run):
+        rng = np.random.default_rng([12, run])
+        hard, found = rng.normal(size=150), {}
+        for name, metric, before, after in (("mc1", "acc", 0.5, 0.55), ("binary", "acc", 0.4, 0.48), ("nq", "exact", 0.2, 0.25)):  # fmt: skip
+            own = rng.normal(size=150)  # of the form
+            for end, share in (("", before), (contrasted.END, after)):
+                seen = (hard + own + rng.normal(0, 0.5, 150)) / 1.5
+                found[name + end] = scores(name + end, metric, seen < quantile(share))
+        return {item.task: item.metrics[0].estimate for item in contrasted.gains(found, known, 300, run)}
+
+    truth = {"mc1_dola_gain": 0.05, "binary_dola_gain": 0.08, "nq_dola_gain": 0.05, "reliability/dola_gain": 0.065}  # fmt: skip
+    shares = covered([experiment(run) for run in range(RUNS)], truth)
+    assert all(0.93 <= share <= 0.97 for share in shares.values()), shares
+
+
+def quantile(share):
+    """Of a standard normal."""
+    from scipy.stats import norm
+
+    return norm.ppf(share)
+
+
+def test_coverage_of_a_rise_without_an_expert():
+    """Bits per byte more on the same 100 texts of unequal length: 0.03 on average."""
+
+    def experiment(run):
+        rng = np.random.default_rng([13, run])
+        size = rng.integers(40, 250, 100).astype(float)
+        rise = size * rng.normal(0.03, 0.1, 100)
+        return {"rise": bootstrap.ratio(rise, size, 300, rng)}
+
+    shares = covered([experiment(run) for run in range(RUNS)], {"rise": 0.03})
+    assert 0.93 <= shares["rise"] <= 0.97
+
+
+def test_the_drift_interval_holds_what_many_texts_show():
+    """Loads that differ clearly: the divergence of 60 texts and its interval against that of the loads themselves plus the noise level.
+
+    The figure is pushed up by noise (docs: chance beside it), so that this is the spread alone.
+    """
+    p, q = np.array([0.4, 0.3, 0.2, 0.1]), np.array([0.1, 0.2, 0.3, 0.4])
+    values, halves = [], []
+    for run in range(200):
+        rng = np.random.default_rng([14, run])
+        loads = [rng.multinomial(30, share, size=(60, 1)).astype(float) for share in (p, q)]
+        estimate, _ = moe.drift(*loads, False, 200, rng)
+        values.append(estimate.value)
+        halves.append((estimate.high - estimate.low) / 2)
+    assert np.mean(halves) == pytest.approx(1.96 * np.std(values), rel=0.15)
+    assert np.mean(values) == pytest.approx(float(moe.divergence(p[None], q[None])[0]), rel=0.05)
+
+
+@pytest.mark.parametrize("n", [5, 24, 100])
+def test_none_of_n_and_all_of_n_have_the_exact_bound(n):
+    for value in (0.0, 1.0):
+        found = bootstrap.mean(np.full(n, value), 100, np.random.default_rng(0), rate=True)
+        exact = binomtest(int(value * n), n).proportion_ci(method="exact")
+        assert (found.low, found.high) == (pytest.approx(exact.low), pytest.approx(exact.high))
+        plain = bootstrap.mean(np.full(n, value), 100, np.random.default_rng(0))
+        assert (plain.low, plain.high) == (value, value)
+    some = np.arange(n) == 0
+    rated, plain = (bootstrap.mean(some, 100, np.random.default_rng(0), rate) for rate in (True, False))
+    assert rated == plain
+
+
+def test_a_mean_of_rates_that_are_all_none():
+    """The bound is that of the strata together where they are alike, and no less than that of one alone where they are not."""
+    zeros = [(np.zeros(n), np.ones(n)) for n in (20, 20)]
+    found = bootstrap.macro(zeros, 100, np.random.default_rng(0), rate=True)
+    assert found.high == pytest.approx(binomtest(0, 40).proportion_ci(method="exact").high)
+    # 0 of 10 and 0 of 1000: the first may be as much as 31 %, the mean half of it.
+    apart = [(np.zeros(n), np.ones(n)) for n in (10, 1000)]
+    found = bootstrap.macro(apart, 100, np.random.default_rng(0), rate=True)
+    assert found.high >= binomtest(0, 10).proportion_ci(method="exact").high / 2
+    mixed = [(np.zeros(20), np.ones(20)), (np.arange(20) < 5, np.ones(20))]
+    rated, plain = (bootstrap.macro(mixed, 100, np.random.default_rng(0), rate) for rate in (True, False))
+    assert rated == plain
