@@ -180,6 +180,21 @@ def test_choice_task_by_hand(kind, tmp_path):
     assert got.items["acc"].tolist() == want
     assert got.items["acc_norm"].tolist() == norm
     assert [x.chance for x in got.metrics] == [pytest.approx(1 / 3)] * 2
+    assert [(x["asked"], x["choices"], x["right"]) for x in got.answers] == [
+        (r["q"], r["c"], r["y"]) for r in rows
+    ]
+    assert [x["chosen"] for x in got.answers] == [int(np.argmax(x)) for x in s]
+    assert [x["key"] for x in got.answers] == got.keys
+
+
+def test_answers_are_kept_with_the_scores_of_a_task(tmp_path):
+    m = build("llama", 512)
+    task(tmp_path, "toy")
+    asked = (m, TOK, settings("toy"), tmp_path, tmp_path / "w", 0, "this model")
+    (first,), (again,) = harness.run(*asked), harness.run(*asked)
+    assert len(list((tmp_path / "w" / "tasks").iterdir())) == 1
+    assert again.answers == first.answers
+    assert len(first.answers) == 6
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -331,12 +331,24 @@ def _evaluation(loaded: Config, variant: str | None, stage: str, gain: float) ->
         for text in texts
     ]
     files.write_json(folder / "samples.json", written)
+    files.write_json(folder / "choices.json", {task: _answers(task, variant) for task in TASKS})
+    outputs.append("choices.json")
     speed = {
         "tokens_per_second": 1500.0 if variant is None else 1750.0,
         "generation_tokens_per_second": 21.5,
         "seconds": 41.0,
     }
     finish(loaded, "evaluate", outputs, {"tasks": list(TASKS)}, variant, stage, measured=speed)
+
+
+def _answers(task: str, variant: str | None) -> list[dict[str, Any]]:
+    """Five questions: the parent knows the first three, a variant the first two and the last."""
+    known = (0, 1, 2) if variant is None else (0, 1, 4)
+    return [
+        {"key": f"{task}-{i}", "asked": f"Question {i} of {task}: is <b> & c?\nAnswer:", "choices": [" no", " yes <really>"]}
+        | {"right": i % 2, "chosen": i % 2 if i in known else 1 - i % 2}
+        for i in range(5)
+    ]  # fmt: skip
 
 
 def _routing(path: Path, experts: int, seed: str) -> None:

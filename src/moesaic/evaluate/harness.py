@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from moesaic.errors import InputError
-from moesaic.evaluate import bootstrap, kept
+from moesaic.evaluate import bootstrap, choices, kept
 from moesaic.evaluate.kept import Metric, TaskScores
 
 log = logging.getLogger("moesaic.harness")
@@ -193,9 +193,9 @@ def _set_shots(tasks: dict[str, Any], shots: int, seed: int) -> None:
 
 def _task(name: str, task: Any, results: Any, resamples: int, seed: int) -> TaskScores:
     samples = sorted(results["samples"][name], key=lambda item: item["doc_id"])
-    choices = task.OUTPUT_TYPE == "multiple_choice"
+    choice = task.OUTPUT_TYPE == "multiple_choice"
     chance = (
-        float(np.mean([1 / len(task.doc_to_choice(item["doc"])) for item in samples])) if choices else None
+        float(np.mean([1 / len(task.doc_to_choice(item["doc"])) for item in samples])) if choice else None
     )
     metrics, items = [], {}
     for key, value in sorted(results["results"][name].items()):
@@ -218,7 +218,7 @@ def _task(name: str, task: Any, results: Any, resamples: int, seed: int) -> Task
             )
         metrics.append(Metric(label, estimate, chance if metric in CHOICE_METRICS else None))
     keys = list({item["doc_id"]: item["doc_hash"][:16] for item in samples}.values())
-    return TaskScores(name, metrics, items, keys, choices)
+    return TaskScores(name, metrics, items, keys, choice, answers=choices.of_task(task, samples))
 
 
 def _resampled(

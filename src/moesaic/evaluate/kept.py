@@ -5,7 +5,7 @@ A shard of an evaluation makes such files, and the evaluation takes them over (s
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ class TaskScores:
     """Average that the items belong to, for paired comparisons; empty: mc or other."""
     cluster: str = ""
     """Tasks of one cluster ask the same items in several forms; empty: the task alone."""
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    """Of multiple choice: what was asked, what is right and what was chosen; see choices.of_task."""
 
 
 def name_of(
@@ -90,6 +92,7 @@ def read(path: Path) -> list[TaskScores]:
                 {name: np.asarray(values, dtype=np.float64) for name, values in row["items"].items()},
                 row["keys"],
                 row["multiple_choice"],
+                answers=row.get("answers", []),
             )
             for row in json.loads(path.read_text(encoding="utf-8"))
         ]

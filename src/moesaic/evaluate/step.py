@@ -10,7 +10,7 @@ from typing import Any
 
 from moesaic.data import packed
 from moesaic.data.images import vocabulary
-from moesaic.evaluate import compare, harness, instructions, likelihood, routing, samples, shards
+from moesaic.evaluate import choices, compare, harness, instructions, likelihood, routing, samples, shards
 from moesaic.evaluate.images import suite as images
 from moesaic.evaluate.reliability import moe
 from moesaic.evaluate.reliability import suite as reliability
@@ -41,6 +41,7 @@ OPTIONAL = (
     "routing.parquet",
     "depth.json",
     "images.json",
+    choices.NAME,
     instructions.ANSWERS,
 )
 """What depends on the model and the settings; of an earlier run with others they are removed."""
@@ -103,6 +104,9 @@ def run(context: Context) -> Result:
     with files.atomic_path(context.out / ITEMS) as temporary:
         items = item_table(losses, held_out, tasks, shifted.groups if shifted is not None else {})
         items.to_parquet(temporary, index=False)
+    answers = {task.task: task.answers for task in tasks if task.answers}
+    if answers:
+        files.write_json(context.out / choices.NAME, answers)
     if parent is not None:
         with _timed(clock, "paired"):
             differences = compare.table(context.out / ITEMS, parent.folder / ITEMS, resamples, seed)

@@ -42,6 +42,8 @@ class Point:
     """reliability.json of the evaluation, where the suite was run."""
     images: dict[str, Any] = field(default_factory=dict)
     """images.json of the evaluation, where there are pictures."""
+    choices: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Task -> what was asked, what is right and what was chosen, from choices.json."""
 
     @property
     def label(self) -> str:
@@ -159,6 +161,7 @@ def _point(
         {(item["task"], item["metric"]): item for item in _json(evaluation.folder / "paired.json", [])},
         _json(evaluation.folder / "reliability.json", {}),
         _json(evaluation.folder / "images.json", {}),
+        _json(evaluation.folder / "choices.json", {}),
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.report import (
+    answers,
     cells,
     construction,
     depth,
@@ -42,6 +43,7 @@ def render(run: Gathered, found: Sequence[dict[str, Any]], verdict: str) -> str:
         ("temporal", "Time", _temporal(run)),
         ("instructions", "Instructions", _instructions(run)),
         ("reliability", "Reliability", _reliability(run)),
+        ("answers", "Answers that changed", _answers(run)),
         ("pictures", "Pictures", _pictures(run)),
         ("data", "Data", _data(run)),
         ("samples", "Samples", _samples(run)),
@@ -284,6 +286,18 @@ def _reliability(run: Gathered) -> str:
         + table(reliability.attacks(run))
         + f"<details><summary>All tasks</summary>{every}</details>\n"
     )
+
+
+def _answers(run: Gathered) -> str:
+    content = answers.counts(run)
+    if content is None:
+        return ""
+    shown = (
+        f'<details><summary>{escape(title)}</summary><div class="samples">{"".join(articles)}</div></details>\n'
+        for title, articles in answers.examples(run)
+    )
+    note = '<p class="quiet">What turned both ways is mostly chance: look at the difference, and read what was asked.</p>\n'
+    return table(content) + note + "".join(shown)
 
 
 def _pictures(run: Gathered) -> str:
