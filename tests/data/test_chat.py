@@ -219,7 +219,7 @@ def test_several_sources_keep_their_names(write_jsonl, dense, run_step):
 
 def rows_kept(found) -> set[int]:
     """The rows of the one source that are on either side."""
-    ids = [key for split in chat.SPLITS for key in chat.open_chat(found, split)["set"].ids]
+    ids = [key for split in SPLITS for key in chat_sets.open_chat(found, split)["set"].ids]
     return {int(key.rsplit(":", 1)[1]) for key in ids}
 
 
