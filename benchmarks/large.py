@@ -39,6 +39,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "sharing-inner": {
         "split": "sharing-inner", "router": "least-squares", "sharing": {"overlap": 0.25}, "calibration": {"clusters": "domain"},
     },
+    "importance": {"split": "importance", "router": "least-squares", "shared": 2752, "calibration": {"clusters": "domain"}},
     "sharing-inter": {"split": "sharing-inter", "router": "least-squares", "shared": 2752, "calibration": {"clusters": "domain"}},
     "activation": {"split": "activation", "router": "least-squares", "reconstruct": "least-squares", "shared": 2752, "ridge": 1.0},
 }  # fmt: skip
