@@ -1,16 +1,8 @@
 """Answers that changed beside the dense parent's."""
 
-import pytest
 from report import fake_results
 
 from moesaic.report import answers
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("answers"))
-        yield fake_results.gathered()
 
 
 def test_turned_answers_are_counted_in_both_directions(run):

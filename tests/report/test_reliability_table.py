@@ -3,7 +3,6 @@
 import dataclasses
 
 import pytest
-from report import fake_results
 
 from moesaic.report import page, reliability
 
@@ -36,13 +35,6 @@ DETAILS = {
         "b": [{"n": 12, "confidence": 0.52, "accuracy": 0.75}, {"n": 1, "confidence": 0.99, "accuracy": 1.0}],
     },
 }
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("run"))
-        yield fake_results.gathered()
 
 
 @pytest.fixture

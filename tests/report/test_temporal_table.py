@@ -2,9 +2,6 @@
 
 import dataclasses
 
-import pytest
-from report import fake_results
-
 from moesaic.report import page, temporal
 
 
@@ -21,13 +18,6 @@ SCORES = {
     ("temporal_shift_short", "acc"): entry(0.3, 0.25),
     ("temporal_shift_short_short@5", "acc"): entry(0.1, 0.05),
 }
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("run"))
-        yield fake_results.gathered()
 
 
 def test_no_section_without_the_suite(run):

@@ -24,10 +24,8 @@ def of_task(task: Any, samples: Sequence[dict[str, Any]]) -> list[dict[str, Any]
         return []
     out: dict[Any, dict[str, Any]] = {}
     for item in samples:
-        asked, choices = (
-            task.doc_to_text(item["doc"]),
-            [str(choice) for choice in task.doc_to_choice(item["doc"])],
-        )
+        asked = task.doc_to_text(item["doc"])
+        choices = [str(choice) for choice in task.doc_to_choice(item["doc"])]
         right, scores = task.doc_to_target(item["doc"]), item["filtered_resps"][: len(choices)]
         if not isinstance(asked, str) or not isinstance(right, int) or not 0 <= right < len(choices):
             continue

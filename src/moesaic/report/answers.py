@@ -16,13 +16,10 @@ def counts(run: Gathered) -> Table | None:
     """By variant, after its last stage: how many answers turned. None where no multiple choice was kept."""
     rows = []
     for point in _last(run):
-        both, turned = _pairs(run, point), {LOST: 0, WON: 0}
-        for kind, *_ in _turned(run, point):
-            turned[kind] += 1
-        right = [sum(row["chosen"] == row["right"] for row in side) for side in zip(*both, strict=True)]
-        rows.append(
-            [f"<b>{escape(point.label)}</b>", str(len(both)), *map(str, (*right, turned[LOST], turned[WON]))]
-        )
+        found = [(_right(before), _right(after)) for _, before, after in _both(run, point)]
+        right = [sum(side) for side in zip(*found, strict=True)]
+        turned = [found.count((True, False)), found.count((False, True))]
+        rows.append([f"<b>{escape(point.label)}</b>", str(len(found)), *map(str, (*right, *turned))])
     if not rows:
         return None
     head = ["model", "questions", "dense right", "right now", LOST, WON]
@@ -33,9 +30,9 @@ def examples(run: Gathered) -> list[tuple[str, list[str]]]:
     """(title, articles) of each variant and direction; from each task in turn."""
     out = []
     for point in _last(run):
-        found = list(_turned(run, point))
-        for kind in (LOST, WON):
-            own = _in_turn([(task, before, after) for turned, task, before, after in found if turned == kind])
+        for kind, was in ((LOST, True), (WON, False)):
+            turned = [item for item in _both(run, point) if _right(item[1]) == was != _right(item[2])]
+            own = _in_turn(turned)
             if own:
                 out.append((f"{point.label}: {kind}", [_article(*item) for item in own[:SHOWN]]))
     return out
@@ -43,12 +40,8 @@ def examples(run: Gathered) -> list[tuple[str, list[str]]]:
 
 def _last(run: Gathered) -> list[Point]:
     """Of each variant the last model whose answers were kept, when the parent's were, too."""
-    points = [[point for point in run.of(variant) if _pairs(run, point)] for variant in run.variants]
+    points = [[point for point in run.of(variant) if any(_both(run, point))] for variant in run.variants]
     return [found[-1] for found in points if found]
-
-
-def _pairs(run: Gathered, point: Point) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    return [(before, after) for _, before, after in _both(run, point)]
 
 
 def _both(run: Gathered, point: Point) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
@@ -60,11 +53,8 @@ def _both(run: Gathered, point: Point) -> Iterator[tuple[str, dict[str, Any], di
                 yield task, before[row["key"]], row
 
 
-def _turned(run: Gathered, point: Point) -> Iterator[tuple[str, str, dict[str, Any], dict[str, Any]]]:
-    for task, before, after in _both(run, point):
-        was, now = (row["chosen"] == row["right"] for row in (before, after))
-        if was != now:
-            yield (LOST if was else WON), task, before, after
+def _right(row: dict[str, Any]) -> bool:
+    return bool(row["chosen"] == row["right"])
 
 
 def _in_turn(found: list[tuple[str, Any, Any]]) -> list[tuple[str, Any, Any]]:
