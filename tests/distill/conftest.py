@@ -1,4 +1,4 @@
-"""A project whose distillation goes in rounds, prepared once."""
+"""A project whose distillation goes in rounds, prepared once. A test that runs a step does it in a copy (rounds_project.here)."""
 
 import contextlib
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import project
 import pytest
-from rounds_project import CHANGES, loaded, step
+from rounds_project import CHANGES, here, loaded, step
 
 from moesaic import config
 from moesaic.distill import pairs, sampling, scoring
@@ -40,7 +40,7 @@ def test_only_the_loss_changed(built):
         assert len(shared.texts(config.check(raw))) == 1
 
 
-def test_what_cannot_be_trained_is_said(built):
+def test_what_cannot_be_trained_is_said(built, tmp_path):
     def refused(match, **distill):
         with pytest.raises(InputError, match=match):
             loaded(built, **distill)
@@ -52,17 +52,18 @@ def test_what_cannot_be_trained_is_said(built):
     refused(r"language_model: of the loss dpkd", language_model=0.5)
     refused(r"offline: the cache", offline={}, loss="kd")
     refused(r"mixture\.method: dynamic measures", mixture={"method": "dynamic"})
-    with contextlib.chdir(built.parent):
+    path = here(built, tmp_path / "p")
+    with contextlib.chdir(path.parent):
         with pytest.raises(InputError, match=r"round 2 is not between 1 and distill\.rounds \(1\)"):
-            step(built, "student_text", paths.Part(2, 0))
+            step(path, "student_text", paths.Part(2, 0))
         with pytest.raises(InputError, match=r"shard 1 is not between 0 and distill\.samples\.shards"):
-            step(built, "teacher_text", paths.Part(None, 1))
+            step(path, "teacher_text", paths.Part(None, 1))
         with pytest.raises(InputError, match=r"no chat source named poems; there are chat"):
-            step(built, "student_text", paths.Part(1, 0), distill={"samples": {"sources": ["poems"]}})
+            step(path, "student_text", paths.Part(1, 0), distill={"samples": {"sources": ["poems"]}})
         with pytest.raises(InputError, match=r"no question of at most 2 tokens \(\d+ are longer\)"):
-            step(built, "student_text", paths.Part(1, 0), distill={"samples": {"max_prompt": 2}})
+            step(path, "student_text", paths.Part(1, 0), distill={"samples": {"max_prompt": 2}})
         with pytest.raises(InputError, match=r"distill\.data is chat; only with samples"):
-            step(built, "pair_scores", paths.Part(1, 0), distill={"data": "chat", "loss": "kd"})
+            step(path, "pair_scores", paths.Part(1, 0), distill={"data": "chat", "loss": "kd"})
 
 
 def test_pairs_and_counts_by_hand():
