@@ -116,7 +116,13 @@ def unfinish(folder: Path) -> None:
 def _shared(loaded: Config) -> None:
     folder = paths.folder("dense")
     _weights(
-        folder, {"intermediate_size": FFN, "num_hidden_layers": LAYERS, "architectures": ["LlamaForCausalLM"]}
+        folder,
+        {
+            "model_type": "llama",
+            "intermediate_size": FFN,
+            "num_hidden_layers": LAYERS,
+            "architectures": ["LlamaForCausalLM"],
+        },
     )
     sizes = {"parameters": DENSE, "active_parameters": DENSE, "layers": LAYERS, "hidden": HIDDEN, "ffn": FFN}
     sizes |= {"vocab_size": VOCABULARY, "architecture": "LlamaForCausalLM", "probe_loss": 2.71}  # type: ignore[dict-item]
@@ -173,6 +179,7 @@ def _model(loaded: Config, variant: str, stage: str, worse: float) -> None:
     architecture = "GraniteMoeSharedForCausalLM" if experts.shared else "MixtralForCausalLM"
     shape: dict[str, Any] = {
         "architectures": [architecture],
+        "model_type": "granitemoeshared" if experts.shared else "mixtral",
         "num_hidden_layers": LAYERS,
         "intermediate_size": neurons,
         "num_local_experts": experts.experts,

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from report import fake_results
+from tiny import tiny_moe
 
 from moesaic.errors import InputError
 from moesaic.flow import manifest, paths
@@ -267,15 +268,36 @@ def test_summary_without_a_report(tmp_path):
 
 def test_active_ffn_counts_dropped_layers_and_dense_students():
     dense = {"layers": 30, "ffn": 1536}
-    assert gather.active_ffn({"intermediate_size": 1536, "num_hidden_layers": 30}, dense) == 1
-    assert gather.active_ffn({"intermediate_size": 1536, "num_hidden_layers": 15}, dense) == 0.5
+    llama = {"model_type": "llama", "intermediate_size": 1536}
+    assert gather.active_ffn(llama | {"num_hidden_layers": 30}, dense) == 1
+    assert gather.active_ffn(llama | {"num_hidden_layers": 15}, dense) == 0.5
     moe = {
+        "model_type": "mixtral",
         "intermediate_size": 192,
         "num_hidden_layers": 20,
         "num_local_experts": 8,
         "num_experts_per_tok": 3,
     }
     assert gather.active_ffn(moe, dense) == pytest.approx(20 * 3 * 192 / (30 * 1536))
+    section = {"model_type": "mixtral", "share": {"0": 0.25, "7": None}}
+    skipping = moe | {"model_type": "moesaic_depth", "depth": section}
+    assert gather.active_ffn(skipping, dense) == pytest.approx(19.25 * 3 * 192 / (30 * 1536))
+
+
+@pytest.mark.parametrize(
+    ("family", "shape", "expected"),
+    [
+        ("mixtral", {"experts": 4}, 48 / 96),
+        ("granitemoeshared", {"shared": 32, "experts": 4}, 64 / 96),
+        ("qwen2_moe", {"shared": 32, "experts": 4, "dense_layers": [1]}, (96 + 2 * 64) / (3 * 96)),
+        ("glm4_moe", {"shared": 32, "experts": 8, "dense_layers": [0]}, (96 + 2 * 48) / (3 * 96)),
+    ],
+)
+def test_active_ffn_of_every_family(tmp_path, family, shape, expected):
+    """From the configuration that the construction saves: experts of the families have other names, and layers may be dense."""
+    tiny_moe(tmp_path, family=family, per_token=2, **shape)
+    saved = json.loads((tmp_path / "moe/model/config.json").read_text())
+    assert gather.active_ffn(saved, {"layers": 3, "ffn": 96}) == pytest.approx(expected)
 
 
 def test_long_curves_are_smoothed_and_thinned():

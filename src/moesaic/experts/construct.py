@@ -5,7 +5,7 @@ Layer by layer: the memory of one layer and its statistics, whatever the model's
 
 import logging
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,18 @@ from torch import Tensor
 
 from moesaic import config
 from moesaic.errors import InputError
-from moesaic.experts import audit, calibration, clusters, scale, sizes, split_file, split_layers, splits, walk
+from moesaic.experts import (
+    audit,
+    calibration,
+    clusters,
+    scale,
+    sizes,
+    split_file,
+    split_layers,
+    splits,
+    walk,
+    whole_layers,
+)  # fmt: skip
 from moesaic.experts.assignment import Sizes
 from moesaic.experts.build import Builder
 from moesaic.experts.trace import Trace
@@ -35,6 +46,8 @@ class Converted:
     model: Any
     """The finished model, read back by plain transformers."""
     widths: Sizes
+    dense_layers: tuple[int, ...]
+    """Layers that keep the parent's FFN."""
     proof: dict[str, Any]
     layers: list[dict[str, Any]]
     """Figures of each layer, empty for those left dense."""
@@ -60,11 +73,13 @@ def run(context: Context) -> Result:
         "per_token": settings["per_token"],
         "shared": widths.shared,
         "neurons": widths.neurons,
-        "active_ffn": _active_ffn(widths, settings, dense.layers),
+        "active_ffn": _active_ffn(widths, settings["per_token"], dense.layers, len(found.dense_layers)),
         "parameters": counted.total,
         "active_parameters": counted.active,
         "equivalence_error": found.proof["max_logit_error"],
     }
+    if found.dense_layers:
+        metrics["dense_layers"] = list(found.dense_layers)
     for name, key in (("mean_relative_error", "error"), ("lift", "lift"), ("expected_load_cv", "load_cv")):
         values = [item[key] for item in found.layers if key in item]
         if values:
@@ -106,9 +121,15 @@ def convert(
     if any(split_layers.traced(layer) or walk.compensates(layer) for layer in by_layer):
         trace = Trace(dense, text, settings["calibration"]["batch"], work)
         trace.run()
-    assignments = split_layers.run(
-        dense, trace, cluster_N, by_layer, widths, shape.dense_layers, seed, work, workers
-    )
+    costs: list[float] | None = None
+    chosen = () if whole_layers.counted(settings) else shape.dense_layers
+    assignments = split_layers.run(dense, trace, cluster_N, by_layer, widths, chosen, seed, work, workers)
+    if whole_layers.counted(settings):
+        chosen, costs = whole_layers.choose(work, dense.layers, settings["dense_layers"])
+        log.info("layers left dense: %s", ", ".join(map(str, chosen)))
+        shape = replace(shape, dense_layers=chosen)
+        family, reasons = families.choose(shape, dense.config, settings["family"])
+        assignments = [None if i in chosen else found for i, found in enumerate(assignments)]
     ids_1T = text.ids_NT[:1, :PROOF_TOKENS]
     builder = Builder(dense, family, shape, work / "layers", ids_1T, _common_factor(by_layer, widths.experts))
     layers = walk.run(builder, assignments, by_layer, text, trace, seed, work)
@@ -123,17 +144,18 @@ def convert(
     audited = [item for item in layers if "lift" in item]
     audit.warn(audited)
     record: dict[str, Any] = {"family": reasons, "layers": layers}
+    if costs is not None:
+        record["costs"] = costs
     if audited:
         record["routing"] = audit.routing(walk.routes(work, dense.layers), widths.experts, seed)
     files.write_json(out / "audit.json", record)
     split_file.write(out / "assignment.parquet", split)
-    return Converted(model, widths, proof, layers)
+    return Converted(model, widths, shape.dense_layers, proof, layers)
 
 
-def _active_ffn(widths: Sizes, settings: dict[str, Any], layers: int) -> float:
+def _active_ffn(widths: Sizes, per_token: int, layers: int, dense: int) -> float:
     """Share of the parent's FFN neurons that run for a token, mean over the layers."""
-    active = (widths.shared + settings["per_token"] * widths.neurons) / widths.width
-    dense = len(set(settings["dense_layers"]))
+    active = (widths.shared + per_token * widths.neurons) / widths.width
     return (active * (layers - dense) + dense) / layers
 
 

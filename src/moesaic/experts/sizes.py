@@ -6,6 +6,7 @@ Shapes: F dense FFN width, S shared neurons, E experts, M neurons per expert.
 from typing import Any
 
 from moesaic.errors import InputError
+from moesaic.experts import whole_layers
 from moesaic.experts.assignment import Sizes
 from moesaic.model.families import Shape
 from moesaic.schema import layer_numbers
@@ -52,20 +53,25 @@ def sizes(ffn: int, settings: dict[str, Any]) -> Sizes:
 
 
 def shape(found: Sizes, layers: int, settings: dict[str, Any]) -> Shape:
-    """What the architecture has to express. Raises InputError for layers that the parent does not have."""
-    wrong = [layer for layer in settings["dense_layers"] if layer >= layers]
-    if wrong:
+    """What the architecture has to express; where layers are still to be chosen, with the first ones dense.
+
+    Raises:
+        InputError: layers that the parent does not have.
+    """
+    dense_layers = whole_layers.listed(settings)
+    wrong = [layer for layer in dense_layers if layer >= layers]
+    if wrong and not whole_layers.counted(settings):
         raise InputError(
             f"experts.dense_layers: layer {wrong[0]} does not exist, the parent has {layers} (from 0)"
         )
-    if len(set(settings["dense_layers"])) == layers:
+    if len(dense_layers) >= layers:
         raise InputError("experts.dense_layers: every layer is left dense, none becomes an MoE")
     return Shape(
         found.experts,
         settings["per_token"],
         found.neurons,
         found.shared,
-        tuple(sorted(set(settings["dense_layers"]))),
+        tuple(dense_layers),
         bias=settings["family"] == "glm4_moe" and settings["balance"] > 0,
     )
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from moesaic.errors import InputError
-from moesaic.experts import splits
+from moesaic.experts import splits, whole_layers
 from moesaic.experts.assignment import Assignment, Sizes, generator
 from moesaic.experts.features import Features, Ffn, measure
 from moesaic.experts.trace import Trace
@@ -31,7 +31,13 @@ WITHOUT_ACTIVATIONS = frozenset({"weights"})
 
 def traced(settings: dict[str, Any]) -> bool:
     """True when the split looks at what the dense parent does on text."""
-    return bool(splits.needs(settings) - WITHOUT_ACTIVATIONS)
+    return bool(needed(settings) - WITHOUT_ACTIVATIONS)
+
+
+def needed(settings: dict[str, Any]) -> frozenset[str]:
+    """What the split needs, and the choice of layers that stay dense."""
+    own = splits.needs(settings)
+    return own | whole_layers.NEEDS if whole_layers.counted(settings) else own
 
 
 def run(
@@ -54,13 +60,17 @@ def run(
     missing = [i for i in range(dense.layers) if i not in dense_layers and not _path(work, i).exists()]
     with contextlib.ExitStack() as stack:
         pool = None
-        if workers and any(splits.needs(layers[index]) for index in missing):
+        if workers and any(needed(layers[index]) for index in missing):
             pool = stack.enter_context(
                 ProcessPoolExecutor(workers, get_context("spawn"), initializer=_one_thread)
             )
         waiting: dict[int, Future[bytes]] = {}
         for index, ffn, features in _features(dense, trace, cluster_N, layers, missing, sizes.experts, seed):
-            needs, settings = splits.needs(layers[index]), layers[index]
+            needs, settings = needed(layers[index]), layers[index]
+            if whole_layers.counted(settings):
+                assert features is not None
+                assert features.sensitivity_F is not None
+                whole_layers.record(work, index, features.sensitivity_F, sizes.shared)
             task = (
                 settings["split"],
                 ffn if "weights" in needs else None,
@@ -120,7 +130,7 @@ def _features(
 ) -> Iterator[tuple[int, Ffn, Features | None]]:
     """What the splits of the missing layers need: from the last layer to the first when some need gradients, else in order."""
     progress = Progress("split layers", dense.layers, "layers", start=dense.layers - len(missing))
-    backwards = [index for index in missing if splits.needs(layers[index]) & GRADIENTS]
+    backwards = [index for index in missing if needed(layers[index]) & GRADIENTS]
     gradients = None
     if backwards:
         assert trace is not None
@@ -136,7 +146,7 @@ def _features(
             continue
         block = dense.layer(index)
         ffn = ffn_of(block)
-        needs, features = splits.needs(layers[index]), None
+        needs, features = needed(layers[index]), None
         batches = None
         if gradients and index == gradients.next and index >= min(backwards):
             batches = gradients.activations(block, ffn, cluster_N if "importance" in needs else None)

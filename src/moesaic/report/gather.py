@@ -168,16 +168,19 @@ def _point(
 def active_ffn(shape: Mapping[str, Any], dense: Mapping[str, Any]) -> float:
     """Share of the parent's FFN that a token runs through, from the model's config.json.
 
-    (layers left / layers) * (shared + experts per token * neurons per expert) / dense FFN width. It counts what distillation
-    changes too: fewer experts per token, dropped layers; and FFNs that tokens skip, by the share that ran on validation text.
+    Mean over the parent's layers of (shared + experts per token * neurons per expert) / dense FFN width, 1 for a layer left dense. It counts
+    what distillation changes too: fewer experts per token, dropped layers; and FFNs that tokens skip, by the share that ran on validation text.
     """
-    width = shape["intermediate_size"]
-    if "num_local_experts" in shape:
-        width = shape.get("shared_intermediate_size", 0) + shape["num_experts_per_tok"] * width
-    layers = float(shape["num_hidden_layers"])
-    skipped = shape.get("depth", {}).get("share", {}).values()
-    layers -= sum(1.0 - share for share in skipped if share is not None)
-    return float(layers * width / (dense["layers"] * dense["ffn"]))
+    from moesaic.model.families import FAMILIES  # brings torch
+
+    skips = shape.get("depth", {})
+    family = FAMILIES.get(skips.get("model_type", shape["model_type"]))
+    width, whole = (shape["intermediate_size"], ()) if family is None else family.running(shape)
+    ran = 0.0
+    for layer in range(shape["num_hidden_layers"]):
+        share = skips.get("share", {}).get(str(layer))
+        ran += (shape["intermediate_size"] if layer in whole else width) * (1.0 if share is None else share)
+    return float(ran / (dense["layers"] * dense["ffn"]))
 
 
 def _routing(path: Path) -> dict[str, np.ndarray]:

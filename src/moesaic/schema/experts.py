@@ -123,8 +123,8 @@ class Experts(Method):
     """Splits copy and drop: experts that one copy of the FFN is cut into (virtual groups); must divide `experts`."""
     family: Literal["auto", "mixtral", "granitemoeshared", "qwen2_moe", "glm4_moe"] = "auto"
     """Architecture in transformers; auto: the first of these that can express the split."""
-    dense_layers: list[Count] = []
-    """Decoder layers that keep the parent's FFN."""
+    dense_layers: list[Count] | Positive = []
+    """Decoder layers that keep the parent's FFN, from 0; or how many, and those are left dense where a split is predicted to cost most."""
     layers: dict[str, dict[str, Any]] = {}
     """Other methods for some layers: '0', '3-5' or '2,4' -> keys of this section that are not sizes, e.g. {'0-1': {split: random}}."""
     calibration: Calibration = Calibration()
@@ -136,6 +136,8 @@ class Experts(Method):
         if self.shared and self.shared_experts:
             raise ValueError("shared and shared_experts say the same thing in two ways; give one")
         copying = self.split in ("copy", "drop")
+        if isinstance(self.dense_layers, int) and self.family == "glm4_moe":
+            raise ValueError("dense_layers: glm4_moe can leave only its first layers dense; list them")
         if self.granularity > 1 and not copying:
             raise ValueError(f"granularity is for the splits copy and drop, not for {self.split}")
         if self.experts % self.granularity:

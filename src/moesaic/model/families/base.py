@@ -3,7 +3,7 @@
 Shapes: D model width, F dense FFN width, E routed experts, K experts per token, M neurons per expert, S shared neurons.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,8 @@ class Family:
     """What `set_shared` wrote."""
     refuse: Callable[[Shape, Any], str | None]
     """Why a shape (and dense configuration) cannot be expressed; None when it can."""
+    running: Callable[[Mapping[str, Any]], tuple[int, Collection[int]]]
+    """Of a saved config.json: the FFN neurons that run for a token in an MoE layer, and the layers that are dense."""
     about: str
     """What it is good for, in one line."""
     scores: str = "softmax"

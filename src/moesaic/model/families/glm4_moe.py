@@ -1,5 +1,6 @@
 """Family `glm4_moe`: sigmoid scores, a bias per expert for the choice only, a factor on the routed output, first layers dense."""
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
@@ -58,6 +59,12 @@ def refuse(shape: Shape, dense: Any) -> str | None:
     return None
 
 
+def running(saved: Mapping[str, Any]) -> tuple[int, Collection[int]]:
+    """Neurons that run in an MoE layer, and the dense layers, from config.json."""
+    experts = saved["n_shared_experts"] + saved["num_experts_per_tok"]
+    return experts * saved["moe_intermediate_size"], range(saved["first_k_dense_replace"])
+
+
 FAMILY = Family(
     name="glm4_moe",
     config=config,
@@ -66,6 +73,7 @@ FAMILY = Family(
     set_shared=set_mlp,
     get_shared=get_mlp,
     refuse=refuse,
+    running=running,
     about="sigmoid scores with a balancing bias, for auxiliary-loss-free training; known to vLLM",
     scores="sigmoid",
     scale_field=True,

@@ -3,6 +3,7 @@
 With attention_multiplier = head_dim ** -0.5 and the other multipliers 1 it computes what a LLaMA block with a split FFN does.
 """
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -65,6 +66,12 @@ def refuse(shape: Shape, dense: Any) -> str | None:
     return "its router has no bias" if shape.bias else None
 
 
+def running(saved: Mapping[str, Any]) -> tuple[int, Collection[int]]:
+    """Neurons that run in an MoE layer, and the dense layers, from config.json."""
+    routed = saved["num_experts_per_tok"] * saved["intermediate_size"]
+    return saved["shared_intermediate_size"] + routed, ()
+
+
 FAMILY = Family(
     name="granitemoeshared",
     config=config,
@@ -73,5 +80,6 @@ FAMILY = Family(
     set_shared=set_shared,
     get_shared=get_shared,
     refuse=refuse,
+    running=running,
     about="an ungated shared expert of any width; known to vLLM and llama.cpp",
 )

@@ -1,5 +1,6 @@
 """Family `mixtral`: routed experts only; the architecture that most engines know."""
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
@@ -46,6 +47,11 @@ def refuse(shape: Shape, dense: Any) -> str | None:
     return "its router has no bias" if shape.bias else None
 
 
+def running(saved: Mapping[str, Any]) -> tuple[int, Collection[int]]:
+    """Neurons that run in an MoE layer, and the dense layers, from config.json."""
+    return saved["num_experts_per_tok"] * saved["intermediate_size"], ()
+
+
 FAMILY = Family(
     name="mixtral",
     config=config,
@@ -54,5 +60,6 @@ FAMILY = Family(
     set_shared=None,
     get_shared=None,
     refuse=refuse,
+    running=running,
     about="routed experts only; known to every engine and to llama.cpp",
 )

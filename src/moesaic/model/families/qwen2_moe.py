@@ -3,6 +3,7 @@
 A zero gate gives the factor 1/2 for every token, so the shared down projection is written twice as large.
 """
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -69,6 +70,12 @@ def refuse(shape: Shape, dense: Any) -> str | None:
     return "its router has no bias" if shape.bias else None
 
 
+def running(saved: Mapping[str, Any]) -> tuple[int, Collection[int]]:
+    """Neurons that run in an MoE layer, and the dense layers, from config.json."""
+    routed = saved["num_experts_per_tok"] * saved["moe_intermediate_size"]
+    return saved["shared_expert_intermediate_size"] + routed, saved["mlp_only_layers"]
+
+
 FAMILY = Family(
     name="qwen2_moe",
     config=config,
@@ -77,5 +84,6 @@ FAMILY = Family(
     set_shared=set_shared,
     get_shared=get_shared,
     refuse=refuse,
+    running=running,
     about="a gated shared expert, and any layers left dense; known to vLLM",
 )
