@@ -75,6 +75,18 @@ METHODS: dict[str, dict[str, Any]] = {
         "router": "least-squares",
         "reconstruct": "least-squares",
     },
+    "activation, one layer left dense": {
+        "split": "activation",
+        "shape": "one-dense",
+        "router": "least-squares",
+        "reconstruct": "least-squares",
+    },
+    "activation, first and last sixth of the layers left dense": {
+        "split": "activation",
+        "shape": "ends-dense",
+        "router": "least-squares",
+        "reconstruct": "least-squares",
+    },
 }
 DENSE = "dense parent (control)"
 DEVICE = decode.device()
@@ -88,6 +100,8 @@ def shape(kind: str, active: float, width: int) -> dict[str, Any]:
 
     equal: 8 experts. shared: half of the active neurons always on, 2 of the rest. fine: two thirds always on, experts of a 24th of the FFN.
     copies: of the whole FFN, 4 pieces each, twice. overlap: experts a third or more wider than an eighth, for sharing-inner. control: always the same.
+    one-dense: the layer of the largest predicted cost runs whole, the others a little less than the share, so that the mean over SmolLM2's 30 layers is
+    below it. ends-dense: the first and last five of its layers run whole, the others 62.5 % (75 % in all only).
     """
     on, quarters = round(active * width), round(4 * active)
     if kind == "control":
@@ -102,6 +116,12 @@ def shape(kind: str, active: float, width: int) -> dict[str, Any]:
     if kind == "fine":
         always, expert = on * 2 // 3, width // 24
         return {"shared": always, "experts": (width - always) // expert, "per_token": (on - always) // expert}
+    if kind == "one-dense":
+        always, chosen = {1: (256, 2), 2: (576, 4), 3: (816, 8)}[quarters]
+        return {"shared": always, "experts": (width - always) // 40, "per_token": chosen, "dense_layers": 1}
+    if kind == "ends-dense":
+        whole = [*range(5), *range(25, 30)]
+        return {"shared": 640, "experts": 14, "per_token": 5, "dense_layers": whole}
     always, expert = on // 2, on // 4
     return {"shared": always, "experts": (width - always) // expert, "per_token": 2}
 
@@ -280,6 +300,7 @@ def make(arguments: Any) -> None:
         for seed in range(arguments.seeds)
         for active in arguments.active
         for name in METHODS
+        if active == 0.75 or METHODS[name].get("shape") != "ends-dense"
     ]
     wanted = [(seed, 1.0, DENSE) for seed in range(arguments.seeds)] + wanted
     for seed, active, name in wanted:

@@ -12,7 +12,7 @@ from tiny import tiny_llama, tiny_moe
 
 from moesaic import cli
 from moesaic.errors import InputError
-from moesaic.model import load, to_gguf
+from moesaic.model import families, load, to_gguf
 
 PROMPT = "def count(words):\n    return 12 + len(words)  # naïve"
 ASK = """
@@ -54,17 +54,27 @@ def converted(folder, tokenizer, **settings):
     return folder / "moe/model"
 
 
-SIZES = {0: {"experts": 3, "per_token": 2}, 32: {"shared": 32, "experts": 2, "per_token": 1}}
+SIZES = {
+    "mixtral": {"experts": 3, "per_token": 2},
+    "granitemoeshared": {"shared": 32, "experts": 2, "per_token": 1},
+    "glm4_moe": {
+        "shared": 32, "experts": 4, "per_token": 2, "family": "glm4_moe", "dense_layers": [0], "router": "least-squares", "balance": 0.7,
+    },
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("shared", SIZES)
-def test_llama_cpp_gives_what_transformers_gives(tmp_path, tokenizer, shared):
-    folder = converted(tmp_path / "m", tokenizer, **SIZES[shared])
+@pytest.mark.parametrize("family", SIZES)
+def test_llama_cpp_gives_what_transformers_gives(tmp_path, tokenizer, family):
+    folder = converted(tmp_path / "m", tokenizer, **SIZES[family])
     cli.main(["gguf", str(folder), str(tmp_path / "m.gguf"), "--dtype", "f32"])
     given, prompt = llama_cpp(tmp_path / "m.gguf")
     ids = tokenizer(PROMPT, return_tensors="pt").input_ids
     assert prompt == ids.shape[1]
     model = load.load_model(folder)
+    if family == "glm4_moe":
+        biases = [part.router.e_score_correction_bias for part in families.parts(model)]
+        assert len(biases) == 2
+        assert all(bias.abs().max() > 0 for bias in biases)
     out = model.generate(
         ids, max_new_tokens=24, do_sample=False, return_dict_in_generate=True, output_logits=True
     )
@@ -81,7 +91,7 @@ def test_llama_cpp_gives_what_transformers_gives(tmp_path, tokenizer, shared):
 @pytest.mark.parametrize(("dtype", "error"), [("f16", 1e-3), ("bf16", 8e-3), ("q8_0", 1e-2)])
 def test_smaller_numbers(tmp_path, tokenizer, dtype, error):
     """Each tensor read back; norms and routers stay exact; llama.cpp runs it."""
-    folder = converted(tmp_path / "m", tokenizer, **SIZES[32])
+    folder = converted(tmp_path / "m", tokenizer, **SIZES["granitemoeshared"])
     found = {}
     for name in ("f32", dtype):
         cli.main(["gguf", str(folder), str(tmp_path / f"{name}.gguf"), "--dtype", name])

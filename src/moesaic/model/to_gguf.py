@@ -1,7 +1,8 @@
-"""Write a converted MoE as GGUF for llama.cpp: `mixtral` as its `llama` with experts, `granitemoeshared` as its `granitemoe`.
+"""Write a converted MoE as GGUF for llama.cpp: `mixtral` as its `llama` with experts, `granitemoeshared` as its `granitemoe`, `glm4_moe` as its `glm4moe`.
 
-Names and metadata keys are those of the `gguf` package. Queries and keys are stored in llama.cpp's order of the rotary pairs: rows of a head
-(x1 of all pairs, then x2 of all pairs) become (x1 x2) of the first pair, of the second, ... Tensors are made and written one after the other.
+Names and metadata keys are those of the `gguf` package. Queries and keys are stored in the order of the rotary pairs that llama.cpp's class has:
+for the first two, rows of a head (x1 of all pairs, then x2 of all pairs) become (x1 x2) of the first pair, of the second, ...; its glm4moe has
+transformers' order, and biases on queries, keys and values, which are written as zeros. Tensors are made and written one after the other.
 
 Shapes: D model width, E experts, M neurons of an expert, S shared neurons, V vocabulary.
 """
@@ -20,8 +21,8 @@ from moesaic.errors import InputError
 from moesaic.flow import files
 from moesaic.model import families, load
 
-ARCHITECTURES = {"mixtral": "llama", "granitemoeshared": "granitemoe"}
-"""Ours -> llama.cpp's. Its qwen2moe does not divide the chosen experts' weights by their sum, and its glm4moe norms queries and keys."""
+ARCHITECTURES = {"mixtral": "llama", "granitemoeshared": "granitemoe", "glm4_moe": "glm4moe"}
+"""Ours -> llama.cpp's. Its qwen2moe does not divide the chosen experts' weights by their sum, and has no layers left dense."""
 SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 PATTERNS = {SPLIT % "{1,3}": "llama-bpe", SPLIT % "": "qwen2"}
 """Regular expression of a tokenizer's pre-tokenizer -> llama.cpp's name."""
@@ -114,8 +115,19 @@ def describe(writer: Any, config: Any) -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(float(rope["rope_theta"]))
     writer.add_rope_dimension_count(config.head_dim)
-    writer.add_expert_count(config.num_local_experts)
     writer.add_expert_used_count(config.num_experts_per_tok)
+    if config.model_type == "glm4_moe":
+        import gguf
+
+        writer.add_expert_count(config.n_routed_experts)
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+        writer.add_expert_shared_count(config.n_shared_experts)
+        writer.add_leading_dense_block_count(config.first_k_dense_replace)
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+        writer.add_expert_weights_norm(config.norm_topk_prob)
+        writer.add_expert_weights_scale(config.routed_scaling_factor)
+        return
+    writer.add_expert_count(config.num_local_experts)
     if config.model_type == "granitemoeshared":
         writer.add_attention_scale(config.attention_multiplier)
         writer.add_embedding_scale(config.embedding_multiplier)
@@ -129,20 +141,40 @@ def tensors(model: Any) -> Iterator[Entry]:
     """Every tensor of the file, in order."""
     config, inner = model.config, model.model
     parts = {part.layer: part for part in families.parts(model)}
+    glm = config.model_type == "glm4_moe"
     yield entry("token_embd", inner.embed_tokens.weight)
     for index, layer in enumerate(inner.layers):
-        at, attention, part = f"blk.{index}", layer.self_attn, parts[index]
+        at, attention, part = f"blk.{index}", layer.self_attn, parts.get(index)
         yield entry(f"{at}.attn_norm", layer.input_layernorm.weight, exact=True)
         for name, module, heads in (
             ("q", attention.q_proj, config.num_attention_heads),
             ("k", attention.k_proj, config.num_key_value_heads),
         ):
+            if glm:
+                yield entry(f"{at}.attn_{name}", module.weight)
+                continue
             make = partial(pairs, module.weight, heads, config.head_dim)
             yield Entry(f"{at}.attn_{name}.weight", tuple(module.weight.shape), make)
         yield entry(f"{at}.attn_v", attention.v_proj.weight)
         yield entry(f"{at}.attn_output", attention.o_proj.weight)
-        yield entry(f"{at}.ffn_norm", layer.post_attention_layernorm.weight, exact=True)
+        norm = "post_attention_norm" if glm else "ffn_norm"
+        yield entry(f"{at}.{norm}", layer.post_attention_layernorm.weight, exact=True)
+        if glm:
+            for name, module in (("q", attention.q_proj), ("k", attention.k_proj), ("v", attention.v_proj)):
+                zeros = module.weight.new_zeros(len(module.weight))
+                yield Entry(
+                    f"{at}.attn_{name}.bias", tuple(zeros.shape), partial(Tensor.clone, zeros), exact=True
+                )
+        if part is None:
+            for name in ("gate", "up", "down"):
+                yield entry(f"{at}.ffn_{name}", getattr(layer.mlp, f"{name}_proj").weight)
+            continue
         yield entry(f"{at}.ffn_gate_inp", part.router.weight, exact=True)
+        if glm:
+            bias_E = part.router.e_score_correction_bias
+            yield Entry(
+                f"{at}.exp_probs_b.bias", tuple(bias_E.shape), partial(Tensor.clone, bias_E), exact=True
+            )
         gate_EMD, up_EMD = part.experts.gate_up_proj.chunk(2, dim=1)
         yield entry(f"{at}.ffn_gate_exps", gate_EMD)
         yield entry(f"{at}.ffn_up_exps", up_EMD)
