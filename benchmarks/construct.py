@@ -69,13 +69,13 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "activation by rate, 2 of 6 beside shared": {**BY_RATE, **FITTED},
     "activation, 2 of 6 beside shared": {"split": "activation", "shape": "shared", **FITTED},
-    "activation (default)": {
+    "activation, two thirds of what runs shared": {
         "split": "activation",
         "shape": "fine",
         "router": "least-squares",
         "reconstruct": "least-squares",
     },
-    "activation, one layer left dense": {
+    "activation, first layer left dense (default)": {
         "split": "activation",
         "shape": "one-dense",
         "router": "least-squares",
@@ -100,8 +100,7 @@ def shape(kind: str, active: float, width: int) -> dict[str, Any]:
 
     equal: 8 experts. shared: half of the active neurons always on, 2 of the rest. fine: two thirds always on, experts of a 24th of the FFN.
     copies: of the whole FFN, 4 pieces each, twice. overlap: experts a third or more wider than an eighth, for sharing-inner. control: always the same.
-    one-dense: the layer of the largest predicted cost runs whole, the others a little less than the share, so that the mean over SmolLM2's 30 layers is
-    below it. ends-dense: the first and last five of its layers run whole, the others 62.5 % (75 % in all only).
+    one-dense: the first layer runs whole, the others a little less than the share, so that the mean over SmolLM2's 30 layers is below it. ends-dense: the first and last five of its layers run whole, the others 62.5 % (75 % in all only).
     """
     on, quarters = round(active * width), round(4 * active)
     if kind == "control":
@@ -117,11 +116,12 @@ def shape(kind: str, active: float, width: int) -> dict[str, Any]:
         always, expert = on * 2 // 3, width // 24
         return {"shared": always, "experts": (width - always) // expert, "per_token": (on - always) // expert}
     if kind == "one-dense":
-        always, chosen = {1: (256, 2), 2: (576, 4), 3: (816, 8)}[quarters]
-        return {"shared": always, "experts": (width - always) // 40, "per_token": chosen, "dense_layers": 1}
+        always, chosen = {1: (256, 2), 2: (512, 7), 3: (768, 11)}[quarters]
+        more = {"dense_layers": [0], "family": "glm4_moe"}
+        return {"shared": always, "experts": (width - always) // 32, "per_token": chosen} | more
     if kind == "ends-dense":
         whole = [*range(5), *range(25, 30)]
-        return {"shared": 640, "experts": 14, "per_token": 5, "dense_layers": whole}
+        return {"shared": 768, "experts": 24, "per_token": 6, "dense_layers": whole}
     always, expert = on // 2, on // 4
     return {"shared": always, "experts": (width - always) // expert, "per_token": 2}
 
