@@ -8,7 +8,6 @@ calibrated domains that no fit saw much of: two blocks each, from a third and tw
 """
 
 import argparse
-import json
 import math
 import tempfile
 from pathlib import Path
@@ -19,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from moesaic.data import packed
-from moesaic.experts import calibration, construct
+from moesaic.experts import calibration, construct, sizes, split_layers, whole_layers
+from moesaic.experts.trace import Trace
 from moesaic.flow import manifest
-from moesaic.model import families, load
+from moesaic.model import load
 from moesaic.model.lazy import LazyModel
 from moesaic.schema import Experts
 
@@ -59,8 +59,8 @@ def main() -> None:
     tokens = manifest.read(arguments.results / "prepare" / "tokens")
     dense = LazyModel(arguments.results / "dense" / "model")
     fitted = {"router": "least-squares", "reconstruct": "least-squares", "compensate": 0.0}
-    sizes = {"shared": 512, "experts": 16, "per_token": 4, "family": "granitemoeshared"}
-    options = Experts(split="activation", **fitted, **sizes, calibration={"tokens": arguments.tokens})
+    shape = {"shared": 512, "experts": 16, "per_token": 4, "family": "granitemoeshared"}
+    options = Experts(split="activation", **fitted, **shape, calibration={"tokens": arguments.tokens})
     settings = options.model_dump(mode="json")
     text = calibration.blocks(tokens, [arguments.held_out], settings["calibration"], 0)
     test = {}
@@ -72,11 +72,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="layer-costs-") as place:
         folder = Path(place)
         tokenizer = load.load_tokenizer(dense.folder)
-        # the predictions are those of a conversion that has one layer to choose; the fits those of one that has none
-        predicted = converted(
-            dense, settings | {"dense_layers": 1, "family": "auto"}, text, folder / "one", tokenizer
-        )[1]
-        moe = converted(dense, settings, text, folder / "all", tokenizer)[0]
+        predicted = predictions(dense, settings | {"dense_layers": 1}, text, folder / "costs")
+        (folder / "all" / "work").mkdir(parents=True)
+        moe = construct.convert(
+            dense, settings, text, 0, folder / "all", folder / "all" / "work", 0, tokenizer
+        ).model
     model = load.load_model(dense.folder)
     parent = mean_nats(model, test)
     measured = []
@@ -92,14 +92,14 @@ def main() -> None:
     print(f"\nrank correlation {spearmanr(measured, predicted).statistic:.2f}")
 
 
-def converted(
-    dense: LazyModel, settings: dict[str, Any], text: Any, folder: Path, tokenizer: Any
-) -> tuple[Any, list[float]]:
-    """The model, and the predicted cost of each layer where one had to be chosen."""
-    (folder / "work").mkdir(parents=True)
-    made = construct.convert(dense, settings, text, 0, folder, folder / "work", 0, tokenizer)
-    assert families.is_moe(made.model)
-    return made.model, json.loads((folder / "audit.json").read_text()).get("costs", [])
+def predictions(dense: LazyModel, settings: dict[str, Any], text: Any, work: Path) -> list[float]:
+    """The costs by which a conversion with this number of dense layers chooses them."""
+    work.mkdir()
+    trace = Trace(dense, text, settings["calibration"]["batch"], work)
+    trace.run()
+    widths = sizes.sizes(dense.config.intermediate_size, settings)
+    split_layers.run(dense, trace, None, [settings] * dense.layers, widths, (), 0, work, 0)
+    return whole_layers.choose(work, dense.layers, settings["dense_layers"])[1]
 
 
 if __name__ == "__main__":
