@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -16,7 +17,7 @@ from report import fake_results
 from moesaic import config as configuration
 from moesaic.card import export, parent, story
 from moesaic.errors import InputError
-from moesaic.flow import files, paths
+from moesaic.flow import files, manifest, paths
 from moesaic.settings import step_settings
 
 PARENT_CARD = """---
@@ -102,7 +103,7 @@ def test_the_text_tells_stages_data_and_limits(loaded):
     made = card.text.split("## How it was made")[1].split("## ")[0]
     assert re.findall(r"\*\*(\w+)\*\*", made) == ["construct", "pretrain", "tune", "distill"]
     assert "512 shared neurons" in made
-    assert "16 experts of 64 neurons, 4 of them per token" in made
+    assert "32 experts of 32 neurons, 7 of them per token" in made
     data = card.text.split("## Data")[1].split("## ")[0]
     assert "| speeches | 250 |" in data
     assert "evaluation only" in next(line for line in data.splitlines() if "speeches" in line)
@@ -114,6 +115,17 @@ def test_the_text_tells_stages_data_and_limits(loaded):
     assert "secret-place" not in card.content
     digest = files.sha256(paths.folder("tune", "activation") / "manifest.json")
     assert digest in card.text
+
+
+def test_layers_left_dense_are_named(loaded, tmp_path, monkeypatch):
+    shutil.copytree(Path(), tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    path = paths.folder("construct", "activation") / manifest.NAME
+    made = json.loads(path.read_text())
+    assert "each FFN was cut" in exported(loaded)[1].text
+    made["metrics"]["dense_layers"] = [0, 29]
+    path.write_text(json.dumps(made))
+    assert "each FFN outside of the dense layers (0, 29) was cut" in exported(loaded)[1].text
 
 
 def test_a_constructed_model_saw_no_conversations_and_was_not_trained(loaded):

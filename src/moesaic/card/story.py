@@ -98,9 +98,11 @@ def _construct(experts: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     refit = (
         "" if experts["reconstruct"] == "none" else f", down projections refitted ({experts['reconstruct']})"
     )
+    whole = ", ".join(map(str, metrics.get("dense_layers", [])))
+    kept = f" outside of the dense layers ({whole})" if whole else ""
     tokens = f"; statistics of {experts['calibration']['tokens']:,} tokens"
     return (
-        f"**construct**: each FFN was cut into {shared}{metrics['experts']} experts of {metrics['neurons']} neurons, {metrics['per_token']} of them per token "
+        f"**construct**: each FFN{kept} was cut into {shared}{metrics['experts']} experts of {metrics['neurons']} neurons, {metrics['per_token']} of them per token "
         f"(split `{experts['split']}`, router `{experts['router']}`, weights `{experts['scale']}`{refit}{tokens}). With all experts on, the logits are the parent's "
         f"to within {metrics['equivalence_error']:.0e}."
     )
