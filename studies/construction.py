@@ -22,7 +22,8 @@ METHODS = [
     "random",
     "activation by rate, 2 of 6, representative router (CMoE)",
     "activation by rate, 2 of 6 beside shared",
-    "activation (default)",
+    "activation, two thirds of what runs shared",
+    "activation, first layer left dense (default)",
 ]
 TOKENS = 10240
 
