@@ -155,8 +155,8 @@ def test_rows_and_verdict_are_the_scores(made):
     assert row["accuracy"]["ci_low"] == scores["mc/average", "acc"]["ci_low"]
     assert row["load_cv"]["value"] == scores["routing/load_cv", "load_cv"]["value"]
     assert row["speed_ratio"] == pytest.approx(1750 / 1500, abs=1e-6)
-    # 384 shared neurons and 1 of 6 experts of 192, of 1536
-    assert row["active_ffn"] == pytest.approx((384 + 192) / 1536)
+    # 512 shared neurons and 1 of 32 experts of 32, of 1536
+    assert row["active_ffn"] == pytest.approx((512 + 32) / 1536)
     assert rows["random/pretrain"]["active_ffn"] == pytest.approx(0.5)
     change = 100 * (bits["value"] / parent_bits["value"] - 1)
     for part in (
