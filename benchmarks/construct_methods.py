@@ -65,7 +65,8 @@ def shape(kind: str, active: float, width: int) -> dict[str, Any]:
 
     equal: 8 experts. shared: half of the active neurons always on, 2 of the rest. fine: two thirds always on, experts of a 24th of the FFN.
     copies: of the whole FFN, 4 pieces each, twice. overlap: experts a third or more wider than an eighth, for sharing-inner. control: always the same.
-    one-dense: the first layer runs whole, the others a little less than the share, so that the mean over SmolLM2's 30 layers is below it. ends-dense: the first and last five of its layers run whole, the others 62.5 % (75 % in all only).
+    one-dense: the first layer runs whole, the others a little less than the share, so that the mean over SmolLM2's 30 layers is below it.
+    ends-dense: the first and last five of its layers run whole, the others 62.5 % (75 % in all only).
     """
     on, quarters = round(active * width), round(4 * active)
     if kind == "control":

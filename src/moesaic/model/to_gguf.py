@@ -162,19 +162,14 @@ def tensors(model: Any) -> Iterator[Entry]:
         if glm:
             for name, module in (("q", attention.q_proj), ("k", attention.k_proj), ("v", attention.v_proj)):
                 zeros = module.weight.new_zeros(len(module.weight))
-                yield Entry(
-                    f"{at}.attn_{name}.bias", tuple(zeros.shape), partial(Tensor.clone, zeros), exact=True
-                )
+                yield entry(f"{at}.attn_{name}", zeros, exact=True, kind="bias")
         if part is None:
             for name in ("gate", "up", "down"):
                 yield entry(f"{at}.ffn_{name}", getattr(layer.mlp, f"{name}_proj").weight)
             continue
         yield entry(f"{at}.ffn_gate_inp", part.router.weight, exact=True)
         if glm:
-            bias_E = part.router.e_score_correction_bias
-            yield Entry(
-                f"{at}.exp_probs_b.bias", tuple(bias_E.shape), partial(Tensor.clone, bias_E), exact=True
-            )
+            yield entry(f"{at}.exp_probs_b", part.router.e_score_correction_bias, exact=True, kind="bias")
         gate_EMD, up_EMD = part.experts.gate_up_proj.chunk(2, dim=1)
         yield entry(f"{at}.ffn_gate_exps", gate_EMD)
         yield entry(f"{at}.ffn_up_exps", up_EMD)
@@ -188,9 +183,9 @@ def tensors(model: Any) -> Iterator[Entry]:
         yield entry("output", model.lm_head.weight)
 
 
-def entry(name: str, weight: Tensor, exact: bool = False) -> Entry:
+def entry(name: str, weight: Tensor, exact: bool = False, kind: str = "weight") -> Entry:
     """A tensor that is stored as the model holds it."""
-    return Entry(f"{name}.weight", tuple(weight.shape), lambda: weight, exact)
+    return Entry(f"{name}.{kind}", tuple(weight.shape), lambda: weight, exact)
 
 
 def pairs(weight_ID: Tensor, heads: int, head: int) -> Tensor:
