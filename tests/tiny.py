@@ -57,3 +57,19 @@ def tiny_moe(folder: Path, model=None, text=None, seed: int = 0, **settings):
     (folder / "work").mkdir(exist_ok=True)
     text = tiny_text() if text is None else text
     return construct.convert(LazyModel(folder / "dense"), merged, text, seed, folder / "moe", folder / "work")
+
+
+def loss_changes(model, text):
+    """(block, layer, h dL/dh [T, F]) on the blocks that fits may use, by hooks and autograd on the ordinary model."""
+    kept = {}
+    for index, layer in enumerate(model.model.layers):
+        layer.mlp.down_proj.register_forward_pre_hook(
+            lambda _m, inputs, index=index: kept.update({index: inputs[0]})
+        )
+    for row in range(text.fitted):
+        ids = text.ids_NT[row : row + 1]
+        logits = model(input_ids=ids).logits[0, :-1]
+        loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum")
+        gradients = torch.autograd.grad(loss, [kept[index] for index in sorted(kept)])
+        for index, gradient in enumerate(gradients):
+            yield row, index, (kept[index] * gradient)[0].detach()

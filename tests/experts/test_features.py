@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import tiny_llama, tiny_moe, tiny_text
+from tiny import loss_changes, tiny_llama, tiny_moe, tiny_text
 
 from moesaic.errors import InputError
 from moesaic.experts import calibration, clusters
@@ -69,21 +69,10 @@ def test_gradients_equal_autograd_on_the_whole_model(tmp_path):
     text = tiny_text(6, 16)
     cluster = torch.tensor([0, 1, 1, 0])
     found = by_gradients(tmp_path, text, cluster, 2)
-    kept = {}
-    for index, block in enumerate(model.model.layers):
-        block.mlp.down_proj.register_forward_pre_hook(
-            lambda _m, inputs, index=index: kept.update({index: inputs[0]})
-        )
     expected, squares = torch.zeros(3, 2, 96), torch.zeros(3, 96)
-    for row in range(4):
-        ids = text.ids_NT[row : row + 1]
-        logits = model(input_ids=ids).logits[0, :-1]
-        loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum")
-        gradients = torch.autograd.grad(loss, [kept[i] for i in range(3)])
-        for index in range(3):
-            change = (kept[index] * gradients[index]).detach()
-            expected[index, cluster[row]] += change.abs().sum(dim=(0, 1))
-            squares[index] += change.square().sum(dim=(0, 1))
+    for row, layer, change_TF in loss_changes(model, text):
+        expected[layer, cluster[row]] += change_TF.abs().sum(dim=0)
+        squares[layer] += change_TF.square().sum(dim=0)
     for index in range(3):
         assert torch.allclose(found[index].importance_CF, expected[index] / 32, rtol=1e-3, atol=1e-6)
         assert torch.allclose(found[index].sensitivity_F, squares[index] / 64, rtol=1e-3, atol=1e-7)

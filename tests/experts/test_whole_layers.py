@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from tiny import tiny_llama, tiny_moe, tiny_text
+from tiny import loss_changes, tiny_llama, tiny_moe, tiny_text
 
 from moesaic.experts import walk, whole_layers
 from moesaic.model import families
@@ -16,21 +16,11 @@ FITTED = {
 
 
 def costs_by_autograd(model, text, shared):
-    """The same sum from hooks on the ordinary model, over the blocks that fits may use."""
+    """The same sum from the ordinary model."""
     found = [torch.zeros(96) for _ in model.model.layers]
-    kept = {}
-    for index, block in enumerate(model.model.layers):
-        block.mlp.down_proj.register_forward_pre_hook(
-            lambda _m, inputs, index=index: kept.update({index: inputs[0]})
-        )
-    tokens = 0
-    for row in range(text.fitted):
-        ids = text.ids_NT[row : row + 1]
-        logits = model(input_ids=ids).logits[0, :-1]
-        loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum")
-        for index, gradient in enumerate(torch.autograd.grad(loss, list(kept.values()))):
-            found[index] += (kept[index] * gradient)[0].square().sum(0).detach()
-        tokens += ids.shape[1]
+    for _, layer, change_TF in loss_changes(model, text):
+        found[layer] += change_TF.square().sum(0)
+    tokens = text.fitted * text.ids_NT.shape[1]
     return [float(item.sort().values[: 96 - shared].sum()) / tokens for item in found]
 
 

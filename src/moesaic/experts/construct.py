@@ -25,7 +25,7 @@ from moesaic.experts import (
     splits,
     walk,
     whole_layers,
-)  # fmt: skip
+)
 from moesaic.experts.assignment import Sizes
 from moesaic.experts.build import Builder
 from moesaic.experts.trace import Trace
