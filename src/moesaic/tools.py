@@ -142,6 +142,11 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("--config", default="config/config.yaml", help="of the run")
     parser.add_argument("--variant", required=True, help="which variant of the configuration")
     parser.add_argument("--stage", required=True, help="which of its models")
+    parser.add_argument(
+        "--untied",
+        action="store_true",
+        help="with an output matrix of its own, for engines that know no tied embeddings (vLLM and glm4_moe)",
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=SET)
     parser.set_defaults(call=_export)
 
@@ -149,7 +154,7 @@ def _add_export(commands: Any) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     from moesaic.card import export
 
-    export.run(load(arguments), arguments.variant, arguments.stage, arguments.out)
+    export.run(load(arguments), arguments.variant, arguments.stage, arguments.out, arguments.untied)
 
 
 def _add_compare(commands: Any) -> None:

@@ -8,7 +8,7 @@ from tiny import VOCABULARY, tiny_llama
 
 from moesaic.errors import InputError, Interrupted
 from moesaic.flow import signals
-from moesaic.generate import parts, sample, score
+from moesaic.generate import decode, parts, sample, score
 from moesaic.generate.decode import Decoding
 from moesaic.generate.sample import Plan, Prompt
 
@@ -120,7 +120,7 @@ def test_sampling_is_the_same_killed_sharded_or_in_other_batches(tmp_path, llama
     assert [item["id"] for item in whole] == [prompt.id for prompt in asked]
     assert all(len(item["answers"]) == 3 for item in whole)
     calls = []
-    real = sample.decode
+    real = decode.decode
 
     def dying(*args, **kwargs):
         calls.append(1)
@@ -128,7 +128,7 @@ def test_sampling_is_the_same_killed_sharded_or_in_other_batches(tmp_path, llama
             raise Killed
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(sample, "decode", dying)
+    monkeypatch.setattr(decode, "decode", dying)
     for _ in range(2):
         with pytest.raises(Killed):
             sample.answer(llama, Words(), "m", asked, plan(), "s", tmp_path / "b")

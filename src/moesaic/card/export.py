@@ -10,6 +10,7 @@ from moesaic.card import metadata, text
 from moesaic.card import parent as parents
 from moesaic.errors import InputError
 from moesaic.flow import files, manifest, paths
+from moesaic.model import untie
 from moesaic.model.adapters import beside
 from moesaic.report.gather import Gathered, Point, gather
 from moesaic.schema import Config
@@ -18,8 +19,11 @@ log = logging.getLogger("moesaic.export")
 CARD = "README.md"
 
 
-def run(config: Config, variant: str | None, stage: str | None, out: Path) -> Path:
+def run(config: Config, variant: str | None, stage: str | None, out: Path, untied: bool = False) -> Path:
     """Copy the model of a stage to `out`, its files checked, and write README.md into it.
+
+    Args:
+        untied: with an output matrix of its own (model/untie.py).
 
     Raises:
         InputError: the variant or the stage is unknown or not finished, a file is damaged, or `out` exists.
@@ -38,7 +42,10 @@ def run(config: Config, variant: str | None, stage: str | None, out: Path) -> Pa
         raise InputError(f"{paths.folder(stage, variant)}: not finished; run the {stage} step first")
     manifest.verify(point.model)
     with files.atomic_path(out) as folder:
-        shutil.copytree(point.model.folder / "model", folder)
+        if untied:
+            untie.write(point.model.folder / "model", folder)
+        else:
+            shutil.copytree(point.model.folder / "model", folder)
         if beside.needed(point.model):
             shutil.copytree(point.model.folder / beside.FOLDER, folder / beside.FOLDER)
         (folder / CARD).write_text(card(config, found, point), encoding="utf-8")

@@ -7,6 +7,7 @@ student answers anew in each round. Both write `answers.jsonl`, one {id, source,
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from moesaic import config
@@ -30,13 +31,15 @@ def teacher(context: Context) -> Result:
     """The teacher's answers, of one shard."""
     step = context.inputs["teacher-model"]
     model = stage.load_stage_model(step)
-    return _answers(context, model, sample.model_digest(step), step, round_number=0)
+    return _answers(context, model, sample.model_digest(step), step, 0, step.folder / "model")
 
 
 def student(context: Context) -> Result:
     """The student's answers in one round, of one shard."""
     model, digest = load_student(context)
-    return _answers(context, model, digest, context.inputs["student"], context.settings["round"])
+    step = context.inputs["student"]
+    folder = None if context.settings["student"] else step.folder / "model"  # None: cut out of it, in memory
+    return _answers(context, model, digest, step, context.settings["round"], folder)
 
 
 def load_student(context: Context) -> tuple[Any, str]:
@@ -52,7 +55,9 @@ def load_student(context: Context) -> tuple[Any, str]:
     return made, config.digest([digest, own])
 
 
-def _answers(context: Context, model: Any, digest: str, step: Manifest, round_number: int) -> Result:
+def _answers(
+    context: Context, model: Any, digest: str, step: Manifest, round_number: int, folder: Path | None
+) -> Result:
     own, where = context.settings["samples"], context.settings
     found, long = questions.read(
         context.inputs["chat"], "train", own["sources"], own["prompts"], own["max_prompt"]
@@ -60,10 +65,11 @@ def _answers(context: Context, model: Any, digest: str, step: Manifest, round_nu
     prompts = [sample.Prompt(item.id, item.prompt) for item in found]
     plan = sample.Plan(
         decode.Decoding.of(own), own["answers"], where["seed"] * 1000 + round_number, own["batch"], own["part"], where["shard"],
-        where["shards"],
+        where["shards"], own["engine"],
     )  # fmt: skip
     tokenizer = load_tokenizer(step.folder / "model")
-    made = sample.answer(model.to(decode.device()), tokenizer, digest, prompts, plan, context.name)
+    model = model.to(decode.device())
+    made = sample.answer(model, tokenizer, digest, prompts, plan, context.name, folder=folder)
     by_id = {item.id: item for item in found}
     records = [
         {**record, "source": by_id[record["id"]].source, "prompt": by_id[record["id"]].prompt}

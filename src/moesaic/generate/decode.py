@@ -93,7 +93,7 @@ def decode(
     draws = len(seeds[0])
     assert all(len(item) == draws for item in seeds), "every prompt needs the same number of seeds"
     longest = max(len(item) for item in prompts)
-    _check_context(model, longest, how.new_tokens)
+    check_context(model, longest, how.new_tokens)
     where = model.device
     ids_PT = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=where)
     mask_PT = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=where)
@@ -169,7 +169,8 @@ def uniform(seed: int, count: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(seed)).random(count)
 
 
-def _check_context(model: Any, prompt: int, new: int) -> None:
+def check_context(model: Any, prompt: int, new: int) -> None:
+    """Refuse prompts that with their answer are longer than the model's context."""
     most = getattr(model.config, "max_position_embeddings", None)
     if most is not None and prompt + new > most:
         raise InputError(

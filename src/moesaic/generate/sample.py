@@ -1,5 +1,6 @@
 """Several answers to each of many prompts, as records that survive a kill (parts.py)."""
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +14,8 @@ from moesaic.errors import InputError
 from moesaic.flow import files, manifest
 from moesaic.flow.manifest import Manifest
 from moesaic.generate import parts
-from moesaic.generate.decode import Decoding, decode, end_tokens
+from moesaic.generate.decode import Decoding, end_tokens
+from moesaic.generate.engines import ENGINES, Engine
 
 VERSION = 1
 """Raised when the same settings give other answers."""
@@ -42,6 +44,8 @@ class Plan:
     """Prompts between two saved files."""
     shard: int = 0
     shards: int = 1
+    engine: str = "transformers"
+    """What decodes (engines.py)."""
 
 
 def chat_prompt(tokenizer: Any, question: str) -> list[int]:
@@ -62,33 +66,38 @@ def chat_prompt(tokenizer: Any, question: str) -> list[int]:
 
 def answer(
     model: Any, tokenizer: Any, model_digest: str, prompts: Sequence[Prompt], plan: Plan, name: str,
-    cache: Path = parts.CACHE,
+    cache: Path = parts.CACHE, folder: Path | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Records {id, answers: [{ids, finished, text}]} of this shard's prompts, in order.
 
     Args:
         model_digest: of the model's manifest; with the prompts and the decoding it names the answers.
+        folder: the model's checkpoint, for an engine that reads it; None: it is in memory only.
 
     Raises:
-        Interrupted: asked to stop; what was made is kept. InputError: see decode.decode.
+        Interrupted: asked to stop; what was made is kept. InputError: see decode.decode and engine_vllm.Vllm.
     """
     ends = end_tokens(model, tokenizer)
     identity = {
         "what": "answers", "version": VERSION, "model": model_digest, "decoding": asdict(plan.decoding), "draws": plan.draws,
         "seed": plan.seed, "prompts": digest(prompts),
     }  # fmt: skip
+    if plan.engine != "transformers":
+        identity["engine"] = plan.engine
     keys = [prompt.id for prompt in prompts]
+    longest = max(len(prompt.ids) for prompt in prompts)
+    engine: Engine = ENGINES[plan.engine](model, folder, longest, plan.decoding.new_tokens, plan.batch)
     work = parts.Work(name, "prompts", identity, keys, plan.part, plan.shard, plan.shards, cache)
 
     def one(rows: range) -> list[dict[str, Any]]:
         # Prompts of like length together, so that little is padded; a piece is always decoded as a whole, in the same batches.
         order = sorted(rows, key=lambda i: (-len(prompts[i].ids), i))
-        each = max(1, plan.batch // plan.draws)
+        each = len(order) if engine.whole else max(1, plan.batch // plan.draws)
         found: dict[int, dict[str, Any]] = {}
         for begin in range(0, len(order), each):
             group = order[begin : begin + each]
             seeds = [[seed_of(plan.seed, prompts[i].id, draw) for draw in range(plan.draws)] for i in group]
-            made = decode(model, [prompts[i].ids for i in group], seeds, plan.decoding, ends)
+            made = engine.decode([prompts[i].ids for i in group], seeds, plan.decoding, ends)
             for i, answers in zip(group, made, strict=True):
                 listed = [
                     {"ids": item.ids, "finished": item.finished, "text": tokenizer.decode(item.ids, skip_special_tokens=True)}
@@ -97,7 +106,8 @@ def answer(
                 found[i] = {"id": prompts[i].id, "answers": listed}
         return [found[i] for i in rows]
 
-    return parts.make(work, one)
+    with contextlib.closing(engine):
+        return parts.make(work, one)
 
 
 def seed_of(seed: int, prompt: str, draw: int) -> int:

@@ -163,9 +163,12 @@ def _rate(
         by_key = _expected(tokenizer, model, digest, asked, own["batch"], context.name)
     else:
         plan = sample.Plan(
-            decode.Decoding.of(own), own["ratings"], context.settings["seed"], own["batch"], own["part"]
-        )
-        rated = sample.answer(model, tokenizer, digest, asked, plan, f"{context.name}: critic")
+            decode.Decoding.of(own), own["ratings"], context.settings["seed"], own["batch"], own["part"],
+            engine=own["engine"],
+        )  # fmt: skip
+        rated = sample.answer(
+            model, tokenizer, digest, asked, plan, f"{context.name}: critic", folder=context.inputs["model"].folder / "model"
+        )  # fmt: skip
         by_key = {
             record["id"]: [rubric.parse(answer["text"]) for answer in record["answers"]] for record in rated
         }

@@ -36,9 +36,11 @@ def run(context: Context) -> Result:
     plan = sample.Plan(
         decode.Decoding.of(own), own["answers"], context.settings["seed"] * 1000 + context.settings["round"], own["batch"],
         own["part"], context.settings["shard"], context.settings["shards"],
+        own["engine"],
     )  # fmt: skip
     model = stage.load_stage_model(model_step).to(decode.device())
-    records = sample.answer(model, tokenizer, sample.model_digest(model_step), asked, plan, context.name)
+    digest, folder = sample.model_digest(model_step), model_step.folder / "model"
+    records = sample.answer(model, tokenizer, digest, asked, plan, context.name, folder=folder)
     prompts = {item.id: item.ids for item in asked}
     files.write_lines(
         context.out / ANSWERS, [{**record, "prompt": prompts[record["id"]]} for record in records]

@@ -23,6 +23,8 @@ class Sampling(Strict):
     """Longer questions are left out and counted."""
     batch: Positive = 40
     """Sequences decoded at once; changes nothing but speed and memory."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What decodes; vllm: in a process and environment of its own, on a GPU (docs/howto/vllm.md)."""
     part: Positive = 64
     """Questions between two saved files: what a kill costs at most."""
     shards: Positive = 1
@@ -45,6 +47,8 @@ class Rubric(Strict):
     """Most tokens of a rating."""
     batch: Positive = 40
     """As in sampling."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """As in sampling; of sampled ratings."""
     part: Positive = 64
     """Answers between two saved files."""
     template: str | None = None

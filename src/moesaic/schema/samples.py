@@ -26,6 +26,8 @@ class Samples(Strict):
     """Longer questions are left out and counted."""
     batch: Positive = 32
     """Sequences decoded at once; changes nothing but speed and memory."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What decodes; vllm: in a process and environment of its own, on a GPU (docs/howto/vllm.md)."""
     part: Positive = 64
     """Questions between two saved files: what a kill costs at most."""
     shards: Positive = 1
