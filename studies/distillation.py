@@ -3,6 +3,7 @@
     snakemake --profile profiles/local results/dense/manifest.json results/prepare/tokens/manifest.json
     python studies/distillation.py --steps 60 --seeds 0 1 2          # one JSON line per finished run; killed, it goes on where it stopped
     python studies/distillation.py --table                           # means and 95 % intervals over the seeds
+    python studies/distillation.py --table --plot docs/studies/distillation --steps 60
     python studies/distillation.py --offline --rows 4                # training loss beside the resident teacher and from its top-64 cache
 
 All runs of a seed see the same rows in the same order. They are runs of the workflow's own steps, so checkpoints, resume and telemetry are its own.
@@ -220,6 +221,28 @@ def table(arguments: Any) -> None:
             for key in FIGURES
         ]
         print(f"| {name} | {steps} | {len(items)} | " + " | ".join(cells) + " |")
+    if arguments.plot:
+        plot(arguments)
+
+
+def plot(arguments: Any) -> None:
+    """Bits per byte and the divergences from the teacher of the runs of --steps, as NAME-bits.svg and NAME-kl.svg."""
+    found = [
+        item | {"method": item["loss"]}
+        for item in common.rows(arguments.out)
+        if item["steps"] == arguments.steps
+    ]
+    means = {
+        name: statistics.mean(item["bits_per_byte"] for item in found if item["method"] == name)
+        for name in {item["method"] for item in found}
+    }
+    names = sorted(means, key=means.__getitem__)
+    bits = {"bits_per_byte": "trained domains", "held_out_bits_per_byte": "held-out domain"}
+    common.dots(
+        found, names, bits, "bits per byte", arguments.plot.with_name(f"{arguments.plot.name}-bits.svg")
+    )
+    kl = {"forward_kl": "KL(teacher, student)", "reverse_kl": "KL(student, teacher)"}
+    common.dots(found, names, kl, "nats per token", arguments.plot.with_name(f"{arguments.plot.name}-kl.svg"))
 
 
 @torch.no_grad()
@@ -318,6 +341,9 @@ def main() -> None:
     parser.add_argument("--layer", type=int, default=14, help="--offline: layer that the student lacks")
     parser.add_argument("--keep", action="store_true", help="keep the trained models")
     parser.add_argument("--table", action="store_true")
+    parser.add_argument(
+        "--plot", type=Path, metavar="NAME", help="with --table: NAME-bits.svg and NAME-kl.svg"
+    )
     parser.add_argument("--offline", action="store_true")
     arguments = parser.parse_args()
     table(arguments) if arguments.table else offline(arguments) if arguments.offline else study(arguments)
