@@ -49,6 +49,7 @@ bench: .venv/.done  ## one script per claim, then docs/benchmarks.md; under 20 m
 	python benchmarks/layer.py --repetitions 5
 	python benchmarks/layer.py --widths 2048 --repetitions 5 --out benchmarks/results/layer-2048.json
 	python benchmarks/step.py --layers 8
+	python benchmarks/decode.py
 	python benchmarks/workflow.py
 	python benchmarks/packing.py --rows 8 --steps 5
 	python benchmarks/evaluate.py --items 8

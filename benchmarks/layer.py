@@ -4,7 +4,7 @@
     python benchmarks/layer.py --widths 2048 --out benchmarks/results/layer-2048.json        # seconds a pass
 
 Candidates: the dense FFN, transformers' eager and grouped backends, ours (`moesaic.model.sorted_experts`); float32, even and skewed routing, random weights.
-Ideal: dense time times the share of neurons that run. Repetitions alternate; a candidate's ratio to the dense FFN is taken within each, then the median, wall clock.
+Ideal: dense time times the share of neurons that run. Repetitions alternate, each after a pass that is not timed; a candidate's ratio to the dense FFN is taken within each, then the median, wall clock.
 Processor time is told beside it, which other work on the machine changes less. batched_mm is not timed: 28 to 34 times the dense FFN at 256 tokens.
 """
 
@@ -61,6 +61,7 @@ def measure(
     work: dict[str, list[float]] = {name: [] for name in modules}
     for turn in range(repetitions + 1):
         for name in list(modules)[:: 1 if turn % 2 else -1]:
+            passed(modules[name], x_TD, index_TK, weight_TK, backward)  # its memory and caches, as among layers of one kind
             began, used = time.perf_counter(), time.process_time()
             for _ in range(passes):
                 passed(modules[name], x_TD, index_TK, weight_TK, backward)

@@ -102,6 +102,16 @@ def step(raw: Any) -> list[str]:
     return lines
 
 
+def generation(raw: Any) -> list[str]:
+    """benchmarks/decode.py."""
+    rows = [
+        f"| {row['shape']} | {row['batch']} | {spread(row['of_dense'])} | {spread(row['of_grouped_mm'])} |"
+        for row in raw["rows"]
+    ]
+    head = "| experts | sequences at once | new tokens/s: ours / dense parent | ours / transformers' grouped_mm |"
+    return table(head, rows)
+
+
 def workflow(raw: Any) -> list[str]:
     """benchmarks/workflow.py."""
     rows = [
@@ -138,6 +148,7 @@ SECTIONS: list[tuple[str, str, str, Callable[[Any], list[str]]]] = [
     ("Experts of one layer, width 576", "layer.json", "python benchmarks/layer.py --repetitions 5", layer),
     ("Experts of one layer, width 2048", "layer-2048.json", "python benchmarks/layer.py --widths 2048 --repetitions 5 --out benchmarks/results/layer-2048.json", layer),
     ("A training step", "step.json", "python benchmarks/step.py --layers 8", step),
+    ("Generation", "decode.json", "python benchmarks/decode.py", generation),
     ("The workflow itself", "workflow.json", "python benchmarks/workflow.py", workflow),
     ("Preparation", "prepare.json", "python benchmarks/prepare.py", prepare),
     ("Packed conversations", "packing.json", "python benchmarks/packing.py --rows 8 --steps 5", faster("Packed beside padded")),

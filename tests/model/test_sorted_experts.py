@@ -66,13 +66,18 @@ def inputs(kind, dtype=torch.float64):
 
 
 @pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize("tile", [sorted_experts.TILE, 5])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
-def test_output_and_gradients_equal_the_formula_in_float64(kind, dtype, tolerance):
+def test_output_and_gradients_equal_the_formula_in_float64(kind, dtype, tolerance, tile, monkeypatch):
+    monkeypatch.setattr(sorted_experts, "TILE", tile)
     exact, own = inputs(kind), inputs(kind, dtype)
     wanted, found = plain(*exact), sorted_experts.run(*own)
     torch.testing.assert_close(found.double(), wanted, rtol=tolerance, atol=10 * tolerance)
-    with torch.no_grad():  # nothing is kept: other buffers, and a way of its own for one token
-        torch.testing.assert_close(sorted_experts.run(*own), found.detach(), rtol=tolerance, atol=tolerance)
+    for small in (sorted_experts.SMALL, 0):  # all experts at once, then one after the other
+        monkeypatch.setattr(sorted_experts, "SMALL", small)
+        with torch.no_grad():  # nothing is kept: other buffers, and a way of its own for one token
+            again = sorted_experts.run(*own)
+        torch.testing.assert_close(again, found.detach(), rtol=tolerance, atol=tolerance)
     slope = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     (found * slope.to(dtype)).sum().backward()
     if kind == "no token":  # the plain sum has no graph then
@@ -200,12 +205,28 @@ def test_it_hands_over_what_it_is_not_made_for(moe, monkeypatch):
     del experts._apply_gate
     moe.set_experts_implementation("sorted")
     with torch.no_grad():
-        experts(x, index, weight)  # few rows per expert
-        assert called == []
+        experts(x, index, weight)  # few rows per expert, and experts so small that all run at once
+        with monkeypatch.context() as large:
+            large.setattr(sorted_experts, "SMALL", 0)
+            experts(x, index, weight)
+            assert called == [3], "few rows of large experts go to the grouped backend"
         experts(x[:1], index[:1], weight[:1])
         experts(x[:1].repeat(32, 1), index[:1].repeat(32, 1), weight[:1].repeat(32, 1))
     experts(x, index, weight)
-    assert called == [1, 32, 3]
+    assert called == [3, 1, 32, 3]
+
+
+@pytest.mark.parametrize(
+    ("experts", "width", "neurons", "slots", "expected"),
+    [
+        (16, 576, 96, 64, True),  # SmolLM2, 16 tokens
+        (16, 576, 96, 8, False),  # two tokens reach half of the experts
+        (16, 576, 96, 4096, False),  # enough rows for a product of each expert's own
+        (16, 2048, 352, 64, False),  # reading an expert's weights costs more than calling it
+    ],
+)
+def test_all_experts_at_once_only_where_they_are_small_and_rows_few(experts, width, neurons, slots, expected):
+    assert sorted_experts.together(torch.empty(experts, width, neurons, device="meta"), slots) == expected
 
 
 def test_the_choice_by_device_is_logged_and_can_be_overridden(moe, caplog, tmp_path):

@@ -19,17 +19,22 @@ NAME = "sorted"
 TYPES = (torch.float32, torch.float64)
 FEW = 16
 """Below so many token slots per expert the loop's own cost shows: without gradients the grouped backend, whose loop is not Python's, is as fast or faster."""
+SMALL, WORK = 700_000, 5_000_000
+"""Weights of one expert, and weights times token slots per expert, below which a loop over experts costs more than the products it saves."""
+
+TILE = 4096
+"""Tokens of one pass: the rows of more fall out of the caches between product and sum."""
 
 
 def forward(module: Any, x_TD: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
     """The experts' output [T, D] of a stock experts module: sum over k of weight_k * down(silu(gate x) * up x).
 
-    Few tokens, and what it is not made for (a GPU, autocast, half precision, another activation, biases, dropout hooked into the experts) goes to transformers'
+    Few tokens go through all experts at once where these are small. Other few tokens, and what it is not made for (a GPU, autocast, half precision, another activation, biases, dropout hooked into the experts) goes to transformers'
     grouped backend.
     """
     slots, one = index_TK.numel(), len(x_TD) == 1
     few = not torch.is_grad_enabled() and not one and slots < FEW * module.num_experts
-    if few or not possible(module, x_TD):
+    if (few and not together(module.down_proj, slots)) or not possible(module, x_TD):
         from transformers.integrations.moe import grouped_mm_experts_forward
 
         found: Tensor = grouped_mm_experts_forward(module, x_TD, index_TK, weight_TK)
@@ -53,16 +58,29 @@ def possible(module: Any, x_TD: Tensor) -> bool:
     return plain and stock and layout and not more and isinstance(module.act_fn, (SiLUActivation, nn.SiLU))
 
 
+def together(down_EDM: Tensor, slots: int) -> bool:
+    """Whether all experts in two products are faster than one after the other: small ones with few token slots, which reach about every expert."""
+    experts, width, neurons = down_EDM.shape
+    weights = 3 * width * neurons
+    return experts <= slots and weights < SMALL and slots * weights < WORK * experts
+
+
 def run(x_TD: Tensor, gate_up_EFD: Tensor, down_EDM: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
     """Output [T, D] of SwiGLU experts.
 
     Args:
         gate_up_EFD: gates above ups, F = 2M. index_TK: experts of each token, each at most once. weight_TK: of their outputs.
     """
-    if len(x_TD) == 1 and not torch.is_grad_enabled():
-        return _one(x_TD[0], gate_up_EFD, down_EDM, index_TK[0], weight_TK[0])[None]
-    found: Tensor = _Sorted.apply(x_TD, gate_up_EFD, down_EDM, weight_TK.to(x_TD.dtype), index_TK)
-    return found
+    if not torch.is_grad_enabled():
+        if len(x_TD) == 1:
+            return _one(x_TD[0], gate_up_EFD, down_EDM, index_TK[0], weight_TK[0])[None]
+        if together(down_EDM, index_TK.numel()):
+            return _together(x_TD, gate_up_EFD, down_EDM, index_TK, weight_TK)
+    tiles = zip(x_TD.split(TILE), weight_TK.to(x_TD.dtype).split(TILE), index_TK.split(TILE), strict=True)
+    found = [
+        _Sorted.apply(x_ND, gate_up_EFD, down_EDM, weight_NK, index_NK) for x_ND, weight_NK, index_NK in tiles
+    ]
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def _one(x_D: Tensor, gate_up_EFD: Tensor, down_EDM: Tensor, index_K: Tensor, weight_K: Tensor) -> Tensor:
@@ -72,6 +90,18 @@ def _one(x_D: Tensor, gate_up_EFD: Tensor, down_EDM: Tensor, index_K: Tensor, we
         gate_M, up_M = torch.mv(gate_up_EFD[expert], x_D).chunk(2)
         out_D.addmv_(down_EDM[expert], functional.silu(gate_M).mul_(up_M), alpha=weight)
     return out_D
+
+
+def _together(
+    x_TD: Tensor, gate_up_EFD: Tensor, down_EDM: Tensor, index_TK: Tensor, weight_TK: Tensor
+) -> Tensor:
+    """All experts on all tokens, where a weight of zero leaves out those that were not chosen: the work of the dense FFN, at its speed."""
+    experts, width, neurons = down_EDM.shape
+    both_TEF = (x_TD @ gate_up_EFD.view(-1, width).T).view(len(x_TD), experts, 2 * neurons)
+    gate_TEM, up_TEM = both_TEF.chunk(2, dim=2)
+    weight_TE = x_TD.new_zeros(len(x_TD), experts).scatter_(1, index_TK, weight_TK.to(x_TD.dtype))
+    h_TEM = functional.silu(gate_TEM).mul_(up_TEM).mul_(weight_TE[:, :, None])
+    return torch.bmm(h_TEM.transpose(0, 1), down_EDM.transpose(1, 2)).sum(0)
 
 
 def _groups(counts: list[int]) -> list[tuple[int, int, int]]:
