@@ -143,9 +143,11 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("--variant", required=True, help="which variant of the configuration")
     parser.add_argument("--stage", required=True, help="which of its models")
     parser.add_argument(
-        "--untied",
-        action="store_true",
-        help="with an output matrix of its own, for engines that know no tied embeddings (vLLM and glm4_moe)",
+        "--for",
+        dest="engine",
+        choices=["transformers", "vllm"],
+        default="transformers",
+        help="vllm: add the tensors that its classes of glm4_moe and qwen2_moe ask for",
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=SET)
     parser.set_defaults(call=_export)
@@ -154,7 +156,7 @@ def _add_export(commands: Any) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     from moesaic.card import export
 
-    export.run(load(arguments), arguments.variant, arguments.stage, arguments.out, arguments.untied)
+    export.run(load(arguments), arguments.variant, arguments.stage, arguments.out, arguments.engine)
 
 
 def _add_compare(commands: Any) -> None:

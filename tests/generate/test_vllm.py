@@ -32,14 +32,16 @@ def wide_llama():
     return tiny_llama(hidden_size=64, num_attention_heads=2, num_key_value_heads=1)
 
 
-@pytest.fixture(scope="module", params=["dense", "mixtral", "glm4_moe"])
+@pytest.fixture(scope="module", params=["dense", "mixtral", "granitemoeshared", "qwen2_moe", "glm4_moe"])
 def saved(request, tmp_path_factory):
     place = tmp_path_factory.mktemp(request.param)
     if request.param == "dense":
         model = wide_llama()
         model.save_pretrained(place / "model")
         return model, place / "model"
-    shape = {"dense_layers": [0], "shared": 32} if request.param == "glm4_moe" else {}
+    shape = {"shared": 32} if request.param != "mixtral" else {}
+    if request.param in ("qwen2_moe", "glm4_moe"):
+        shape["dense_layers"] = [0]
     made = tiny_moe(
         place,
         tiny_llama(hidden_size=64, intermediate_size=160, num_attention_heads=2, num_key_value_heads=1),

@@ -10,7 +10,7 @@ from moesaic.card import metadata, text
 from moesaic.card import parent as parents
 from moesaic.errors import InputError
 from moesaic.flow import files, manifest, paths
-from moesaic.model import untie
+from moesaic.model import for_vllm
 from moesaic.model.adapters import beside
 from moesaic.report.gather import Gathered, Point, gather
 from moesaic.schema import Config
@@ -19,11 +19,13 @@ log = logging.getLogger("moesaic.export")
 CARD = "README.md"
 
 
-def run(config: Config, variant: str | None, stage: str | None, out: Path, untied: bool = False) -> Path:
+def run(
+    config: Config, variant: str | None, stage: str | None, out: Path, engine: str = "transformers"
+) -> Path:
     """Copy the model of a stage to `out`, its files checked, and write README.md into it.
 
     Args:
-        untied: with an output matrix of its own (model/untie.py).
+        engine: `vllm`: with every tensor that it asks for (model/for_vllm.py).
 
     Raises:
         InputError: the variant or the stage is unknown or not finished, a file is damaged, or `out` exists.
@@ -42,8 +44,8 @@ def run(config: Config, variant: str | None, stage: str | None, out: Path, untie
         raise InputError(f"{paths.folder(stage, variant)}: not finished; run the {stage} step first")
     manifest.verify(point.model)
     with files.atomic_path(out) as folder:
-        if untied:
-            untie.write(point.model.folder / "model", folder)
+        if engine == "vllm":
+            for_vllm.write(point.model.folder / "model", folder)
         else:
             shutil.copytree(point.model.folder / "model", folder)
         if beside.needed(point.model):

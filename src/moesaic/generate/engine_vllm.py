@@ -100,20 +100,20 @@ class Vllm:
         self._compare(sample, expected, folder)
 
     def _checkpoint(self) -> Path:
-        """Where vLLM reads the model: its own folder, or a temporary one for a model that is in memory only, or whose tied embeddings vLLM does not know."""
-        from moesaic.model import depth, untie
+        """Where vLLM reads the model: its own folder, or a temporary one for a model that is in memory only, or lacks what vLLM asks for."""
+        from moesaic.model import depth, for_vllm
 
         folder = self._folder
-        if folder is None or untie.needed(folder):
+        if folder is None or for_vllm.missing(folder):
             self._place = tempfile.TemporaryDirectory(prefix="moesaic-vllm-")
         if folder is None:
             assert self._place is not None
             folder = Path(self._place.name) / "model"
             depth.save(self._model, folder)
-        if untie.needed(folder):
+        if for_vllm.missing(folder):
             assert self._place is not None
-            untie.write(folder, Path(self._place.name) / "untied", link=True)
-            folder = Path(self._place.name) / "untied"
+            for_vllm.write(folder, Path(self._place.name) / "whole", link=True)
+            folder = Path(self._place.name) / "whole"
         return folder
 
     def _compare(self, sample: Sequence[Sequence[int]], expected: list[torch.Tensor], folder: Path) -> None:
