@@ -61,7 +61,9 @@ def measure(
     work: dict[str, list[float]] = {name: [] for name in modules}
     for turn in range(repetitions + 1):
         for name in list(modules)[:: 1 if turn % 2 else -1]:
-            passed(modules[name], x_TD, index_TK, weight_TK, backward)  # its memory and caches, as among layers of one kind
+            passed(
+                modules[name], x_TD, index_TK, weight_TK, backward
+            )  # its memory and caches, as among layers of one kind
             began, used = time.perf_counter(), time.process_time()
             for _ in range(passes):
                 passed(modules[name], x_TD, index_TK, weight_TK, backward)
