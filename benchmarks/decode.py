@@ -9,17 +9,16 @@ Random weights, prompts of 20 tokens, 16 new ones each, no answer ends early; ne
 
 import argparse
 import json
-import statistics
 import time
 from pathlib import Path
 from typing import Any
 
+import machine
+import random_moe
 import torch
 
-from moesaic.experts import sizes
 from moesaic.generate.decode import Decoding, decode
 from moesaic.model import execution, families
-from moesaic.schema import Experts
 
 SHAPES: dict[str, dict[str, Any]] = {
     "default": {"shared": 512, "experts": 32, "per_token": 7, "dense_layers": [0], "family": "glm4_moe"},
@@ -37,9 +36,7 @@ def model(parent: Path, settings: dict[str, Any] | None) -> Any:
     torch.manual_seed(0)
     if settings is None:
         return AutoModelForCausalLM.from_config(config).eval()
-    experts = Experts(**settings).model_dump(mode="json")
-    shape = sizes.shape(sizes.sizes(config.intermediate_size, experts), config.num_hidden_layers, experts)
-    family, _ = families.choose(shape, config, settings.get("family", "auto"))
+    family, shape = random_moe.architecture(config, settings)
     return families.build(family, config, shape).eval()
 
 
@@ -52,11 +49,6 @@ def speed(made: Any, backend: str | None, batch: int) -> float:
     began = time.perf_counter()
     decode(made, prompts, [[i] for i in range(batch)], Decoding(NEW), set())
     return batch * NEW / (time.perf_counter() - began)
-
-
-def spread(values: list[float]) -> list[float]:
-    """Median, lowest, highest."""
-    return [statistics.median(values), min(values), max(values)]
 
 
 def main() -> None:
@@ -85,7 +77,7 @@ def main() -> None:
                 "of_grouped_mm": [a / b for a, b in zip(found["sorted"], found["grouped_mm"], strict=True)],
             }
             rows.append(
-                {"shape": name, "batch": batch} | {key: spread(value) for key, value in pairs.items()}
+                {"shape": name, "batch": batch} | {key: machine.spread(value) for key, value in pairs.items()}
             )
             print(json.dumps(rows[-1]), flush=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

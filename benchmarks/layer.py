@@ -4,19 +4,20 @@
     python benchmarks/layer.py --widths 2048 --out benchmarks/results/layer-2048.json        # seconds a pass
 
 Candidates: the dense FFN, transformers' eager and grouped backends, ours (`moesaic.model.sorted_experts`); float32, even and skewed routing, random weights.
-Ideal: dense time times the share of neurons that run. Repetitions alternate, each after a pass that is not timed; a candidate's ratio to the dense FFN is taken within each, then the median, wall clock.
+Ideal: dense time times the share of neurons that run. Repetitions alternate, each after a pass that is not timed; a candidate's
+ratio to the dense FFN is taken within each, then the median, wall clock.
 Processor time is told beside it, which other work on the machine changes less. batched_mm is not timed: 28 to 34 times the dense FFN at 256 tokens.
 """
 
 import argparse
 import json
-import statistics
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import experts as peers
+import machine
 import torch
 from torch import Tensor, nn
 
@@ -61,9 +62,8 @@ def measure(
     work: dict[str, list[float]] = {name: [] for name in modules}
     for turn in range(repetitions + 1):
         for name in list(modules)[:: 1 if turn % 2 else -1]:
-            passed(
-                modules[name], x_TD, index_TK, weight_TK, backward
-            )  # its memory and caches, as among layers of one kind
+            # not timed: its memory and caches, as among layers of one kind
+            passed(modules[name], x_TD, index_TK, weight_TK, backward)
             began, used = time.perf_counter(), time.process_time()
             for _ in range(passes):
                 passed(modules[name], x_TD, index_TK, weight_TK, backward)
@@ -73,7 +73,7 @@ def measure(
 
     def ratios(times: dict[str, list[float]], name: str) -> list[float]:
         found = [own / base for own, base in zip(times[name], times["dense"], strict=True)]
-        return [statistics.median(found), min(found), max(found)]
+        return machine.spread(found)
 
     best = min(("eager", "grouped_mm"), key=lambda name: ratios(wall, name)[0])
     gains = [peer / own for peer, own in zip(wall[best], wall["sorted"], strict=True)]
@@ -84,7 +84,7 @@ def measure(
     return [
         {
             **same, "candidate": name, "of_dense": ratios(wall, name), "of_dense_processor": ratios(work, name),
-            **({"faster_than_best": [statistics.median(gains), min(gains), max(gains)], "best": best} if name == "sorted" else {}),
+            **({"faster_than_best": machine.spread(gains), "best": best} if name == "sorted" else {}),
         }
         for name in CANDIDATES
     ]  # fmt: skip

@@ -15,13 +15,13 @@ from typing import Any
 
 import machine
 import numpy as np
+import random_moe
 import torch
 
 from moesaic.data.sampler import Sample
-from moesaic.experts import sizes
 from moesaic.flow import manifest
 from moesaic.model import families
-from moesaic.schema import Experts, Tune
+from moesaic.schema import Tune
 from moesaic.train import packing, streams
 from moesaic.train.engine import build
 from moesaic.train.objectives import Trainee, Weights
@@ -45,9 +45,7 @@ def main() -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(arguments.parent, local_files_only=True)
-    experts = Experts(**EXPERTS).model_dump(mode="json")
-    shape = sizes.shape(sizes.sizes(config.intermediate_size, experts), config.num_hidden_layers, experts)
-    family, _ = families.choose(shape, config)
+    family, shape = random_moe.architecture(config, EXPERTS)
     torch.manual_seed(0)
     model = (
         AutoModelForCausalLM.from_config(config) if arguments.dense else families.build(family, config, shape)

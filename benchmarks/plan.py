@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import random_moe
 import torch
 
-from moesaic.experts import sizes
 from moesaic.model import families
-from moesaic.schema import Experts, Pretrain
+from moesaic.schema import Pretrain
 from moesaic.train import memory
 from moesaic.train.engine import build
 from moesaic.train.objectives import Trainee, Weights
@@ -48,9 +48,7 @@ def one(parent: Path, settings: dict[str, Any]) -> dict[str, float]:
 
     torch.set_num_threads(2)
     config = AutoConfig.from_pretrained(parent, local_files_only=True)
-    experts = Experts(**EXPERTS).model_dump(mode="json")
-    shape = sizes.shape(sizes.sizes(config.intermediate_size, experts), config.num_hidden_layers, experts)
-    family, _ = families.choose(shape, config)
+    family, shape = random_moe.architecture(config, EXPERTS)
     with torch.device("meta"):
         shell = families.build(family, config, shape)
     base = peak_gb()

@@ -18,13 +18,13 @@ from typing import Any
 
 import machine
 import numpy as np
+import random_moe
 import torch
 
 from moesaic import plan
-from moesaic.experts import sizes
 from moesaic.generate import decode
 from moesaic.model import families, grouped
-from moesaic.schema import Experts, Pretrain
+from moesaic.schema import Pretrain
 from moesaic.train import hardware
 from moesaic.train.engine import adamw, build
 from moesaic.train.objectives import Trainee, Weights
@@ -87,9 +87,7 @@ def main() -> None:
         micro_batch=arguments.micro_batch,
         engine={"gradient_checkpointing": arguments.checkpointing},
     ).model_dump(mode="json")
-    experts = Experts(**EXPERTS).model_dump(mode="json")
-    shape = sizes.shape(sizes.sizes(config.intermediate_size, experts), config.num_hidden_layers, experts)
-    family, _ = families.choose(shape, config)
+    family, shape = random_moe.architecture(config, EXPERTS)
 
     def moe(implementation: str = "grouped_mm") -> Any:
         torch.manual_seed(0)

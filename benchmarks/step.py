@@ -12,7 +12,6 @@ processor time. Memory: the peak of resident memory of two steps in a fresh proc
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,12 +20,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import machine
 import numpy as np
+import random_moe
 import torch
 
-from moesaic.experts import sizes
 from moesaic.model import cost, families
-from moesaic.schema import Experts, Pretrain
+from moesaic.schema import Pretrain
 from moesaic.train.engine import build
 from moesaic.train.objectives import Batch, Trainee, Weights
 from moesaic.train.streams import Row, collate
@@ -50,9 +50,8 @@ def model(arguments: Any, active: float | None) -> Any:
     torch.manual_seed(0)
     if active is None:
         return AutoModelForCausalLM.from_config(config)
-    experts = Experts(**SPLITS[active]).model_dump(mode="json")
-    shape = sizes.shape(sizes.sizes(config.intermediate_size, experts), config.num_hidden_layers, experts)
-    return families.build(families.choose(shape, config)[0], config, shape)
+    family, shape = random_moe.architecture(config, SPLITS[active])
+    return families.build(family, config, shape)
 
 
 def ours(arguments: Any, active: float | None) -> Step:
@@ -146,11 +145,6 @@ def memory(arguments: Any, side: str, active: float) -> float:
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 
-def spread(ratios: list[float]) -> list[float]:
-    """Median, lowest, highest."""
-    return [statistics.median(ratios), min(ratios), max(ratios)]
-
-
 def measure(arguments: Any, active: float) -> dict[str, Any]:
     """One share of active neurons."""
     steps = {
@@ -175,10 +169,10 @@ def measure(arguments: Any, active: float) -> dict[str, Any]:
     ]
     found: dict[str, Any] = {"active": active, **SPLITS[active], "ideal": flops[0] / flops[1]}
     for kind, times in (("wall", wall), ("processor", work)):
-        found[f"faster_than_trainer_{kind}"] = spread(
+        found[f"faster_than_trainer_{kind}"] = machine.spread(
             [a / b for a, b in zip(times["trainer"], times["ours"], strict=True)]
         )
-        found[f"of_dense_{kind}"] = spread(
+        found[f"of_dense_{kind}"] = machine.spread(
             [a / b for a, b in zip(times["ours"], times["dense"], strict=True)]
         )
     return found

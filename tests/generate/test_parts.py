@@ -4,26 +4,18 @@ import json
 
 import pytest
 import torch
-from tiny import VOCABULARY, tiny_llama
+from asking import Words, prompts
+from tiny import tiny_llama
 
 from moesaic.errors import InputError, Interrupted
 from moesaic.flow import signals
 from moesaic.generate import decode, parts, sample, score
 from moesaic.generate.decode import Decoding
-from moesaic.generate.sample import Plan, Prompt
+from moesaic.generate.sample import Plan
 
 
 class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
-
-
-class Words:
-    """As much of a tokenizer as sampling needs."""
-
-    eos_token_id = 2
-
-    def decode(self, ids, skip_special_tokens):
-        return " ".join(str(i) for i in ids if not (skip_special_tokens and i == 2))
 
 
 def work(tmp_path, shard=0, shards=1, count=10, **identity):
@@ -99,15 +91,6 @@ def test_a_damaged_piece_is_named(tmp_path, text):
 # ---------------------------------------------------------------- sampling and scoring
 
 
-def prompts(count=7):
-    generator = torch.Generator().manual_seed(3)
-    lengths = torch.randint(3, 12, (count,), generator=generator).tolist()
-    return [
-        Prompt(f"p{i}", torch.randint(3, VOCABULARY, (n,), generator=generator).tolist())
-        for i, n in enumerate(lengths)
-    ]
-
-
 def plan(**changes):
     return Plan(
         **({"decoding": Decoding(8, 0.8, 0.95), "draws": 3, "seed": 5, "batch": 6, "part": 2} | changes)
@@ -115,7 +98,7 @@ def plan(**changes):
 
 
 def test_sampling_is_the_same_killed_sharded_or_in_other_batches(tmp_path, llama, monkeypatch):
-    asked = prompts()
+    asked = prompts(7)
     whole = sample.answer(llama, Words(), "m", asked, plan(), "s", tmp_path / "a")
     assert [item["id"] for item in whole] == [prompt.id for prompt in asked]
     assert all(len(item["answers"]) == 3 for item in whole)
@@ -146,7 +129,7 @@ def test_sampling_is_the_same_killed_sharded_or_in_other_batches(tmp_path, llama
 def test_scores_equal_a_plain_forward_pass_and_ignore_the_batch(tmp_path, llama):
     items = [
         score.Scored(f"a{i}", prompt.ids, [(7 * i + j) % 500 + 3 for j in range(1 + 3 * i)])
-        for i, prompt in enumerate(prompts())
+        for i, prompt in enumerate(prompts(7))
     ]
     found = score.score(llama, "m", items, 3, "s", part=4, cache=tmp_path)
     for item, record in zip(items, found, strict=True):

@@ -7,24 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import VOCABULARY, tiny_llama, tiny_moe
+from asking import Words, prompts
+from tiny import tiny_llama, tiny_moe
 
 from moesaic.errors import InputError, Interrupted
 from moesaic.flow import signals
 from moesaic.generate import engine_vllm, sample
 from moesaic.generate.decode import Decoding
-from moesaic.generate.sample import Plan, Prompt
+from moesaic.generate.sample import Plan
 
 REAL = os.environ.get(engine_vllm.PYTHON)
 STAND_IN = Path(__file__).parent / "stand_in"
 GREEDY = Decoding(8, temperature=0)
-
-
-class Words:
-    eos_token_id = 2
-
-    def decode(self, ids, skip_special_tokens):
-        return " ".join(str(i) for i in ids if not (skip_special_tokens and i == 2))
 
 
 def wide_llama():
@@ -71,15 +65,6 @@ def stand_in(tmp_path, monkeypatch, **environment):
     return "stand-in"
 
 
-def prompts(count=5):
-    stream = torch.Generator().manual_seed(3)
-    lengths = torch.randint(3, 12, (count,), generator=stream).tolist()
-    return [
-        Prompt(f"p{i}", torch.randint(3, VOCABULARY, (n,), generator=stream).tolist())
-        for i, n in enumerate(lengths)
-    ]
-
-
 def plan(engine, **changes):
     return Plan(
         **({"decoding": GREEDY, "draws": 2, "seed": 5, "batch": 6, "part": 2, "engine": engine} | changes)
@@ -88,8 +73,8 @@ def plan(engine, **changes):
 
 def test_greedy_answers_are_those_of_transformers(saved, vllm, tmp_path):
     model, folder = saved
-    ours = sample.answer(model, Words(), "m", prompts(), plan("transformers"), "s", tmp_path)
-    theirs = sample.answer(model, Words(), "m", prompts(), plan("vllm"), "s", tmp_path, folder)
+    ours = sample.answer(model, Words(), "m", prompts(5), plan("transformers"), "s", tmp_path)
+    theirs = sample.answer(model, Words(), "m", prompts(5), plan("vllm"), "s", tmp_path, folder)
     assert theirs == ours
     assert len(list(tmp_path.rglob("part-*"))) == 6, "each engine has its own pieces"
 
@@ -115,7 +100,7 @@ def test_sampled_answers_come_from_the_models_distribution(vllm, tmp_path):
 def test_a_model_read_in_another_way_is_refused(tmp_path, monkeypatch):
     stand_in(tmp_path, monkeypatch, STAND_IN_BIAS=9)
     with pytest.raises(InputError, match=r"vllm reads .* in another way.*engine: transformers"):
-        sample.answer(wide_llama(), Words(), "m", prompts(), plan("vllm"), "s", tmp_path / "c")
+        sample.answer(wide_llama(), Words(), "m", prompts(5), plan("vllm"), "s", tmp_path / "c")
     assert not list((tmp_path / "c").rglob("part-*"))
 
 
@@ -127,13 +112,13 @@ def test_a_model_that_it_cannot_run_is_named(vllm, tmp_path):
         json.dumps(raw | {"model_type": "nobody_knows", "architectures": ["Nobody"]})
     )
     with pytest.raises(InputError, match=r"vllm cannot run .*odd"):
-        sample.answer(wide_llama(), Words(), "m", prompts(), plan("vllm"), "s", tmp_path / "c", folder)
+        sample.answer(wide_llama(), Words(), "m", prompts(5), plan("vllm"), "s", tmp_path / "c", folder)
 
 
 def test_a_process_that_dies_is_an_error_and_a_stop_is_a_stop(tmp_path, monkeypatch):
     stand_in(tmp_path, monkeypatch, STAND_IN_DIES=1)
     with pytest.raises(InputError, match="ended with code 3"):
-        sample.answer(wide_llama(), Words(), "m", prompts(), plan("vllm"), "s", tmp_path / "c")
+        sample.answer(wide_llama(), Words(), "m", prompts(5), plan("vllm"), "s", tmp_path / "c")
     real = engine_vllm.Vllm._ask
 
     def stopped(self, *args):
@@ -145,7 +130,7 @@ def test_a_process_that_dies_is_an_error_and_a_stop_is_a_stop(tmp_path, monkeypa
     monkeypatch.setattr(engine_vllm.Vllm, "_ask", stopped)
     try:
         with pytest.raises(Interrupted, match="run again"):
-            sample.answer(wide_llama(), Words(), "m", prompts(), plan("vllm"), "s", tmp_path / "c")
+            sample.answer(wide_llama(), Words(), "m", prompts(5), plan("vllm"), "s", tmp_path / "c")
     finally:
         signals._stop.clear()
         signals.restore()
@@ -154,14 +139,14 @@ def test_a_process_that_dies_is_an_error_and_a_stop_is_a_stop(tmp_path, monkeypa
 def test_without_vllm_the_error_says_where_to_put_it(tmp_path, monkeypatch):
     monkeypatch.delenv(engine_vllm.PYTHON, raising=False)
     with pytest.raises(InputError, match=r"MOESAIC_VLLM_PYTHON.*docs/howto/vllm\.md"):
-        sample.answer(wide_llama(), Words(), "m", prompts(), plan("vllm"), "s", tmp_path)
+        sample.answer(wide_llama(), Words(), "m", prompts(5), plan("vllm"), "s", tmp_path)
     monkeypatch.setenv(engine_vllm.PYTHON, str(tmp_path / "none"))
     with pytest.raises(InputError, match="is no file"):
-        sample.answer(wide_llama(), Words(), "m", prompts(), plan("vllm"), "s", tmp_path)
+        sample.answer(wide_llama(), Words(), "m", prompts(5), plan("vllm"), "s", tmp_path)
 
 
 def test_what_is_there_needs_no_vllm(tmp_path, monkeypatch):
     stand_in(tmp_path, monkeypatch)
-    made = sample.answer(wide_llama(), Words(), "m", prompts(), plan("vllm"), "s", tmp_path / "c")
+    made = sample.answer(wide_llama(), Words(), "m", prompts(5), plan("vllm"), "s", tmp_path / "c")
     monkeypatch.delenv(engine_vllm.PYTHON)
-    assert sample.answer(wide_llama(), Words(), "m", prompts(), plan("vllm"), "s", tmp_path / "c") == made
+    assert sample.answer(wide_llama(), Words(), "m", prompts(5), plan("vllm"), "s", tmp_path / "c") == made

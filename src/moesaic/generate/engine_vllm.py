@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from moesaic.errors import InputError, Interrupted
+from moesaic.evaluate.likelihood import target_nats
 from moesaic.flow import signals
 from moesaic.generate.decode import Answer, Decoding, check_context, precision
 
@@ -186,6 +187,6 @@ def _log_probabilities(model: Any, ids: Sequence[int]) -> torch.Tensor:
     """Of each token but the first, [T - 1] on the CPU."""
     ids_1T = torch.tensor([list(ids)], device=model.device)
     with precision(model.device):
-        logits_TV = model(input_ids=ids_1T).logits[0, :-1]
-    log_TV = logits_TV.float().log_softmax(-1)
-    return log_TV.gather(1, ids_1T[0, 1:, None])[:, 0].cpu()
+        hidden_1TD = model.base_model(input_ids=ids_1T[:, :-1], use_cache=False).last_hidden_state
+        nats_N, _ = target_nats(model, hidden_1TD[0], ids_1T[0, 1:])
+    return -nats_N.cpu()

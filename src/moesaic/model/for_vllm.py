@@ -6,7 +6,6 @@ vLLM's classes do not read all of config.json, and compute with memory that nobo
 - `qwen2_moe` asks no `qkv_bias`: without biases queries, keys and values get random ones, 0.3 nats a token off on a tiny model.
 """
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -17,6 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from moesaic.flow import files
+
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MORE = "model-for-vllm.safetensors"
@@ -26,7 +27,7 @@ EMBEDDINGS = "model.embed_tokens.weight"
 
 def missing(folder: Path) -> dict[str, Any]:
     """Changes of the configuration that tell transformers of the tensors that vLLM misses; empty where it misses none."""
-    config = _read(folder / "config.json")
+    config = files.read_json(folder / "config.json")
     if config["model_type"] == "glm4_moe" and config.get("tie_word_embeddings", False):
         return {"tie_word_embeddings": False}
     if config["model_type"] == "qwen2_moe" and not config.get("qkv_bias", True):
@@ -47,7 +48,7 @@ def write(folder: Path, out: Path, link: bool = False) -> None:
         if SINGLE in names:  # where a file has this name, transformers reads no other
             names[SINGLE] = "model-00001-of-00001.safetensors"
         index = _index(folder, names.get(SINGLE, ""))
-        config = _read(folder / "config.json")
+        config = files.read_json(folder / "config.json")
         if "tie_word_embeddings" in changes:
             more = {
                 "lm_head.weight": _embeddings(
@@ -59,8 +60,8 @@ def write(folder: Path, out: Path, link: bool = False) -> None:
         save_file(more, out / MORE, {"format": "pt"})
         index["weight_map"] |= dict.fromkeys(more, MORE)
         index["metadata"]["total_size"] += sum(tensor.nbytes for tensor in more.values())
-        _write(out / INDEX, index)
-        _write(out / "config.json", config | changes)
+        files.write_json(out / INDEX, index)
+        files.write_json(out / "config.json", config | changes)
         names = {name: new for name, new in names.items() if name not in (INDEX, "config.json")}
     for name, new in names.items():
         if link:
@@ -94,17 +95,9 @@ def _zero_biases(config: dict[str, Any]) -> dict[str, Tensor]:
 def _index(folder: Path, single: str) -> dict[str, Any]:
     """The checkpoint's index, or one that lists its only file under a new name."""
     if not single:
-        return _read(folder / INDEX)
+        found: dict[str, Any] = files.read_json(folder / INDEX)
+        return found
     path = folder / SINGLE
     with safe_open(path, "pt") as file:
         places = dict.fromkeys(file.keys(), single)
     return {"metadata": {"total_size": path.stat().st_size}, "weight_map": places}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -29,8 +29,8 @@ TILE = 4096
 def forward(module: Any, x_TD: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
     """The experts' output [T, D] of a stock experts module: sum over k of weight_k * down(silu(gate x) * up x).
 
-    Few tokens go through all experts at once where these are small. Other few tokens, and what it is not made for (a GPU, autocast, half precision, another activation, biases, dropout hooked into the experts) goes to transformers'
-    grouped backend.
+    Few tokens go through all experts at once where these are small. Other few tokens, and what it is not made for (a GPU, autocast, half precision, another
+    activation, biases, dropout hooked into the experts) go to transformers' grouped backend.
     """
     slots, one = index_TK.numel(), len(x_TD) == 1
     few = not torch.is_grad_enabled() and not one and slots < FEW * module.num_experts
