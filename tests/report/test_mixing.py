@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from moesaic.report import mixing, page
+from moesaic.report import mixing, sections
 
 SETS = ("code", "math", "talk")
 
@@ -54,7 +54,7 @@ def test_a_mixture_that_never_moves_has_no_figures_but_its_losses():
     (table,) = mixing.held_out(made)
     assert list(table.head) == ["variant", *SETS, "mean"]
     assert list(table.rows[0]) == ["v", "2.000", "3.000", "4.000", "3.000"]
-    assert "Validation loss by dataset at the end of tune" in page._mixture(made)
+    assert "Validation loss by dataset at the end of tune" in sections._mixture(made)
 
 
 def test_switched_off_and_missing_datasets_leave_no_holes():
@@ -73,6 +73,6 @@ def test_switched_off_and_missing_datasets_leave_no_holes():
 
 @pytest.mark.parametrize("moving", [True, False])
 def test_the_section(moving):
-    html = page._mixture(run(point(moving)))
+    html = sections._mixture(run(point(moving)))
     assert html.count("<figure") == (3 if moving else 0)
     assert html.count("<table") == 1

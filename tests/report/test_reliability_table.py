@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from moesaic.report import page, reliability
+from moesaic.report import reliability, sections
 
 
 def entry(value, chance=None, n=50):
@@ -52,7 +52,7 @@ def asked(run):
 def test_no_section_without_the_suite(run):
     assert reliability.axes(run) is None
     assert reliability.missing(run) is None
-    assert page._reliability(run) == ""
+    assert sections._reliability(run) == ""
     assert reliability.bars(run) == reliability.calibration(run) == []
 
 
@@ -100,7 +100,7 @@ def test_bins_of_all_tasks_are_joined():
 
 
 def test_the_page_holds_the_section_and_its_figures(asked):
-    html = page._reliability(asked)
+    html = sections._reliability(asked)
     assert html.count("<svg") == 3
     assert "Calibration of dense" in html
     assert "<b>missing</b>" in html

@@ -13,7 +13,7 @@ from tiny import tiny_moe
 
 from moesaic.errors import InputError
 from moesaic.flow import manifest, paths
-from moesaic.report import cells, gather, plots, summary, svg, tables
+from moesaic.report import cells, gather, plots, stage_table, summary, svg
 
 VOID = {"meta", "link", "br", "img", "hr", "input", "image", "use", "path"}
 
@@ -177,7 +177,7 @@ def test_the_best_variant_wins_the_verdict(made):
         else row
         for row in rows
     ]
-    assert tables.verdict(worse, made[2].stages).startswith("random after distill")
+    assert stage_table.verdict(worse, made[2].stages).startswith("random after distill")
 
 
 def test_tables_hold_counts_settings_and_digests(made):
@@ -240,12 +240,12 @@ def test_missing_evaluations_become_dashes(tmp_path, monkeypatch):
     inputs = {name: manifest.read(path) for name, path in paths.inputs(config, "report").items()}
     del inputs["activation/evaluate/pretrain"], inputs["prepare/chat"]
     run = gather.gather(paths.plan_step(config, "report").settings, inputs)
-    rows = tables.rows(run)
+    rows = stage_table.rows(run)
     assert rows[-1]["label"] == "activation/pretrain"
     assert rows[-1]["bits_per_byte"] is None
     assert rows[-1]["parameters"] > 0
-    assert tables.verdict(rows, run.stages) == "No model was evaluated after the last stage."
-    assert cells.NOTHING in tables.stage_table(run, rows).rows[-1]
+    assert stage_table.verdict(rows, run.stages) == "No model was evaluated after the last stage."
+    assert cells.NOTHING in stage_table.table(run, rows).rows[-1]
 
 
 def test_summary_text(made, monkeypatch):
@@ -325,11 +325,11 @@ def test_accuracy_that_is_no_better_than_guessing_is_called_so(made):
     found, stages = json.loads(json.dumps(made[1]["rows"])), made[2].stages
     row = next(item for item in found if item["variant"] == "activation" and item["stage"] == stages[-1])
     row["accuracy"] |= {"value": 0.33, "ci_low": 0.26, "ci_high": 0.4, "chance": 0.317, "n": 96}
-    words = tables.verdict(found, stages)
+    words = stage_table.verdict(found, stages)
     assert "which is not told apart from guessing (31.7 %) with 96 items" in words
     assert "of the parent's accuracy" not in words, "a share of what guessing gives says nothing"
     row["accuracy"]["ci_low"] = 0.32
-    assert "of the parent's accuracy (chance 31.7 %)" in tables.verdict(found, stages)
+    assert "of the parent's accuracy (chance 31.7 %)" in stage_table.verdict(found, stages)
 
 
 def test_cells():

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from moesaic.report import page, temporal
+from moesaic.report import sections, temporal
 
 
 def entry(value, chance, n=50):
@@ -23,7 +23,7 @@ SCORES = {
 def test_no_section_without_the_suite(run):
     assert temporal.means(run) is None
     assert temporal.tasks(run) is None
-    assert page._temporal(run) == ""
+    assert sections._temporal(run) == ""
 
 
 def test_means_and_tasks(run):
@@ -42,7 +42,7 @@ def test_means_and_tasks(run):
         ["shift short", "math-time", "multiple choice", "0"],
         ["shift short", "math-time", "short answer", "5"],
     ]
-    assert "<details>" in page._temporal(asked)
+    assert "<details>" in sections._temporal(asked)
     # A model that was not evaluated has a dash, not a number.
     assert {row[-1] for row in tasks.rows} == {'<span class="none">&ndash;</span>'}
     assert len(means.head) == len(means.rows[0]) == 5 + len(run.points)

@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from moesaic.model.adapters import beside
-from moesaic.report import tables
+from moesaic.report import stage_table
 from moesaic.report.gather import Gathered, Point
 
 PLAIN = "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
@@ -43,7 +43,7 @@ def load_code(path: str, point: Point) -> tuple[str, bool]:
 
 def html(run: Gathered, found: Sequence[dict[str, Any]]) -> str:
     """The last section: code for the best model of the run."""
-    row = tables.best(found, run.stages) or found[-1]
+    row = stage_table.best(found, run.stages) or found[-1]
     path = row["model"]
     point = next(point for point in run.points if point.label == row["label"])
     load, plain = load_code(path, point)
