@@ -81,6 +81,20 @@ def test_depth_and_width_together():
     assert torch.isfinite(logits(made)).all()
 
 
+@pytest.mark.parametrize("family", ["glm4_moe", "qwen2_moe"])
+def test_dropped_layers_leave_a_model_that_loads(tmp_path, family):
+    """Layer 0 is dense: which layers have experts is written down by number in config.json."""
+    for dropped in ([0], [1], [0, 2]):
+        folder = tmp_path / f"{family}-{dropped}"
+        folder.mkdir()
+        model = tiny_moe(folder, shared=32, experts=8, family=family, dense_layers=[0]).model
+        made = student(model, per_token=None, drop_layers=dropped)
+        expected = logits(made)
+        made.save_pretrained(folder / "student")
+        again = load.load_model(folder / "student")
+        assert torch.allclose(logits(again), expected, atol=1e-5)
+
+
 def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"distill\.student\.ffn: 97 is more than the model's 96"):
         student(tiny_llama(), of="dense", ffn=97)

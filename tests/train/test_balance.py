@@ -149,11 +149,26 @@ def test_learned_scale_is_trained_and_folds_exactly(tmp_path):
         with torch.no_grad():
             found.policy.scale_L.copy_(torch.tensor([0.5, 1.7, 1.1]))
         scaled = found(batch())[0]
-        found.policy.fold()
+        found.policy.fold(model, dict(model.named_parameters()) | {"policy.scale_L": found.policy.scale_L})
         assert torch.allclose(found(batch())[0], scaled, rtol=1e-5)
         assert torch.allclose(trainee(model)(batch())[0], scaled, rtol=1e-5), (
             "the model alone computes the same"
         )
+
+
+def test_learned_scale_is_folded_into_the_engines_copies(tmp_path):
+    """DeepSpeed's ZeRO-1 and 2 train another copy of the weights than the modules hold."""
+    model = tiny_moe(tmp_path, shared=32, experts=8, family="glm4_moe").model
+    found = trainee(model, learn_scale=True)
+    with torch.no_grad():
+        found.policy.scale_L.copy_(torch.tensor([0.5, 1.7, 1.1]))
+    scaled = found(batch())[0]
+    own = dict(model.named_parameters()) | {"policy.scale_L": found.policy.scale_L}
+    copies = {name: tensor.detach().clone() for name, tensor in own.items()}
+    found.policy.fold(model, copies)
+    assert torch.equal(found(batch())[0], scaled), "the modules are left alone"
+    model.load_state_dict({name: t for name, t in copies.items() if name != "policy.scale_L"}, strict=False)
+    assert torch.allclose(trainee(model)(batch())[0], scaled, rtol=1e-5)
 
 
 def test_tanh_gate_starts_as_the_router_is_trained_and_is_never_saved(tmp_path):
@@ -181,7 +196,7 @@ def test_tanh_gate_starts_as_the_router_is_trained_and_is_never_saved(tmp_path):
     assert found.policy.second_LEE.grad.abs().amax(dim=(1, 2)).min() > 0
     assert sorted(routing.logits) == [0, 1, 2]
     with pytest.raises(InputError, match=r"router\.gate"):
-        found.policy.fold()
+        found.policy.fold(model, {})
 
 
 def test_bias_moves_against_the_load_and_only_where_there_is_one(tmp_path):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from moesaic.data.sampler import in_turn
 from moesaic.errors import InputError
 from moesaic.model import families
+from moesaic.model.depth import expand
 
 if TYPE_CHECKING:
     from moesaic.train.streams import Stream
@@ -126,14 +127,5 @@ def _drop_layers(model: Any, dropped: list[int]) -> None:
         raise InputError(
             f"distill.student.drop_layers: {dropped} cannot be dropped from {count} layers (numbered from 0, at least one stays)"
         )
-    kept = [layer for index, layer in enumerate(model.model.layers) if index not in set(dropped)]
-    for index, layer in enumerate(kept):
-        layer.self_attn.layer_idx = index
-    model.model.layers = nn.ModuleList(kept)
-    config = copy.deepcopy(model.config)
-    config.num_hidden_layers = len(kept)
-    if getattr(config, "layer_types", None):
-        config.layer_types = [
-            kind for index, kind in enumerate(config.layer_types) if index not in set(dropped)
-        ]
-    model.config = model.model.config = config
+    kept = [index for index in range(count) if index not in set(dropped)]
+    expand.relabel(model, [model.model.layers[index] for index in kept], kept)

@@ -148,7 +148,7 @@ class Teacher(nn.Module):
             logits_TE, weight_TK, index_TK = output
             own_TE = logits_TE.float()
             log_p_TE = functional.logsigmoid(own_TE) if scores == "sigmoid" else own_TE
-            stream = torch.Generator(device=own_TE.device).manual_seed(self._seed * 4099 + layer)
+            stream = torch.Generator(device=own_TE.device).manual_seed((self._seed * 4099 + layer) % 2**63)
             uniform_TE = torch.rand(own_TE.shape, generator=stream, device=own_TE.device)
             gumbel_TE = -(-uniform_TE.clamp(1e-20, 1 - 1e-7).log()).log()
             drawn_TK = (log_p_TE + gumbel_TE).topk(index_TK.shape[1], dim=1).indices

@@ -88,10 +88,16 @@ def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(item, sort_keys=True, ensure_ascii=False) + "\n" for item in records))
 
 
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file; empty lines are left out. Raises OSError or ValueError."""
+    # only at \n: str.splitlines would cut a text in two at U+2028, U+2029 and U+0085, which JSON does not escape
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """What `write_lines` wrote. Raises InputError naming a missing or damaged file."""
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return json_lines(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: missing or damaged ({error}); delete it and run its step again") from error
 

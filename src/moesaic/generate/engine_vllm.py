@@ -42,6 +42,8 @@ class Vllm:
         self._length, self._batch = longest + new, batch
         self._process: subprocess.Popen[str] | None = None
         self._place: tempfile.TemporaryDirectory[str] | None = None
+        self._home: torch.device | None = None
+        """Where the model was before it made room."""
 
     def decode(
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], how: Decoding, ends: set[int]
@@ -67,6 +69,8 @@ class Vllm:
             self._process.stdin.close()
             self._process.wait()
             self._process = None
+        if self._home is not None:
+            self._model.to(self._home)
         if self._place is not None:
             self._place.cleanup()
 
@@ -74,7 +78,7 @@ class Vllm:
         python = interpreter()
         sample = sorted((ids for ids in prompts if len(ids) > 1), key=len)[:COMPARED]
         expected = [_log_probabilities(self._model, ids) for ids in sample]
-        where = self._model.device
+        where = self._home = self._model.device
         self._model.to("cpu")  # the device's memory is vLLM's now
         if where.type == "cuda":
             torch.cuda.empty_cache()

@@ -93,7 +93,7 @@ def read(path: Path, keys: list[str]) -> Iterator[dict[str, Any]]:
         InputError: it is not what was written.
     """
     try:
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        records = files.json_lines(path)
         found = [item["id"] for item in records]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: damaged ({error}); delete it and run again") from error

@@ -18,8 +18,9 @@ import numpy as np
 from torch import Tensor
 
 from moesaic.errors import InputError
-from moesaic.flow import files
+from moesaic.flow import files, manifest
 from moesaic.model import families, load
+from moesaic.model.adapters import beside
 
 ARCHITECTURES = {"mixtral": "llama", "granitemoeshared": "granitemoe", "glm4_moe": "glm4moe"}
 """Ours -> llama.cpp's. Its qwen2moe does not divide the chosen experts' weights by their sum, and has no layers left dense."""
@@ -62,8 +63,11 @@ def run(folder: Path, out: Path, dtype: str = "f16") -> dict[str, Any]:
             f"{folder}: llama.cpp has no architecture that computes {kind} exactly; "
             f"possible: {', '.join(ARCHITECTURES)} (experts.family), or `moesaic merge` or `moesaic fold` first"
         )
-    if (folder / "adapter").exists():
-        raise InputError(f"{folder}: GGUF has no place for this model's adapter folder")
+    step = folder.parent / manifest.NAME
+    if (folder / beside.FOLDER).exists() or (step.exists() and beside.needed(manifest.read(step))):
+        raise InputError(
+            f"{folder}: this model is only whole with its adapter, for which GGUF has no place; tune with adapter.method: shared-linear, or without an adapter"
+        )
     model = load.load_model(folder)
     vocabulary = tokens(folder, model.config.vocab_size)
     wanted = gguf.GGMLQuantizationType[dtype.upper()]

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from moesaic.schema.base import Count, Strict
+from moesaic.schema.base import Strict
 from moesaic.schema.corpus import Data
 from moesaic.schema.data import (
     Chat,
@@ -45,8 +45,8 @@ class Config(Strict):
 
     name: str = "default"
     """Name of the run in MLflow and in the report."""
-    seed: Count = 0
-    """Every random choice follows from it."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Every random choice follows from it; below 2^32, the most that scikit-learn takes."""
     stages: list[Stage] = ["construct", "pretrain", "tune", "distill"]
     """Stages to run, in this order; construct is always first."""
     model: Model

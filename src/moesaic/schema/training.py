@@ -107,6 +107,15 @@ class Training(Strict):
             raise ValueError(f"micro_batch ({self.micro_batch}) must divide batch ({self.batch})")
         return self
 
+    @model_validator(mode="after")
+    def _backend_drops_out(self) -> "Training":
+        if self.router.expert_dropout and self.engine.experts in ("eager", "sonicmoe"):
+            raise ValueError(
+                f"engine.experts: {self.engine.experts} has no place for router.expert_dropout ({self.router.expert_dropout}), "
+                "it would train without; take auto, grouped_mm or batched_mm, or set expert_dropout to 0"
+            )
+        return self
+
 
 class Probe(Strict):
     """gate-load, gate-load-robust, sentence-embedding: what is measured and how it moves the weights. null: the method's own value."""

@@ -90,10 +90,14 @@ def steps(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*")) if folder.is_dir() else []
 
 
-def latest(folder: Path) -> Path | None:
-    """The newest checkpoint; leftovers of killed saves are removed."""
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed saves left; by one rank only."""
     for leftover in folder.glob(".step-*") if folder.is_dir() else []:
         shutil.rmtree(leftover)
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest checkpoint."""
     found = steps(folder)
     return found[-1] if found else None
 

@@ -115,9 +115,9 @@ def train(job: Job) -> Result | None:
         if last:
             break
     speed = (seen - first_seen) / max(1e-9, time.monotonic() - began)
-    if job.trainee.policy is not None:
-        job.trainee.policy.fold()
     weights = engine.weights()  # all ranks have a part in it
+    if job.trainee.policy is not None:
+        job.trainee.policy.fold(job.trainee.model, weights)
     result = _finish(job, engine, sampler, weights, counted, loss, done, seen, speed) if engine.main else None
     # No barrier here: the other ranks have nothing left to wait for, and a rank that waits can hang.
     if engine.main:
@@ -150,7 +150,7 @@ def _step(
         batch = job.collate(part, domains, targets, len(part) / settings["batch"], engine.device)
         # the same noise for the same rows, on any number of ranks
         noise = (job.context.settings["seed"] << 32) + step * settings["batch"] + begin
-        batch = dataclasses.replace(batch, seed=noise, progress=step / settings["steps"])
+        batch = dataclasses.replace(batch, seed=noise, progress=at / settings["steps"])
         loss, statistics = engine.forward_backward(batch, last=begin + micro >= mine.stop)
         sums.add(loss, statistics, domains, len(part) / settings["batch"])
     norm, rate = engine.step(at)
@@ -177,6 +177,9 @@ def _identity(job: Job) -> str:
 
 
 def _resume(job: Job, engine: Engine, sampler: Sampler, folder: Path) -> dict[str, Any] | None:
+    if engine.main:
+        checkpoint.remove_leftovers(folder)
+    engine.barrier()
     newest = checkpoint.latest(folder) if engine.main or engine.world > 1 else None
     engine.barrier()
     if newest is None:

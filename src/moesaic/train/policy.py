@@ -117,8 +117,12 @@ class Policy(nn.Module):
             bias.update([part.router for part in self.parts], load_LE, self.settings["bias_rate"])
 
     @torch.no_grad()
-    def fold(self) -> None:
+    def fold(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         """Put the learned scales into the down projections; the model computes the same without them.
+
+        Args:
+            weights: the whole tensors of `model` by name, and `policy.scale_L`: an engine's copies (DeepSpeed trains another one than
+            the modules hold), or the model's own. Changed in place.
 
         Raises:
             InputError: a gate of two layers, which no stock architecture has a place for.
@@ -127,9 +131,11 @@ class Policy(nn.Module):
             raise InputError(EXPORT)
         if self.scale_L is None:
             return
-        for part, scale in zip(self.parts, self.scale_L, strict=True):
-            part.experts.down_proj.mul_(scale)
-        self.scale_L.fill_(1.0)
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        scale_L = weights["policy.scale_L"]
+        for part, scale in zip(self.parts, scale_L, strict=True):
+            weights[names[id(part.experts.down_proj)]].mul_(scale)
+        scale_L.fill_(1.0)
 
     def _hook(self, layer: int) -> Any:
         def decide(
@@ -188,14 +194,16 @@ class Policy(nn.Module):
             found_SM: Tensor = inner(gate_up_SF)
             if not self.training:
                 return found_SM
-            generator = torch.Generator(device=found_SM.device).manual_seed(self.seed * 4099 + layer + 2048)
+            generator = torch.Generator(device=found_SM.device).manual_seed(
+                (self.seed * 4099 + layer + 2048) % 2**63
+            )
             kept_SM = torch.rand(found_SM.shape, generator=generator, device=found_SM.device) >= rate
             return found_SM * kept_SM / (1.0 - rate)
 
         return activate
 
     def _normal(self, like: Tensor, layer: int) -> Tensor:
-        generator = torch.Generator(device=like.device).manual_seed(self.seed * 4099 + layer)
+        generator = torch.Generator(device=like.device).manual_seed((self.seed * 4099 + layer) % 2**63)
         return torch.randn(like.shape, generator=generator, device=like.device)
 
     def _drop(self, weight_TK: Tensor, index_TK: Tensor, experts: int, valid_T: Tensor | None) -> Tensor:

@@ -120,11 +120,11 @@ def counted(rows: Sequence[Row], tokens: str) -> Tensor:
 
 
 def _one_target(row: Row) -> Row:
-    """The row with its first target alone: the model's head has nothing to do in a probe."""
+    """The row with its first target alone, and no teacher: the model's head has nothing to do in a probe."""
     targets = np.full_like(row.targets, IGNORE)
     at = int((row.targets != IGNORE).argmax())
     targets[at] = row.targets[at]
-    return row._replace(targets=targets)
+    return row._replace(targets=targets, taught=None)
 
 
 def _seed(job: Job) -> int:

@@ -9,6 +9,7 @@ import yaml
 
 from moesaic.evaluate.reliability import metrics
 from moesaic.evaluate.reliability.lm_tasks import HEADED, Made
+from moesaic.flow import files
 
 VERSION = 1.0
 
@@ -50,8 +51,7 @@ def instructions(folder: Path) -> set[str]:
     """What the instructions of a task folder ask for, with or without headings, by `asked`."""
     found = set()
     for path in sorted((folder / "data").glob("*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+        for row in files.json_lines(path):
             if row["form"] == "refusal":
                 before, after = HEADED.split("{instruction}")
                 found.add(asked(row["prompt"].removeprefix(before).removesuffix(after)))

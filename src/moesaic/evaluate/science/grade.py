@@ -220,7 +220,9 @@ def load(split: str, **_: object) -> object:
     folder = Path(__file__).parent / "data"
     rows = {
         name: [
-            json.loads(line) for line in (folder / f"{file}.jsonl").read_text(encoding="utf-8").splitlines()
+            json.loads(line)
+            for line in (folder / f"{file}.jsonl").read_text(encoding="utf-8").split("\n")
+            if line
         ]
         for name, file in (("test", split), ("train", "train"))
     }

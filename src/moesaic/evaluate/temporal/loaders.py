@@ -213,7 +213,9 @@ def mctaco(folder: Path) -> list[Item]:
     items = []
     for path in paths:
         split: Split = "validation" if path.name.startswith("dev") else "test"
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+            if not line:
+                continue
             cells = line.split("\t")
             if len(cells) != len(MCTACO_COLUMNS):
                 missing = MCTACO_COLUMNS[len(cells)] if len(cells) < len(MCTACO_COLUMNS) else "none"
@@ -235,7 +237,7 @@ def _yes_no(name: str, task: str, question: str, label: str, split: Split = "tes
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -158,7 +158,7 @@ def read(manifest: Manifest, split: str) -> list[Item]:
     """
     path = manifest.folder / f"{split}.jsonl"
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = files.json_lines(path)
         return [Item(**(row | {"choices": tuple(row["choices"])})) for row in rows]
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())[:120]

@@ -128,6 +128,7 @@ def relabel(model: Any, layers: Sequence[nn.Module], origin: Sequence[int]) -> N
     dense = set(getattr(config, "mlp_only_layers", None) or [])
     first = getattr(config, "first_k_dense_replace", None)
     types = getattr(config, "layer_types", None)
+    inserted = set(getattr(config, "inserted_layers", None) or [])
     config.num_hidden_layers = len(layers)
     if dense:
         config.mlp_only_layers = [number for number, index in enumerate(origin) if index in dense]
@@ -135,6 +136,8 @@ def relabel(model: Any, layers: Sequence[nn.Module], origin: Sequence[int]) -> N
         config.first_k_dense_replace = sum(index < first for index in origin)
     if types:
         config.layer_types = [types[index] for index in origin]
+    if inserted:
+        config.inserted_layers = [number for number, index in enumerate(origin) if index in inserted]
     model.config = model.model.config = config
     for module in model.model.layers.modules():
         if hasattr(module, "config") and module.config is not config:

@@ -84,9 +84,6 @@ def fold(model: Any, approximate: bool = False, shares: Mapping[int, float] | No
         (out.removed if empty else kept).append(index)
     if out.removed and kept:
         expand.relabel(standard, [standard.model.layers[index] for index in kept], kept)
-        inserted = set(getattr(standard.config, "inserted_layers", None) or [])
-        if inserted:
-            standard.config.inserted_layers = [new for new, old in enumerate(kept) if old in inserted]
     return out
 
 
