@@ -120,3 +120,40 @@ def test_how_experts_run_changes_no_settings_until_it_is_asked_for():
     assert "experts" not in own["engine"]
     asked = config.check(config.merge(BASE, {"pretrain": {"engine": {"experts": "eager"}}}))
     assert step_settings(asked, "pretrain", "v")["pretrain"]["engine"]["experts"] == "eager"
+
+
+def test_another_kind_replaces_where_something_lies_and_merges_elsewhere():
+    base = config.merge(BASE, {"pretrain": {"engine": {"gradient_checkpointing": True}}})
+    found = config.check(config.merge(base, config.parse_override("pretrain.engine.kind=fsdp")))
+    assert (found.pretrain.engine.kind, found.pretrain.engine.gradient_checkpointing) == ("fsdp", True)
+    moved = config.merge(BASE, {"model": {"at": {"kind": "hub", "repository": "a/b"}}})
+    assert moved["model"]["at"] == {"kind": "hub", "repository": "a/b"}
+    assert config.merge(BASE, {"model": {"at": {"path": "n"}}})["model"]["at"] == {
+        "kind": "folder",
+        "path": "n",
+    }
+
+
+def test_layers_to_expand_after_need_no_every():
+    own = {"tune": {"depth": {"expand": {"after": [3, 7]}}}}
+    variant = config.variant_config(config.check(config.merge(BASE, {"variants": {"v": own}})), "v")
+    assert (variant.tune.depth.expand.every, variant.tune.depth.expand.after) == (None, [3, 7])
+    with pytest.raises(InputError, match="give one"):
+        config.check(config.merge(BASE, {"tune": {"depth": {"expand": {"after": [3], "every": 2}}}}))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"pretrain": {"offline": {}}}, "set teacher: dense"),
+        ({"distill": {"data": "chat", "epochs": 3}}, "set data: samples"),
+        (
+            {"tune": {"router": {"expert_dropout": 0.1}, "engine": {"experts": "eager"}}},
+            r"engine\.experts: eager",
+        ),
+        ({"seed": 2**32}, "seed"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(change, words):
+    with pytest.raises(InputError, match=words):
+        config.check(config.merge(BASE, change))

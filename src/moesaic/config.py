@@ -65,14 +65,14 @@ def variant_config(config: Config, variant: str, where: str = "config") -> Confi
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes laid over base, dicts key by key, everything else replaced whole."""
+    """Changes laid over base, dicts key by key, everything else replaced whole; so is an `at` of another kind, whose keys mean nothing to the new one."""
     out = dict(base)
     for key, value in changes.items():
         old = out.get(key)
         if (
             isinstance(value, Mapping)
             and isinstance(old, Mapping)
-            and value.get("kind", old.get("kind")) == old.get("kind")
+            and (key != "at" or value.get("kind", old.get("kind")) == old.get("kind"))
         ):
             out[key] = merge(old, value)
         else:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from moesaic import config
+from moesaic.errors import InputError
 from moesaic.evaluate import harness, kept, presets, tasks
 from moesaic.schema import Evaluate
 from moesaic.settings import step_settings
@@ -58,3 +59,9 @@ def test_the_published_recipes_ask_for_it():
     assert settings["task_shots"]["hellaswag"] == 10
     with pytest.raises(Exception, match="llama-moe"):
         Evaluate(preset="nothing")
+
+
+def test_examples_for_a_task_that_is_not_asked_for_are_refused():
+    own = Evaluate(tasks=["a"], task_shots={"aa": 5}).model_dump(mode="json")
+    with pytest.raises(InputError, match=r"evaluate\.task_shots: aa is no task"):
+        presets.expand(own)

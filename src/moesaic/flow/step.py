@@ -32,6 +32,8 @@ class Result:
     """Headline numbers for the manifest: deterministic."""
     measured: dict[str, Any] = field(default_factory=dict)
     """Times, speeds and memory, for run.json."""
+    cleanup: Callable[[], None] | None = None
+    """Called when the manifest is written: what a killed step would go on from is not needed any more."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,8 @@ def execute(
         run["measured"] = result.measured
         files.write_json(out / "run.json", run)
         manifest.write(out, step.name, step.version, settings, inputs, result.outputs, result.metrics)
+        if result.cleanup is not None:
+            result.cleanup()
     log.info("%s done in %.0f s", context.name, run["seconds"])
 
 

@@ -1,6 +1,6 @@
 """New layers and skipped ones."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -18,11 +18,18 @@ class Expand(Strict):
     after: list[Count] = []
     """Instead of `every`: the layers (counted from 0) behind which a new one goes."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _after_alone(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("after") and "every" not in given:
+            return given | {"every": None}
+        return given
+
     @model_validator(mode="after")
     def _one_way(self) -> "Expand":
         if self.every is None and not self.after:
             raise ValueError("give every or after")
-        if self.after and "every" in self.model_fields_set and self.every is not None:
+        if self.after and self.every is not None:
             raise ValueError("every and after say where new layers go in two ways; give one")
         return self
 

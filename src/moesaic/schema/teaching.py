@@ -144,6 +144,14 @@ class Pretrain(Teaching):
     teacher_weight: Fraction = 0.5
     """Share of the distillation loss; the rest is next-token cross entropy."""
 
+    @model_validator(mode="after")
+    def _teacher_asked_for(self) -> "Pretrain":
+        if self.offline is not None and self.teacher is None:
+            raise ValueError(
+                "offline: there is no teacher to keep the tokens of; set teacher: dense, or leave offline out"
+            )
+        return self
+
 
 class Student(Strict):
     """What distillation trains."""
@@ -191,6 +199,10 @@ class Distill(Teaching):
         if self.data != "samples":
             if self.rounds > 1:
                 raise ValueError(f"rounds: {self.rounds} rounds need sampled answers; set data: samples")
+            if self.epochs is not None:
+                raise ValueError(
+                    f"epochs: of pairs of sampled answers; with data: {self.data} give steps or tokens, or set data: samples"
+                )
             return self
         if self.offline is not None:
             raise ValueError(

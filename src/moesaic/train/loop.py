@@ -4,6 +4,7 @@ A killed run goes on from its last checkpoint: same data order, same random numb
 """
 
 import dataclasses
+import functools
 import logging
 import math
 import time
@@ -122,7 +123,8 @@ def train(job: Job) -> Result | None:
     # No barrier here: the other ranks have nothing left to wait for, and a rank that waits can hang.
     if engine.main:
         writer.wait()
-        checkpoint.clear(folder)
+        assert result is not None
+        result.cleanup = functools.partial(checkpoint.clear, folder)
     if recorder:
         recorder.close()
     return result
