@@ -192,6 +192,47 @@ def test_the_stream_is_the_finished_model(tmp_path, family):
     assert families.of(made.model).name == family
 
 
+@pytest.mark.parametrize("factor", ["none", "calibrated"])
+def test_neurons_drawn_anew_are_those_that_run(tmp_path, factor):
+    """Split `drop`: the activations of its fresh neurons are their own, not the parent's, in errors and in what the next layer sees."""
+    text = tiny_text(12)
+    made = tiny_moe(
+        tmp_path, tiny_llama(), text, split="drop", router="random", reconstruct="none", scale=factor,
+        experts=4, per_token=2, compensate=0.0,
+    )  # fmt: skip
+    seen = {}
+    block = made.model.model.layers[-1]
+    block.post_attention_layernorm.register_forward_hook(lambda m, i, o: seen.update(after=i[0], x=o))
+    block.mlp.register_forward_hook(lambda m, i, o: seen.update(y=o))
+    with torch.no_grad():
+        made.model(input_ids=text.ids_NT[text.fitted :])
+        target = tiny_llama().model.layers[-1].mlp(seen["x"])
+    rms = (seen["after"] + target).square().mean(dim=-1, keepdim=True).sqrt()
+    error = float(((seen["y"] - target) / rms).norm() / (target / rms).norm())
+    assert error == pytest.approx(made.layers[-1]["error"], abs=2e-4)
+
+
+def test_equal_weights_and_a_balanced_choice_go_together(tmp_path):
+    """scale: unit shortens the router; the bias of glm4_moe must fit the short one, or it alone would choose."""
+    text = tiny_text(12)
+    found = {}
+    for factor in ("none", "unit"):
+        (tmp_path / factor).mkdir()
+        made = tiny_moe(
+            tmp_path / factor, tiny_llama(), text, split="activation", router="least-squares", balance=1.0, scale=factor, shared=32,
+            experts=8, family="glm4_moe",
+        )  # fmt: skip
+        loads = []
+        for part in families.parts(made.model):
+            part.router.register_forward_hook(
+                lambda m, i, o, loads=loads: loads.append(torch.bincount(o[2].flatten(), minlength=8).float())
+            )
+        with torch.no_grad():
+            made.model(input_ids=text.ids_NT[: text.fitted])
+        found[factor] = float(torch.stack([load.std() / load.mean() for load in loads]).mean())
+    assert found["unit"] < 1.5 * found["none"] + 0.1, found
+
+
 def test_an_interrupted_conversion_goes_on_with_the_next_layer(tmp_path, monkeypatch):
     settings = {
         "split": "activation",

@@ -18,7 +18,7 @@ from moesaic.experts import reconstruct, scale
 from moesaic.experts.calibration import LayerActivations
 from moesaic.experts.features import Ffn, active
 from moesaic.experts.graphs import digraph, placement
-from moesaic.experts.layer import Layer
+from moesaic.experts.layer import Layer, fresh
 
 log = logging.getLogger("moesaic.audit")
 
@@ -123,10 +123,15 @@ def of_layer(
     """Audit a layer as it was built, on the held-out calibration blocks."""
     experts, neurons = found.assignment.routed_EM.shape
     shared = found.assignment.shared_S.numel()
-    norm_P = ffn.down_DF.norm(dim=0)[reconstruct.columns(found.assignment)]
+    rows = fresh(found.assignment, found.gate_PD, found.up_PD)
+    norm_P = (
+        ffn.down_DF.norm(dim=0)[reconstruct.columns(found.assignment)]
+        if rows is None
+        else found.down_PD.norm(dim=1)
+    )
     audit = LayerAudit(experts, neurons, seed)
     for batch in activations.held_out():
-        h_TP = batch.h_TF[:, reconstruct.columns(found.assignment)]
+        h_TP = reconstruct.inner(batch, found.assignment, rows)
         contribution_TP = h_TP.abs() * norm_P
         down_EMD = found.down_PD[shared:].view(experts, neurons, -1)
         length_TE = torch.stack(

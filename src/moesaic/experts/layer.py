@@ -58,6 +58,8 @@ def fit(
         ffn, fitting, assignment, settings, seed, index
     )
     bias_E: Tensor | None = None
+    if settings["scale"] == "unit" and family.bias:  # a bias is as large as the scores that it is added to
+        router_ED = router_ED * scale.UNIT_TEMPERATURE
     if settings["balance"] > 0:
         x_TD = torch.cat([batch.x_TD for batch in fitting])
         balanced = balance.fit(x_TD, router_ED, per_token, settings["balance"], family.bias, family.scores)
@@ -66,9 +68,10 @@ def fit(
             "load_cv_unbalanced": round(balanced.cv_before, 6),
             "load_cv_balanced": round(balanced.cv_after, 6),
         }
-    if settings["scale"] == "unit":
+    if settings["scale"] == "unit" and not family.bias:
         router_ED = router_ED * scale.UNIT_TEMPERATURE
     gate_PD, up_PD, down_PD = stacked(ffn, assignment, seed, index)
+    rows = fresh(assignment, gate_PD, up_PD)
     factor = scale.FACTORS[settings["scale"]](assignment.routed_EM.shape[0], per_token)
     weigh = partial(
         scale.weigh,
@@ -79,7 +82,7 @@ def fit(
         scores=family.scores,
     )
     if settings["scale"] == "calibrated":
-        factor *= scale.calibrate(ffn, fitting, assignment, weigh, down_PD)
+        factor *= scale.calibrate(ffn, fitting, assignment, weigh, down_PD, rows)
         weigh = partial(weigh, factor=factor)
         audit["factor"] = round(factor, 6)
     if settings["reconstruct"] == "least-squares":
@@ -98,16 +101,23 @@ def fit(
         if held_out:
             audit["error_before_refit"] = round(error(ffn, held_out, assignment, weigh, before_PD), 6)
     if held_out:
-        audit["error"] = round(error(ffn, held_out, assignment, weigh, down_PD), 6)
+        audit["error"] = round(error(ffn, held_out, assignment, weigh, down_PD, rows), 6)
     return Layer(assignment, router_ED, bias_E, factor, gate_PD, up_PD, down_PD, audit)
 
 
-def error(ffn: Ffn, batches: Some, assignment: Assignment, weigh: Any, down_PD: Tensor) -> float:
+def error(
+    ffn: Ffn,
+    batches: Some,
+    assignment: Assignment,
+    weigh: Any,
+    down_PD: Tensor,
+    rows: reconstruct.Rows | None = None,
+) -> float:
     """||MoE output - target|| / ||target|| on the batches, tokens weighted as in the fits."""
     off, size = 0.0, 0.0
     for batch in batches:
         target_TD = batch.weigh(batch.target(ffn))
-        output_TD = batch.weigh(reconstruct.running(batch, assignment, weigh(batch.x_TD)) @ down_PD)
+        output_TD = batch.weigh(reconstruct.running(batch, assignment, weigh(batch.x_TD), rows) @ down_PD)
         off += float((output_TD - target_TD).square().sum())
         size += float(target_TD.square().sum())
     return (off / max(size, 1e-30)) ** 0.5
@@ -128,6 +138,11 @@ def stacked(ffn: Ffn, assignment: Assignment, seed: int, index: int) -> tuple[Te
     return found[0], found[1], found[2]
 
 
+def fresh(assignment: Assignment, gate_PD: Tensor, up_PD: Tensor) -> reconstruct.Rows | None:
+    """Rows to compute activations with; None where the parent's own can be taken."""
+    return None if assignment.fresh_EM is None else (gate_PD, up_PD)
+
+
 def output(
     layer: Layer, activations: LayerActivations, settings: dict[str, Any], scores: str, at: int
 ) -> Tensor:
@@ -136,4 +151,5 @@ def output(
     weights_TE = scale.weigh(
         batch.x_TD, layer.router_ED, layer.bias_E, settings["per_token"], layer.factor, scores
     )
-    return reconstruct.running(batch, layer.assignment, weights_TE) @ layer.down_PD
+    rows = fresh(layer.assignment, layer.gate_PD, layer.up_PD)
+    return reconstruct.running(batch, layer.assignment, weights_TE, rows) @ layer.down_PD
