@@ -362,7 +362,7 @@ def _routing(path: Path, experts: int, seed: str) -> None:
     rng = random.Random(seed)
     columns: dict[str, list[Any]] = {key: [] for key in ("domain", "layer", "expert", "load", "importance")}
     for domain in BPB:
-        for layer in range(LAYERS):
+        for layer in range(1, LAYERS):  # the first one is dense
             raw = [math.exp(rng.gauss(0, 0.35)) for _ in range(experts)]
             for expert, value in enumerate(raw):
                 row = (domain, layer, expert, value / sum(raw), value / sum(raw))

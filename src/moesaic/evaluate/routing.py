@@ -4,7 +4,7 @@ Shapes: B blocks, T positions, L MoE layers, E experts, K experts per token, N b
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,8 +154,8 @@ def normalised_entropy(usage: Mapping[str, Usage], resamples: int, seed: int) ->
     )
 
 
-def write(path: Path, usage: Mapping[str, Usage], places: int = 6) -> None:
-    """Parquet of domain, layer, expert, load, importance, weight (mean where chosen), entropy (of the layer, nats; / log E: normalised)."""
+def write(path: Path, usage: Mapping[str, Usage], numbers: Sequence[int], places: int = 6) -> None:
+    """Parquet of domain, layer (the decoder layer's number, from `numbers`), expert, load, importance, weight (mean where chosen), entropy (of the layer, nats; / log E: normalised)."""
     columns: dict[str, list[object]] = {
         name: []
         for name in (
@@ -182,7 +182,7 @@ def write(path: Path, usage: Mapping[str, Usage], places: int = 6) -> None:
             for expert in range(experts):
                 weight = float(weight_LE[layer, expert])
                 row = (
-                    domain, layer, expert, round(float(load_LE[layer, expert]), places), round(float(importance_LE[layer, expert]), places),
+                    domain, numbers[layer], expert, round(float(load_LE[layer, expert]), places), round(float(importance_LE[layer, expert]), places),
                     None if math.isnan(weight) else round(weight, places), round(float(entropy_L[layer]), places),
                     round(float(entropy_L[layer]) / most, places),
                 )  # fmt: skip

@@ -30,7 +30,7 @@ from moesaic.evaluate.temporal import suite as temporal
 from moesaic.flow import files, manifest
 from moesaic.flow.step import Context, Result
 from moesaic.generate import sample
-from moesaic.model import depth, size
+from moesaic.model import depth, families, size
 
 log = logging.getLogger("moesaic.evaluate")
 
@@ -114,7 +114,8 @@ def run(context: Context) -> Result:
     if report:
         files.write_json(context.out / "reliability.json", report)
     if usage:
-        routing.write(context.out / "routing.parquet", usage, PLACES)
+        numbers = [part.layer for part in families.parts(model)]
+        routing.write(context.out / "routing.parquet", usage, numbers, PLACES)
     if ran:
         files.write_json(context.out / "depth.json", depth_table(model, ran))
     if pictured:

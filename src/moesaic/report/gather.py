@@ -184,6 +184,7 @@ def active_ffn(shape: Mapping[str, Any], dense: Mapping[str, Any]) -> float:
 
 
 def _routing(path: Path) -> dict[str, np.ndarray]:
+    """Domain -> load [decoder layers, experts]; NaN for a layer without experts."""
     if not path.exists():
         return {}
     import pyarrow.parquet as pq
@@ -192,7 +193,7 @@ def _routing(path: Path) -> dict[str, np.ndarray]:
     layers, experts = max(columns["layer"]) + 1, max(columns["expert"]) + 1
     found: dict[str, np.ndarray] = {}
     for domain, layer, expert, load in zip(*columns.values(), strict=True):
-        found.setdefault(domain, np.zeros((layers, experts)))[layer, expert] = load
+        found.setdefault(domain, np.full((layers, experts), np.nan))[layer, expert] = load
     return found
 
 

@@ -247,7 +247,7 @@ def _map(values: np.ndarray, title: str, what: str) -> str:
         bar.ax.set_yticklabels(["≤ ¼", "½", "1", "2", "≥ 4"])
         bar.outline.set_visible(False)
 
-    low, high = (np.unravel_index(i, values.shape) for i in (values.argmin(), values.argmax()))
+    low, high = (np.unravel_index(i, values.shape) for i in (np.nanargmin(values), np.nanargmax(values)))
     label = (
         f"Expert load {what}, {title}: from {values[low]:.2f} (layer {low[0]}, expert {low[1]}) "
         f"to {values[high]:.2f} (layer {high[0]}, expert {high[1]})."
@@ -265,7 +265,7 @@ def load_cv(run: Gathered) -> list[str]:
     }
     if not every:
         return []
-    top = max(values.max() for values in every.values())
+    top = max(np.nanmax(values) for values in every.values())
 
     def panel(variant: str, points: Sequence[Point]) -> str:
         def draw(_figure: Any, axes: Any) -> None:
@@ -286,7 +286,7 @@ def load_cv(run: Gathered) -> list[str]:
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.legend(ncol=4, loc="upper center", bbox_to_anchor=(0.5, -0.2), handlelength=1.2)
 
-        words = "; ".join(f"{point.stage} {every[point.label].mean():.2f}" for point in points)
+        words = "; ".join(f"{point.stage} {np.nanmean(every[point.label]):.2f}" for point in points)
         return svg(
             draw,
             f"{variant}: coefficient of variation of the expert load by layer; means: {words}.",

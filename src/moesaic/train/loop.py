@@ -144,7 +144,8 @@ def _step(
     each = settings["batch"] // engine.world
     mine = range(engine.rank * each, (engine.rank + 1) * each)
     names = sorted(job.train.sizes)
-    sums = Sums(names)
+    policy = job.trainee.policy
+    sums = Sums(names, [part.layer for part in policy.parts] if policy is not None else [])
     micro = settings["micro_batch"]
     for begin in range(mine.start, mine.stop, micro):
         part = rows[begin : begin + micro]

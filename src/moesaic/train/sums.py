@@ -1,6 +1,6 @@
 """What the micro-batches of an optimizer step report, added up over them and over the ranks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,8 +17,9 @@ ROW = "row/"
 class Sums:
     """Sums of one step."""
 
-    def __init__(self, names: list[str]):
-        self.names = names
+    def __init__(self, names: list[str], layers: Sequence[int] = ()):
+        """Args: layers: decoder layers that have experts, by number, for the names of what is logged by layer."""
+        self.names, self.layers = names, layers
         self.domain = torch.zeros(len(names), 3, dtype=torch.float64)
         self.scalars = torch.zeros(5, dtype=torch.float64)
         self.modality = torch.zeros(2 * len(MODALITIES), dtype=torch.float64)
@@ -78,7 +79,10 @@ class Sums:
             }
             out["routing/load_cv"] = float(cv_L.mean())
             out["routing/dropped"] = float(scalars[4]) / float(load_LE.sum())
-            out |= {f"routing/load_cv/layer_{i}": float(value) for i, value in enumerate(cv_L)}
+            out |= {
+                f"routing/load_cv/layer_{layer}": float(value)
+                for layer, value in zip(self.layers, cv_L, strict=True)
+            }
         return out, load_LE
 
     def reduced_depth(self, engine: Engine) -> tuple[dict[str, float], Tensor] | None:
