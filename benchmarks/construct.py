@@ -222,7 +222,7 @@ def make(arguments: Any) -> None:
         done = {
             (item["seed"], item["active"], item["method"])
             for item in rows
-            if item["tokens"] == arguments.tokens
+            if item["tokens"] == arguments.tokens and item.get("train_tokens", 0) == arguments.train_tokens
         }
         if (seed, active, name) in done or not name.startswith(tuple(arguments.methods)):
             continue

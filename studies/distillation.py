@@ -162,7 +162,8 @@ def row(arguments: Any, name: str, seed: int) -> dict[str, Any]:
         told = measure(arguments, model)
         return (
             found
-            | {"tokens": 0, "seconds_per_step": None, "rougeL": sampled.rouge(arguments, name, seed, model)}
+            | {"tokens": 0, "seconds_per_step": None}
+            | {"rougeL": sampled.rouge(arguments, name, seed, model, constructed(arguments))}
             | told
         )
     out = (
@@ -186,7 +187,9 @@ def row(arguments: Any, name: str, seed: int) -> dict[str, Any]:
     if rounds:
         found["steps_by_round"] = [told["steps"] for told in rounds]
     model = load.load_model(out / "model")
-    found |= measure(arguments, model) | {"rougeL": sampled.rouge(arguments, name, seed, model)}
+    found |= measure(arguments, model) | {
+        "rougeL": sampled.rouge(arguments, name, seed, model, manifest.read(out))
+    }
     if not arguments.keep:
         shutil.rmtree(arguments.work / f"{name}-{seed}" if rounds else out.parent)
     return found | {"minutes": round((time.monotonic() - began) / 60, 2)}
@@ -209,18 +212,23 @@ def study(arguments: Any) -> None:
 
 def table(arguments: Any) -> None:
     """Means over the seeds with Student's 95 % intervals, best held-out text first."""
-    runs: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    runs: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for item in common.rows(arguments.out):
-        runs.setdefault((item["loss"], item["steps"]), []).append(item)
-    print("| loss | steps | seeds | " + " | ".join(FIGURES) + " |\n|" + "---|" * (3 + len(FIGURES)))
-    for (name, steps), items in sorted(
+        runs.setdefault(tuple(item[key] for key in ("loss", "steps", "batch", "rate")), []).append(item)
+    print(
+        "| loss | steps | batch | rate | seeds | "
+        + " | ".join(FIGURES)
+        + " |\n|"
+        + "---|" * (5 + len(FIGURES))
+    )
+    for (name, steps, batch, rate), items in sorted(
         runs.items(), key=lambda pair: statistics.mean(i["held_out_bits_per_byte"] for i in pair[1])
     ):
         cells = [
             common.cell([item[key] for item in items if item.get(key) is not None], 4) or "-"
             for key in FIGURES
         ]
-        print(f"| {name} | {steps} | {len(items)} | " + " | ".join(cells) + " |")
+        print(f"| {name} | {steps} | {batch} | {rate:g} | {len(items)} | " + " | ".join(cells) + " |")
     if arguments.plot:
         plot(arguments)
 

@@ -4,12 +4,15 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+import common
 import yaml
 
 from moesaic import config
 from moesaic.evaluate import instructions
 from moesaic.flow import manifest, paths
+from moesaic.flow.manifest import Manifest
 from moesaic.flow.step import STEPS, execute
+from moesaic.generate import sample
 from moesaic.model import load
 from moesaic.schema import Evaluate
 
@@ -67,19 +70,22 @@ def distill(arguments: Any, constructed: Path, name: str, seed: int) -> Path:
     with contextlib.chdir(place):
         for step, part in [*before, ("distill", None)]:
             plan = paths.plan_step(loaded, step, "student", part=part)
-            if not (plan.out / manifest.NAME).exists():
+            if not common.current(plan):
                 execute(STEPS[step], plan.settings, plan.inputs, plan.out)
     return place / plan.out
 
 
-def rouge(arguments: Any, name: str, seed: int, model: Any) -> float | None:
-    """ROUGE-L on development questions, mean over decoding seeds; None without --questions. The test side stays for what is chosen."""
+def rouge(arguments: Any, name: str, seed: int, model: Any, made: Manifest) -> float | None:
+    """ROUGE-L on development questions, mean over decoding seeds; None without --questions. The test side stays for what is chosen.
+
+    Args: made: the step that made the model; kept answers are of this step's model with as many experts per token alone.
+    """
     if not arguments.questions:
         return None
     own = Evaluate(
         bootstrap=100, instructions={"items": arguments.questions, "new_tokens": arguments.new_tokens}
     )
-    digest = config.digest([name, seed, arguments.steps, arguments.rate, arguments.per_token])
+    digest = config.digest([sample.model_digest(made), arguments.per_token])
     out = arguments.work / f"answers-{name}-{seed}".replace(", ", "-").replace(" ", "-")
     tasks = instructions.run(
         model, load.load_tokenizer(arguments.results / "dense/model"), own.model_dump(mode="json"), digest,

@@ -124,6 +124,12 @@ def test_an_offline_teacher_takes_disk_instead_of_memory(tmp_path, monkeypatch):
     assert "teacher cache of pretrain" in page
     assert "324 bytes per token before compression (64 likeliest, 16 drawn) = at most 0.01 GB" in page
     assert resident.caches == []
+    assert (
+        0
+        < offline.caches[0].flops
+        < resident.stages[0].flops - offline.stages[0].flops + 1e-3 * resident.stages[0].flops
+    )
+    assert "of the teacher's forward pass" in page
     assert offline.stages[0].memory_gb["teacher"] == 0 < resident.stages[0].memory_gb["teacher"]
     assert offline.stages[0].flops < resident.stages[0].flops
 

@@ -92,6 +92,8 @@ class Cache:
     bytes_per_token: int
     gigabytes: float
     """For as many tokens as the stage reads; less when rows are read more than once."""
+    flops: float
+    """Of the teacher's forward pass over them."""
 
 
 @dataclass
@@ -167,7 +169,7 @@ def make(config: Config, machine: Hardware) -> list[Plan]:
                 size.count(dense),
                 size.count(moe),
                 stages,
-                _caches(config, variant, dense_config.vocab_size),
+                _caches(config, variant, {"dense": dense, "moe": moe}),
             )
         )
     return plans
@@ -200,7 +202,7 @@ def deepened(moe: Any, dense: Any, settings: Mapping[str, Any]) -> Any:
     return model
 
 
-def _caches(config: Config, variant: str, vocabulary: int) -> list[Cache]:
+def _caches(config: Config, variant: str, teachers: Mapping[str, Any]) -> list[Cache]:
     found = []
     for stage in config.stages:
         if stage not in ("pretrain", "distill") or not offline(variant_config(config, variant), stage):
@@ -208,9 +210,10 @@ def _caches(config: Config, variant: str, vocabulary: int) -> list[Cache]:
         own = teacher_settings(config, stage, variant)
         training = step_settings(config, stage, variant)[stage]
         length = config.data.block if own["data"] == "text" else config.data.chat.max_tokens
-        each = cache.bytes_per_token(vocabulary, own["top"], own["tail"], own["precision"])
-        total = each * training["steps"] * training["batch"] * length / BILLION
-        found.append(Cache(stage, own["top"], own["tail"], each, total))
+        teacher, tokens = teachers[training["teacher"]], training["steps"] * training["batch"] * length
+        each = cache.bytes_per_token(teacher.config.vocab_size, own["top"], own["tail"], own["precision"])
+        forward = tokens * flops_per_token(teacher, length, training=False)
+        found.append(Cache(stage, own["top"], own["tail"], each, each * tokens / BILLION, forward))
     return found
 
 

@@ -30,7 +30,7 @@ def text(plans: list[Plan], machine: Hardware) -> str:
                 f"  {stage.name}",
                 f"    tokens      {most_tokens}{stage.tokens:,} in {stage.steps:,} steps of {stage.tokens // max(1, stage.steps):,}",
                 f"    FLOPs       {stage.flops:.3g}, of active weights and attention{_layers(stage)}",
-                f"    time        {hours:,.1f} GPU-hours on {machine.gpu} at {machine.mfu:.0%} of its peak"
+                f"    time        {hours:,.1f} GPU-hours of training on {machine.gpu} at {machine.mfu:.0%} of its peak"
                 f" = {hours / machine.gpus:,.1f} h on {machine.gpus}{money}",
                 f"    memory      {stage.memory_gb['total']:.1f} GB per GPU ({_parts(stage.memory_gb)}){fits}",
             ]
@@ -39,6 +39,7 @@ def text(plans: list[Plan], machine: Hardware) -> str:
                 f"  teacher cache of {item.stage}",
                 f"    on disk     {item.bytes_per_token} bytes per token before compression ({item.top} likeliest, {item.tail} drawn)"
                 f" = at most {item.gigabytes:,.2f} GB for the tokens of the stage",
+                f"    FLOPs       {item.flops:.3g}, of the teacher's forward pass",
             ]
     return "\n".join(lines) + "\n"
 
