@@ -12,6 +12,7 @@ from tiny import tiny_llama, tiny_moe
 
 from moesaic import cli
 from moesaic.errors import InputError
+from moesaic.flow import manifest
 from moesaic.model import families, load, to_gguf
 
 PROMPT = "def count(words):\n    return 12 + len(words)  # naïve"
@@ -120,6 +121,18 @@ def test_what_has_no_place_is_refused_and_nothing_is_written(tmp_path, tokenizer
         to_gguf.run(folder, tmp_path / "c.gguf")
     assert not (tmp_path / "a.gguf").exists()
     assert not (tmp_path / "b.gguf").exists()
+
+
+def test_half_of_what_was_trained_is_refused(tmp_path, tokenizer):
+    """A step's adapter lies beside its model, not in it; a linear one is in the weights already."""
+    folder = converted(tmp_path / "m", tokenizer, experts=3, per_token=2)
+    facts = {"method": "lateral", "merged": False}
+    manifest.write(folder.parent, "tune", 1, {}, {}, ["model"], {"adapter": facts})
+    with pytest.raises(InputError, match="only whole with its adapter"):
+        to_gguf.run(folder, tmp_path / "x.gguf")
+    assert not (tmp_path / "x.gguf").exists()
+    manifest.write(folder.parent, "tune", 1, {}, {}, ["model"], {"adapter": facts | {"merged": True}})
+    to_gguf.run(folder, tmp_path / "x.gguf")
 
 
 def test_rotary_pairs_are_neighbours():

@@ -113,6 +113,21 @@ def test_padding_changes_nothing(moe):
         assert (alone.rows[name] == padded.rows[name]).all()
 
 
+def test_a_cached_teacher_is_not_asked(moe):
+    """A row of an offline teacher has its values for all targets, a probe only one."""
+
+    class Taught(Rows):
+        def rows(self, samples):
+            def unread():
+                raise AssertionError("the cache was read")
+
+            return [row._replace(taught=unread) for row in super().rows(samples)]
+
+    alone, beside = measured(job(moe)), measured(job(moe, stream=Taught()))
+    for name in SPANS:
+        assert (alone.rows[name] == beside.rows[name]).all()
+
+
 def test_answers_alone_can_be_read(moe):
     work = job(moe, tokens="answer")
     found = measured(work)
