@@ -2,7 +2,7 @@ import json
 
 from moesaic import config as moesaic_config
 from moesaic.errors import InputError
-from moesaic.flow import hooks, paths
+from moesaic.flow import hooks, local_data, paths
 from moesaic.flow.step import STEPS
 
 try:
@@ -40,10 +40,14 @@ def plan(step, wildcards, stage=None):
 
 
 def settings(step, stage=None):
-    """The step's own settings as JSON: a changed key is a changed parameter, and reruns the step and what is below it."""
-    return lambda wildcards: json.dumps(
-        plan(step, wildcards, stage).settings, sort_keys=True
-    )
+    """The step's own settings as JSON, and the state of the user's files that it reads: what changed in them reruns the step and what is below it."""
+
+    def text(wildcards):
+        found = plan(step, wildcards, stage).settings
+        state = local_data.state(found) if step in local_data.STEPS else ""
+        return json.dumps(found, sort_keys=True) + state
+
+    return text
 
 
 def upstream(step, stage=None):

@@ -107,6 +107,22 @@ def test_a_changed_key_reruns_its_step_and_what_is_below(finished, key, value, e
     assert planned(folder) == {}
 
 
+def test_an_edited_file_counts_like_a_changed_key(finished):
+    folder = finished[0]
+    path = folder / "chat.json"
+    before, status = path.read_text(), path.stat()
+    path.write_text(before + "\n")
+    try:
+        jobs = planned(folder)
+    finally:
+        path.write_text(before)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert jobs["chat"] == 1
+    assert jobs["tune"] >= 1
+    assert not {"documents", "tokens", "construct", "pretrain"} & set(jobs)
+    assert planned(folder) == {}
+
+
 @pytest.mark.slow
 def test_results_load_in_an_environment_without_moesaic(finished):
     """Plain transformers, our package hidden: a meta path hook refuses every import of moesaic."""

@@ -1,0 +1,52 @@
+"""What Snakemake compares of the user's own files."""
+
+import os
+
+from moesaic.flow import local_data
+
+
+def test_every_file_that_settings_name_counts_by_size_and_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        "web/a.txt",
+        "web/deep/b.txt",
+        "web/.hidden/c.txt",
+        "chat-1.jsonl",
+        "chat-2.jsonl",
+        "tasks/x.yaml",
+        "m/config.json",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    settings = {
+        "domains": {"web": {"sources": [{"at": {"kind": "files", "path": "web"}}]}},
+        "chat": {"sources": [{"at": {"kind": "files", "path": "chat-*.jsonl"}}, {"at": {"kind": "pypi", "package": "x", "path": "web"}}]},
+        "include_path": "tasks",
+        "model": {"at": {"kind": "folder", "path": str(tmp_path / "m")}, "tokenizer": None},
+        "gone": {"kind": "files", "path": "nowhere"},
+    }  # fmt: skip
+    before = local_data.state(settings)
+    for name in (
+        "web/a.txt",
+        "web/deep/b.txt",
+        "chat-1.jsonl",
+        "chat-2.jsonl",
+        "tasks/x.yaml",
+        "m/config.json",
+    ):
+        assert name in before
+    assert "hidden" not in before
+    status = (tmp_path / "web/a.txt").stat()
+    (tmp_path / "web/a.txt").write_text("web/A.txt")  # as long as before
+    os.utime(tmp_path / "web/a.txt", ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert local_data.state(settings) != before
+    os.utime(tmp_path / "web/a.txt", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert local_data.state(settings) == before
+    (tmp_path / "chat-3.jsonl").write_text("new")
+    assert local_data.state(settings) != before
+
+
+def test_settings_without_local_files_have_no_state():
+    assert (
+        local_data.state({"domains": {"a": {"sources": [{"at": {"kind": "hub", "dataset": "x/y"}}]}}}) == ""
+    )
