@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from moesaic.evaluate import bootstrap
+from moesaic.data.questions import Question
+from moesaic.evaluate import bootstrap, instructions
+from moesaic.evaluate import scores as written
 from moesaic.evaluate.harness import TaskScores
 from moesaic.evaluate.reliability import attacked, contrasted, moe
+from moesaic.evaluate.science import suite as science
+from moesaic.evaluate.temporal import suite as temporal
 
 RUNS = 800
 FACTS = {"axis": "hallucination", "kind": "truth", "set": "truthfulqa"}
@@ -134,3 +138,36 @@ def test_a_mean_of_rates_that_are_all_none():
     mixed = [(np.zeros(20), np.ones(20)), (np.arange(20) < 5, np.ones(20))]
     rated, plain = (bootstrap.macro(mixed, 100, np.random.default_rng(0), rate) for rate in (True, False))
     assert rated == plain
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_means_of_suites_and_of_exact_match_have_the_exact_bound(value):
+    """20 items in each of two tasks, all wrong or all right: as 40 of one task."""
+    found = [
+        TaskScores(name, [], {"acc": np.full(20, value)}, [f"{name}{i}" for i in range(20)], True)
+        for name in "ab"
+    ]
+    known = {
+        name: {"group": "math-time", "form": "choice", "split": split, "chance": 0.25}
+        for name, split in (("a", "id"), ("b", "range"))
+    }
+    made = [
+        science.means(found, known, 100, 0)[0].metrics[0].estimate,
+        temporal.means(found, known, 100, 0)[0].metrics[0].estimate,
+    ]
+    exact = binomtest(int(40 * value), 40).proportion_ci(method="exact")
+    for estimate in made:
+        assert (estimate.low, estimate.high) == (pytest.approx(exact.low), pytest.approx(exact.high))
+    (average,) = (entry for entry in written.task_scores(found, 100, 0) if entry["task"] == "mc/average")
+    assert (average["ci_low"], average["ci_high"]) == (
+        pytest.approx(exact.low, abs=1e-6), pytest.approx(exact.high, abs=1e-6)
+    )  # fmt: skip
+
+    told = [{"text": "yes" if value else "no", "ids": [4, 2], "finished": True}]
+    asked = [Question(f"s/{i}", "s", [1, i], [5, 2]) for i in range(40)]
+    whole = instructions.score("test", asked, ["yes"] * 40, [told] * 40, 100, 0)[0]
+    metrics = {metric.name: metric.estimate for metric in whole.metrics}
+    assert (metrics["exact_match"].low, metrics["exact_match"].high) == (
+        pytest.approx(exact.low), pytest.approx(exact.high)
+    )  # fmt: skip
+    assert metrics["tokens"].low == metrics["tokens"].high == 2

@@ -68,7 +68,7 @@ def task_scores(tasks: list[harness.TaskScores], resamples: int, seed: int) -> l
             score(
                 "mc/average",
                 "acc",
-                bootstrap.macro(strata, resamples, bootstrap.generator(seed, "mc/average")),
+                bootstrap.macro(strata, resamples, bootstrap.generator(seed, "mc/average"), rate=True),
                 chance,
             )
         )

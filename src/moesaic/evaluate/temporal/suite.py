@@ -74,7 +74,7 @@ def means(found: Sequence[TaskScores], known: dict[str, Any], resamples: int, se
                 continue
             name = name_of(group.replace("-", "_"), form)
             strata = [(item.items["acc"], item.items["acc"] * 0 + 1) for item in members]
-            estimate = bootstrap.macro(strata, resamples, bootstrap.generator(seed, name))
+            estimate = bootstrap.macro(strata, resamples, bootstrap.generator(seed, name), rate=True)
             chance = sum(
                 metric.chance or 0.0 for item in members for metric in item.metrics if metric.name == "acc"
             ) / len(members)
