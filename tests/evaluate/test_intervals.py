@@ -96,6 +96,39 @@ def test_coverage_of_a_rise_without_an_expert():
     assert 0.93 <= shares["rise"] <= 0.97
 
 
+def test_coverage_of_the_worst_expert():
+    """16 experts that are all alike: the worst one's rise is theirs on average; and 16 of which one is missed most."""
+
+    def experiment(run):
+        rng = np.random.default_rng([15, run])
+        size = rng.integers(40, 250, 120).astype(float)
+        rises_EN = size * rng.normal(0.03, 0.1, (16, 120))
+        alike = moe.worst(rises_EN, size, 300, rng)
+        rises_EN[3] += 0.1 * size
+        return {"alike": alike, "one": moe.worst(rises_EN, size, 300, rng)}
+
+    found = [experiment(run) for run in range(RUNS)]
+    truth = {"alike": 0.03, "one": 0.13}
+    for name, value in truth.items():
+        values = [one[name].value for one in found]
+        assert np.mean(values) == pytest.approx(value, abs=4 * np.std(values) / RUNS**0.5)
+    shares = covered(found, truth)
+    assert 0.93 <= shares["one"] <= 0.97, shares
+    # Now and then both halves choose the same of 16 equal ones, which spreads the value more than the draws do.
+    assert 0.88 <= shares["alike"] <= 0.97, shares
+
+
+def test_the_worst_expert_by_hand():
+    """Expert 0 is the worst of the even texts, 1 of the odd ones."""
+    rises = np.array([[6.0, 1.0, 2.0, 3.0], [1.0, 8.0, 2.0, 4.0]])
+    size = np.array([10.0, 20.0, 10.0, 20.0])
+    found = moe.worst(rises, size, 100, np.random.default_rng(0))
+    assert found.value == pytest.approx((4 / 40 + 3 / 20) / 2)
+    assert found.n == 4
+    one = moe.worst(rises[:, :1], size[:1], 100, np.random.default_rng(0))
+    assert (one.value, one.low, one.high) == (0.6, None, None)
+
+
 def test_the_drift_interval_holds_what_many_texts_show():
     """Loads that differ clearly: the divergence of 60 texts and its interval against that of the loads themselves plus the noise level.
 
