@@ -242,6 +242,65 @@ def test_rolling_and_generative(tmp_path):
     assert got["gen"].metrics[0].estimate.value == 0.0
 
 
+SPLITS = {
+    "test only": ({"test_split": "test"}, True),
+    "test, examples from test": ({"test_split": "test", "fewshot_split": "test"}, False),
+    "test and training": ({"test_split": "test", "training_split": "other"}, False),
+    "test and validation": ({"test_split": "test", "validation_split": "other"}, False),
+    "test, examples from another": ({"test_split": "test", "fewshot_split": "other"}, False),
+    "test, examples written down": (
+        {"test_split": "test", "fewshot_config": {"samples": [{"q": f"Q {i}", "c": ["a", "b"], "y": 0} for i in range(9)]}},
+        False,
+    ),
+    "validation only": ({"test_split": None, "validation_split": "test"}, False),
+    "validation, examples from it": (
+        {"test_split": None, "validation_split": "test", "fewshot_split": "test"}, True,
+    ),
+    "test that is the training split": ({"test_split": "test", "training_split": "test"}, True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_no_prompt_holds_its_own_answer(name, tmp_path):
+    """What is refused is what lm-eval's prompts show, over all items."""
+    from lm_eval.tasks import TaskManager
+
+    splits, refused = SPLITS[name]
+    data = str(tmp_path / "toy" / "data.jsonl")
+    other = tmp_path / "other.jsonl"
+    other.write_text(
+        "".join(json.dumps({"q": f"Other {i}", "c": ["a", "b"], "y": 0, "t": ""}) + "\n" for i in range(6))
+    )
+    rows = task(tmp_path, "toy", dataset_kwargs={"data_files": {"test": data, "other": str(other)}}, **splits)
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    with harness._quiet(tmp_path / "w"):
+        loaded = harness._load(manager, ["toy"])["tasks"]
+        if refused:
+            with pytest.raises(
+                InputError, match=r"evaluate\.task_shots\.toy: 4 examples, but toy has no split"
+            ):
+                harness._set_shots(loaded, 4, 0, "evaluate.task_shots.toy")
+            harness._set_shots(loaded, 0, 0, "evaluate.shots")
+            loaded["toy"].set_config(key="num_fewshot", value=4)
+            loaded["toy"].set_fewshot_seed(seed=0)
+        else:
+            harness._set_shots(loaded, 4, 0, "evaluate.task_shots.toy")
+        asked = list(loaded["toy"].test_docs() or loaded["toy"].validation_docs())
+        prompts = [loaded["toy"].fewshot_context(doc, 4) for doc in asked]
+    answered = [f"{row['q']} {row['c'][row['y']]}" in text for row, text in zip(rows, prompts, strict=True)]
+    assert any(answered) == refused
+
+
+def test_examples_from_the_items_themselves_are_refused(tmp_path):
+    task(tmp_path, "toy")
+    for values, key in (
+        ({"shots": 2}, r"evaluate\.shots"),
+        ({"task_shots": {"toy": 2}}, r"evaluate\.task_shots\.toy"),
+    ):
+        with pytest.raises(InputError, match=f"{key}: 2 examples, but toy has no split"):
+            harness.run(build("llama"), TOK, settings("toy", **values), tmp_path, tmp_path / "w", 0)
+
+
 def test_unknown_task(tmp_path):
     with pytest.raises(InputError, match="nope"):
         harness.run(build("llama"), TOK, settings("nope"), tmp_path, tmp_path / "w", 0)

@@ -132,6 +132,31 @@ def test_the_suite_scores_every_task_and_kind(here, model, tmp_path):
     assert not any(item["task"] == "mc/average" for item in scores)
 
 
+def test_a_task_without_examples_is_left_out_of_few_shot_prompts(tmp_path, monkeypatch, caplog):
+    """MCTACO with nothing but its test file: asked zero-shot, and never shown its own items."""
+    monkeypatch.chdir(tmp_path)
+    lines = [f"He ran {i} miles.\tHow long?\t{i} hours\tyes\tEvent Duration\n" for i in range(8)]
+    Path("mctaco").mkdir()
+    Path("mctaco/test_9442.tsv").write_text("".join(lines))
+    values = Temporal(tasks=["year_shift"], forms=["choice"], train=2, validation=1, test=3, mctaco="mctaco")
+    asked = {"temporal": values.model_dump(mode="json"), "seed": 1}
+    execute(STEPS["temporal"], asked, {}, paths.folder("temporal"))
+    source = manifest.read(paths.folder("temporal"))
+    named = [call.tasks for call in suite.calls(settings([0, 3, 4]), source)]
+    assert named == [["temporal_mctaco_event_duration", "temporal_year_shift"], ["temporal_year_shift"], []]
+    seen = []
+    monkeypatch.setattr(suite.harness, "run", lambda *given: seen.append(given[2]["tasks"]) or [])
+    suite.run(None, None, settings([0, 3, 4]), source, tmp_path, 7)
+    assert seen == named
+    assert (
+        "temporal_shots: 3: left out, for want of as many examples: temporal_mctaco_event_duration"
+        in caplog.text
+    )
+    config = (source.folder / "tasks/temporal_mctaco_event_duration.yaml").read_text()
+    assert "num_fewshot: 0" in config
+    assert "num_fewshot" not in (source.folder / "tasks/temporal_year_shift.yaml").read_text()
+
+
 @pytest.mark.slow
 def test_lm_eval_alone_gives_the_same_scores(here, model, tmp_path):
     """lm-eval on the folder, in a process that refuses every import of moesaic; zero-shot and two-shot, to the last digit."""

@@ -17,6 +17,9 @@ from moesaic.errors import InputError
 from moesaic.evaluate import bootstrap
 from moesaic.flow import files
 
+FORMAT = 2
+"""Raise it when what is kept of a task changes, so that finished ones are asked again."""
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -61,7 +64,16 @@ def name_of(
     if dola is not None:
         asked["dola"] = dict(dola)
     versions = {package: metadata.version(package) for package in ("lm_eval", "transformers", "torch")}
-    key = digest({"identity": identity, "seed": seed, "chat": chat, "settings": asked, "versions": versions})
+    key = digest(
+        {
+            "format": FORMAT,
+            "identity": identity,
+            "seed": seed,
+            "chat": chat,
+            "settings": asked,
+            "versions": versions,
+        }
+    )
     return f"{task}-{key[:16]}.json"
 
 
