@@ -70,7 +70,7 @@ STEPS: dict[str, Step] = {
         Step("images", "moesaic.data.images.step"),
         Step("chat", "moesaic.data.chat"),
         Step("tasks", "moesaic.evaluate.tasks"),
-        Step("temporal", "moesaic.evaluate.temporal.step"),
+        Step("temporal", "moesaic.evaluate.temporal.step", version=2),
         Step("science", "moesaic.evaluate.science.step"),
         Step("reliability", "moesaic.evaluate.reliability.step", version=3),
         Step("construct", "moesaic.experts.construct", version=2),
