@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import project
@@ -17,7 +18,8 @@ from transformers import (
 )
 
 from moesaic.errors import InputError
-from moesaic.evaluate import bootstrap, harness, likelihood, routing
+from moesaic.evaluate import bootstrap, compare, harness, likelihood, routing
+from moesaic.evaluate.scores import item_table, task_scores
 from moesaic.model import families
 from moesaic.schema import Evaluate
 
@@ -240,6 +242,37 @@ def test_rolling_and_generative(tmp_path):
     e = got["roll"].metrics[0].estimate
     assert e.low < e.value < e.high
     assert got["gen"].metrics[0].estimate.value == 0.0
+
+
+def test_a_group_counts_once_in_the_average(tmp_path):
+    """Two subjects and one other task: the subjects' items are one half of the average, also beside another model."""
+    m = build("llama", 512)
+    for name in ("anatomy", "botany", "toy"):
+        task(tmp_path, name)
+    group = {"group": "subjects", "task": ["anatomy", "botany"]}
+    (tmp_path / "subjects.yaml").write_text(yaml.safe_dump(group))
+    asked = (m, TOK, settings("subjects", "toy"), tmp_path, tmp_path / "w", 0, "this model")
+    found = {score.task: score for score in harness.run(*asked)}
+    assert {name: score.asked for name, score in found.items() if score.items} == {
+        "anatomy": "subjects", "botany": "subjects", "toy": "toy",
+    }  # fmt: skip
+    assert [score.asked for score in harness.run(*asked)] == [score.asked for score in found.values()], "kept"
+
+    right = {"anatomy": [1, 1, 0, 0, 0, 0], "botany": [0, 0, 0, 0, 0, 1], "toy": [1, 1, 1, 1, 1, 0]}
+    made = []
+    for wrong in (0, 1):
+        values = {name: np.array(row, dtype=float) * (1 - wrong) for name, row in right.items()}
+        scores = [replace(found[name], items={"acc": values[name]}) for name in right]
+        (entry,) = (one for one in task_scores(scores, 200, 0) if one["task"] == "mc/average")
+        assert entry["value"] == pytest.approx((1 - wrong) * (3 / 12 + 5 / 6) / 2, abs=1e-6)
+        assert (entry["n"], entry["chance"]) == (18, pytest.approx(1 / 3, abs=1e-6))
+        made.append(tmp_path / f"{wrong}.parquet")
+        text = likelihood.DomainLoss(*np.ones((3, 2)), ["a", "b"], None)
+        item_table({"d": text}, set(), scores).to_parquet(made[-1])
+    value, low, high, n = compare.paired(*made, "mc/average")
+    assert (value, n) == (pytest.approx((3 / 12 + 5 / 6) / 2), 18)
+    assert low < value < high
+    assert compare.paired(*made, "botany")[0] == pytest.approx(1 / 6)
 
 
 SPLITS = {

@@ -12,7 +12,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,7 @@ def run(
                 found[name] = _evaluate(lm, item, settings, seed, chat)
                 if name in places:
                     kept.write(places[name], found[name])
-    every = {score.task: score for name in names for score in found[name]}
+    every = {score.task: replace(score, asked=name) for name in names for score in found[name]}
     return sorted(every.values(), key=lambda score: (not score.keys, score.task))
 
 

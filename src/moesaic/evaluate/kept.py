@@ -46,6 +46,8 @@ class TaskScores:
     """Average that the items belong to, for paired comparisons; empty: mc or other."""
     cluster: str = ""
     """Tasks of one cluster ask the same items in several forms; empty: the task alone."""
+    asked: str = ""
+    """The name that was asked for: the task's, or that of a group that it is part of; empty: the task's."""
     answers: list[dict[str, Any]] = field(default_factory=list)
     """Of multiple choice: what was asked, what is right and what was chosen; see choices.of_task."""
 

@@ -85,7 +85,7 @@ STEPS: dict[str, Step] = {
         Step("distill", "moesaic.distill.step", version=2, distributed=True),
         Step("teacher", "moesaic.distill.teach", distributed=True),
         Step("evaluate_part", "moesaic.evaluate.shards"),
-        Step("evaluate", "moesaic.evaluate.step"),
+        Step("evaluate", "moesaic.evaluate.step", version=2),
         Step("report", "moesaic.report.step"),
     )
 }
