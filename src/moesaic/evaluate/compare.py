@@ -161,6 +161,6 @@ def _stratum(rows: Any, metric: str, path: str) -> bootstrap.Stratum:
         )
     if metric not in rows or rows[metric].isna().any():
         raise InputError(f"{path}: task {rows['task'].iloc[0]} has no metric '{metric}' per item")
-    # The same items in several forms are one unit each.
-    values = np.asarray(rows.groupby("unit")[metric].mean(), dtype=np.float64)
-    return values, np.ones(len(values))
+    # The same item in several forms is one unit, and so are the candidate answers of one question.
+    found = rows.groupby("unit")[metric].agg(["sum", "count"])
+    return np.asarray(found["sum"], dtype=np.float64), np.asarray(found["count"], dtype=np.float64)

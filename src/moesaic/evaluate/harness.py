@@ -218,6 +218,8 @@ def _task(name: str, task: Any, results: Any, resamples: int, seed: int) -> Task
     chance = (
         float(np.mean([1 / len(task.doc_to_choice(item["doc"])) for item in samples])) if choice else None
     )
+    docs = list({item["doc_id"]: item["doc"] for item in samples}.values())
+    units = [str(doc[kept.QUESTION]) for doc in docs] if all(kept.QUESTION in doc for doc in docs) else []
     metrics, items = [], {}
     for key, value in sorted(results["results"][name].items()):
         metric, _, kind = key.partition(",")
@@ -230,16 +232,19 @@ def _task(name: str, task: Any, results: Any, resamples: int, seed: int) -> Task
             float(np.mean(values)), value, rel_tol=1e-9, abs_tol=1e-12
         ):
             rate = set(values) <= {0, 1}
-            estimate = bootstrap.mean(np.asarray(values, dtype=np.float64), resamples, rng, rate)
-            if len(values) == len({item["doc_id"] for item in samples}):
-                items[label] = np.asarray(values, dtype=np.float64)
+            numbers = np.asarray(values, dtype=np.float64)
+            whole = len(values) == len(docs)
+            strata = [bootstrap.stratum(numbers, units if whole else [])]
+            estimate = bootstrap.macro(strata, resamples, rng, rate)
+            if whole:
+                items[label] = numbers
         else:
             estimate = _resampled(
                 task.aggregation().get(metric), values, float(value), min(resamples, SLOW_RESAMPLES), rng
             )
         metrics.append(Metric(label, estimate, chance if metric in CHOICE_METRICS else None))
     keys = list({item["doc_id"]: item["doc_hash"][:16] for item in samples}.values())
-    return TaskScores(name, metrics, items, keys, choice, answers=choices.of_task(task, samples))
+    return TaskScores(name, metrics, items, keys, choice, answers=choices.of_task(task, samples), units=units)
 
 
 def _resampled(

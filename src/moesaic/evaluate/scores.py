@@ -66,8 +66,7 @@ def task_scores(tasks: list[harness.TaskScores], resamples: int, seed: int) -> l
         if task.multiple_choice and "acc" in task.items:
             choice.setdefault(task.asked or task.task, []).append(task)
     if choice:
-        right = [np.concatenate([task.items["acc"] for task in members]) for members in choice.values()]
-        strata = [(values, np.ones(len(values))) for values in right]
+        strata = [_stratum(members) for members in choice.values()]
         chance = float(np.mean([_chance(members) for members in choice.values()]))
         scores.append(
             score(
@@ -78,6 +77,11 @@ def task_scores(tasks: list[harness.TaskScores], resamples: int, seed: int) -> l
             )
         )
     return scores
+
+
+def _stratum(tasks: Sequence[harness.TaskScores]) -> bootstrap.Stratum:
+    parts = [bootstrap.stratum(task.items["acc"], task.units) for task in tasks]
+    return np.concatenate([top for top, _ in parts]), np.concatenate([bottom for _, bottom in parts])
 
 
 def _chance(tasks: Sequence[harness.TaskScores]) -> float:
@@ -121,11 +125,12 @@ def item_table(
         common = {"task": task.task, "group": group, "cluster": cluster}
         # The tasks of a group ask items of their own, those of a cluster the same ones again.
         first_unit = 0 if task.cluster else counted.get(cluster, 0)
+        units = np.unique(task.units, return_inverse=True)[1] if task.units else np.arange(len(task.keys))
         counted[cluster] = first_unit + len(task.keys)
         for i, key in enumerate(task.keys):
             rows.append(
                 common
-                | {"item": i, "key": key, "unit": first_unit + i}
+                | {"item": i, "key": key, "unit": first_unit + int(units[i])}
                 | {metric: round(float(values[i]), PLACES) for metric, values in task.items.items()}
             )
     first = ["task", "item", "key", "group", "cluster", "unit", "nats", "bytes", "tokens"]

@@ -84,7 +84,7 @@ STEPS: dict[str, Step] = {
         Step("pair_scores", "moesaic.distill.scoring"),
         Step("distill", "moesaic.distill.step", version=2, distributed=True),
         Step("teacher", "moesaic.distill.teach", distributed=True),
-        Step("evaluate_part", "moesaic.evaluate.shards"),
+        Step("evaluate_part", "moesaic.evaluate.shards", version=2),
         Step("evaluate", "moesaic.evaluate.step", version=2),
         Step("report", "moesaic.report.step"),
     )

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from moesaic.evaluate import kept
 from moesaic.evaluate.temporal import values, verify
 from moesaic.evaluate.temporal.item import Item
 from moesaic.evaluate.temporal.make import normal
@@ -104,8 +105,14 @@ def checker() -> str:
 
 def _row(item: Item) -> dict[str, Any]:
     letters = list(verify.LETTERS[: len(item.choices)])
-    row = {"id": item.id, "prompt": verify.prompt(item), "answer": item.answer, "choices": list(item.choices)}
-    return row | ({"letters": letters, "gold": letters.index(item.answer)} if letters else {})
+    row: dict[str, Any] = {
+        "id": item.id,
+        "prompt": verify.prompt(item),
+        "answer": item.answer,
+        "choices": list(item.choices),
+    }
+    row |= {"letters": letters, "gold": letters.index(item.answer)} if letters else {}
+    return row | ({kept.QUESTION: item.question_id} if item.question_id else {})
 
 
 def _config(name: str, form: str, data: Mapping[str, Any], shown: Path) -> str:

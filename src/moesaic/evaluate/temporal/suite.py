@@ -75,7 +75,8 @@ def _with_chance(item: TaskScores, chance: float) -> TaskScores:
 
 
 def means(found: Sequence[TaskScores], known: dict[str, Any], resamples: int, seed: int) -> list[TaskScores]:
-    """The mean accuracy over the tasks of each kind and form; items are resampled within their task."""
+    """The mean accuracy over the tasks of each kind and form; items (questions, where the candidates of one
+    are items) are resampled within their task."""
     out = []
     for group in GROUPS:
         for form in ("choice", "short"):
@@ -87,7 +88,7 @@ def means(found: Sequence[TaskScores], known: dict[str, Any], resamples: int, se
             if not members:
                 continue
             name = name_of(group.replace("-", "_"), form)
-            strata = [(item.items["acc"], item.items["acc"] * 0 + 1) for item in members]
+            strata = [bootstrap.stratum(item.items["acc"], item.units) for item in members]
             estimate = bootstrap.macro(strata, resamples, bootstrap.generator(seed, name), rate=True)
             chance = sum(
                 metric.chance or 0.0 for item in members for metric in item.metrics if metric.name == "acc"
