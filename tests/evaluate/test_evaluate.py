@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import project
@@ -17,7 +18,8 @@ from transformers import (
 )
 
 from moesaic.errors import InputError
-from moesaic.evaluate import bootstrap, harness, likelihood, routing
+from moesaic.evaluate import bootstrap, compare, harness, likelihood, routing
+from moesaic.evaluate.scores import item_table, task_scores
 from moesaic.model import families
 from moesaic.schema import Evaluate
 
@@ -240,6 +242,96 @@ def test_rolling_and_generative(tmp_path):
     e = got["roll"].metrics[0].estimate
     assert e.low < e.value < e.high
     assert got["gen"].metrics[0].estimate.value == 0.0
+
+
+def test_a_group_counts_once_in_the_average(tmp_path):
+    """Two subjects and one other task: the subjects' items are one half of the average, also beside another model."""
+    m = build("llama", 512)
+    for name in ("anatomy", "botany", "toy"):
+        task(tmp_path, name)
+    group = {"group": "subjects", "task": ["anatomy", "botany"]}
+    (tmp_path / "subjects.yaml").write_text(yaml.safe_dump(group))
+    asked = (m, TOK, settings("subjects", "toy"), tmp_path, tmp_path / "w", 0, "this model")
+    found = {score.task: score for score in harness.run(*asked)}
+    assert {name: score.asked for name, score in found.items() if score.items} == {
+        "anatomy": "subjects", "botany": "subjects", "toy": "toy",
+    }  # fmt: skip
+    assert [score.asked for score in harness.run(*asked)] == [score.asked for score in found.values()], "kept"
+
+    right = {"anatomy": [1, 1, 0, 0, 0, 0], "botany": [0, 0, 0, 0, 0, 1], "toy": [1, 1, 1, 1, 1, 0]}
+    made = []
+    for wrong in (0, 1):
+        values = {name: np.array(row, dtype=float) * (1 - wrong) for name, row in right.items()}
+        scores = [replace(found[name], items={"acc": values[name]}) for name in right]
+        (entry,) = (one for one in task_scores(scores, 200, 0) if one["task"] == "mc/average")
+        assert entry["value"] == pytest.approx((1 - wrong) * (3 / 12 + 5 / 6) / 2, abs=1e-6)
+        assert (entry["n"], entry["chance"]) == (18, pytest.approx(1 / 3, abs=1e-6))
+        made.append(tmp_path / f"{wrong}.parquet")
+        text = likelihood.DomainLoss(*np.ones((3, 2)), ["a", "b"], None)
+        item_table({"d": text}, set(), scores).to_parquet(made[-1])
+    value, low, high, n = compare.paired(*made, "mc/average")
+    assert (value, n) == (pytest.approx((3 / 12 + 5 / 6) / 2), 18)
+    assert low < value < high
+    assert compare.paired(*made, "botany")[0] == pytest.approx(1 / 6)
+
+
+SPLITS = {
+    "test only": ({"test_split": "test"}, True),
+    "test, examples from test": ({"test_split": "test", "fewshot_split": "test"}, False),
+    "test and training": ({"test_split": "test", "training_split": "other"}, False),
+    "test and validation": ({"test_split": "test", "validation_split": "other"}, False),
+    "test, examples from another": ({"test_split": "test", "fewshot_split": "other"}, False),
+    "test, examples written down": (
+        {"test_split": "test", "fewshot_config": {"samples": [{"q": f"Q {i}", "c": ["a", "b"], "y": 0} for i in range(9)]}},
+        False,
+    ),
+    "validation only": ({"test_split": None, "validation_split": "test"}, False),
+    "validation, examples from it": (
+        {"test_split": None, "validation_split": "test", "fewshot_split": "test"}, True,
+    ),
+    "test that is the training split": ({"test_split": "test", "training_split": "test"}, True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_no_prompt_holds_its_own_answer(name, tmp_path):
+    """What is refused is what lm-eval's prompts show, over all items."""
+    from lm_eval.tasks import TaskManager
+
+    splits, refused = SPLITS[name]
+    data = str(tmp_path / "toy" / "data.jsonl")
+    other = tmp_path / "other.jsonl"
+    other.write_text(
+        "".join(json.dumps({"q": f"Other {i}", "c": ["a", "b"], "y": 0, "t": ""}) + "\n" for i in range(6))
+    )
+    rows = task(tmp_path, "toy", dataset_kwargs={"data_files": {"test": data, "other": str(other)}}, **splits)
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    with harness._quiet(tmp_path / "w"):
+        loaded = harness._load(manager, ["toy"])["tasks"]
+        if refused:
+            with pytest.raises(
+                InputError, match=r"evaluate\.task_shots\.toy: 4 examples, but toy has no split"
+            ):
+                harness._set_shots(loaded, 4, 0, "evaluate.task_shots.toy")
+            harness._set_shots(loaded, 0, 0, "evaluate.shots")
+            loaded["toy"].set_config(key="num_fewshot", value=4)
+            loaded["toy"].set_fewshot_seed(seed=0)
+        else:
+            harness._set_shots(loaded, 4, 0, "evaluate.task_shots.toy")
+        asked = list(loaded["toy"].test_docs() or loaded["toy"].validation_docs())
+        prompts = [loaded["toy"].fewshot_context(doc, 4) for doc in asked]
+    answered = [f"{row['q']} {row['c'][row['y']]}" in text for row, text in zip(rows, prompts, strict=True)]
+    assert any(answered) == refused
+
+
+def test_examples_from_the_items_themselves_are_refused(tmp_path):
+    task(tmp_path, "toy")
+    for values, key in (
+        ({"shots": 2}, r"evaluate\.shots"),
+        ({"task_shots": {"toy": 2}}, r"evaluate\.task_shots\.toy"),
+    ):
+        with pytest.raises(InputError, match=f"{key}: 2 examples, but toy has no split"):
+            harness.run(build("llama"), TOK, settings("toy", **values), tmp_path, tmp_path / "w", 0)
 
 
 def test_unknown_task(tmp_path):

@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from moesaic.evaluate import bootstrap
+from moesaic.data.questions import Question
+from moesaic.evaluate import bootstrap, instructions
+from moesaic.evaluate import scores as written
 from moesaic.evaluate.harness import TaskScores
 from moesaic.evaluate.reliability import attacked, contrasted, moe
+from moesaic.evaluate.science import suite as science
+from moesaic.evaluate.temporal import suite as temporal
 
 RUNS = 800
 FACTS = {"axis": "hallucination", "kind": "truth", "set": "truthfulqa"}
@@ -92,6 +96,39 @@ def test_coverage_of_a_rise_without_an_expert():
     assert 0.93 <= shares["rise"] <= 0.97
 
 
+def test_coverage_of_the_worst_expert():
+    """16 experts that are all alike: the worst one's rise is theirs on average; and 16 of which one is missed most."""
+
+    def experiment(run):
+        rng = np.random.default_rng([15, run])
+        size = rng.integers(40, 250, 120).astype(float)
+        rises_EN = size * rng.normal(0.03, 0.1, (16, 120))
+        alike = moe.worst(rises_EN, size, 300, rng)
+        rises_EN[3] += 0.1 * size
+        return {"alike": alike, "one": moe.worst(rises_EN, size, 300, rng)}
+
+    found = [experiment(run) for run in range(RUNS)]
+    truth = {"alike": 0.03, "one": 0.13}
+    for name, value in truth.items():
+        values = [one[name].value for one in found]
+        assert np.mean(values) == pytest.approx(value, abs=4 * np.std(values) / RUNS**0.5)
+    shares = covered(found, truth)
+    assert 0.93 <= shares["one"] <= 0.97, shares
+    # Now and then both halves choose the same of 16 equal ones, which spreads the value more than the draws do.
+    assert 0.88 <= shares["alike"] <= 0.97, shares
+
+
+def test_the_worst_expert_by_hand():
+    """Expert 0 is the worst of the even texts, 1 of the odd ones."""
+    rises = np.array([[6.0, 1.0, 2.0, 3.0], [1.0, 8.0, 2.0, 4.0]])
+    size = np.array([10.0, 20.0, 10.0, 20.0])
+    found = moe.worst(rises, size, 100, np.random.default_rng(0))
+    assert found.value == pytest.approx((4 / 40 + 3 / 20) / 2)
+    assert found.n == 4
+    one = moe.worst(rises[:, :1], size[:1], 100, np.random.default_rng(0))
+    assert (one.value, one.low, one.high) == (0.6, None, None)
+
+
 def test_the_drift_interval_holds_what_many_texts_show():
     """Loads that differ clearly: the divergence of 60 texts and its interval against that of the loads themselves plus the noise level.
 
@@ -134,3 +171,36 @@ def test_a_mean_of_rates_that_are_all_none():
     mixed = [(np.zeros(20), np.ones(20)), (np.arange(20) < 5, np.ones(20))]
     rated, plain = (bootstrap.macro(mixed, 100, np.random.default_rng(0), rate) for rate in (True, False))
     assert rated == plain
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_means_of_suites_and_of_exact_match_have_the_exact_bound(value):
+    """20 items in each of two tasks, all wrong or all right: as 40 of one task."""
+    found = [
+        TaskScores(name, [], {"acc": np.full(20, value)}, [f"{name}{i}" for i in range(20)], True)
+        for name in "ab"
+    ]
+    known = {
+        name: {"group": "math-time", "form": "choice", "split": split, "chance": 0.25}
+        for name, split in (("a", "id"), ("b", "range"))
+    }
+    made = [
+        science.means(found, known, 100, 0)[0].metrics[0].estimate,
+        temporal.means(found, known, 100, 0)[0].metrics[0].estimate,
+    ]
+    exact = binomtest(int(40 * value), 40).proportion_ci(method="exact")
+    for estimate in made:
+        assert (estimate.low, estimate.high) == (pytest.approx(exact.low), pytest.approx(exact.high))
+    (average,) = (entry for entry in written.task_scores(found, 100, 0) if entry["task"] == "mc/average")
+    assert (average["ci_low"], average["ci_high"]) == (
+        pytest.approx(exact.low, abs=1e-6), pytest.approx(exact.high, abs=1e-6)
+    )  # fmt: skip
+
+    told = [{"text": "yes" if value else "no", "ids": [4, 2], "finished": True}]
+    asked = [Question(f"s/{i}", "s", [1, i], [5, 2]) for i in range(40)]
+    whole = instructions.score("test", asked, ["yes"] * 40, [told] * 40, 100, 0)[0]
+    metrics = {metric.name: metric.estimate for metric in whole.metrics}
+    assert (metrics["exact_match"].low, metrics["exact_match"].high) == (
+        pytest.approx(exact.low), pytest.approx(exact.high)
+    )  # fmt: skip
+    assert metrics["tokens"].low == metrics["tokens"].high == 2

@@ -37,7 +37,7 @@ def test_each_task_gets_its_own_number_and_a_change_is_a_new_score(monkeypatch, 
     monkeypatch.setattr(
         harness,
         "_set_shots",
-        lambda loaded, shots, seed: seen.update(dict.fromkeys(loaded, shots)),
+        lambda loaded, shots, seed, key: seen.update(dict.fromkeys(loaded, (shots, key))),
     )
     monkeypatch.setattr(harness, "_load", lambda manager, names: {"tasks": dict.fromkeys(names)})
     monkeypatch.setattr(harness, "_evaluate", lambda lm, item, settings, seed, chat: [])
@@ -46,7 +46,7 @@ def test_each_task_gets_its_own_number_and_a_change_is_a_new_score(monkeypatch, 
     monkeypatch.setattr("moesaic.evaluate.prefix.SharedPrefixLM", lambda *_: type("LM", (), {})())
     own = Evaluate(tasks=["a", "b"], task_shots={"b": 5}).model_dump(mode="json")
     harness.run(None, None, own, tmp_path, tmp_path / "w", 0)
-    assert seen == {"a": 0, "b": 5}
+    assert seen == {"a": (0, "evaluate.shots"), "b": (5, "evaluate.task_shots.b")}
     changed = own | {"task_shots": {"b": 4}}
     paths = [[kept.name_of(name, item, 0, "x", False) for item in (own, changed)] for name in "ab"]
     assert paths[0][0] == paths[0][1], "of a task whose examples are the same the score is kept"

@@ -213,6 +213,32 @@ def test_the_larger_number_is_not_the_longer_time(many):
     assert abs(wins - total / 2) <= 4 * (total / 4) ** 0.5
 
 
+def literally(name, a, b, c, d):
+    """Whether a relation, taken at its words, holds of the events from a to b and from c to d."""
+    return {
+        "before": b <= c, "after": d <= a, "immediately before": b == c, "immediately after": d == a,
+        "overlaps the start of": a <= c < b < d, "overlaps the end of": c < a < d <= b,
+        "begins together with but ends before": a == c and b < d, "begins together with but ends after": a == c and b > d,
+        "happens during": c <= a and b <= d, "contains": a <= c and d <= b,
+        "ends together with but begins after": b == d and a > c, "ends together with but begins before": b == d and a < c,
+    }[name]  # fmt: skip
+
+
+def test_only_one_choice_of_relation_is_true():
+    """Also where the words are taken loosely; and of two pairs of inverses each holds the answer as often, whichever two they are."""
+    seen = Counter()
+    for number in range(3000):
+        made, _ = draft("relation", 4, number)
+        times = [int(text) for text in re.findall(r"\d+", made.key)]
+        assert [name for name in (made.answer, *made.wrong) if literally(name, *times)] == [made.answer], made
+        assert "Say the most exact one of: " in made.question
+        seen[frozenset(made.wrong[1:]), frozenset((made.answer, made.wrong[0]))] += 1
+    assert len(seen) == 20
+    for pairs, count in seen.items():
+        n = count + seen[pairs[::-1]]
+        assert abs(count - n / 2) <= 4.5 * (n / 4) ** 0.5, (pairs, count, n)
+
+
 def test_hypothesis_alone_tells_nothing(many):
     """By its words (more or less than, before), each label is as frequent as the others."""
     seen = {}

@@ -175,6 +175,11 @@ def test_timebench(tmp_path):
     assert (yes.answer, no.answer, yes.choices) == ("A", "B", ("yes", "no"))
     assert verify(no, "no")
     assert not verify(no, "yes")
+    assert (
+        yes.question_id
+        == no.question_id
+        != items["timebench_timedial-timedial_f2_timebench-00001-0"].question_id
+    )
     answer = items["timebench_timeqa-timeqa_easy_timebench-00001"]
     assert verify(answer, "Hull")
     assert verify(answer, "Hull City")
@@ -206,6 +211,7 @@ def test_mctaco(tmp_path):
         ("mctaco_typical_time", "A", "validation"), ("mctaco_event_duration", "A", "test"), ("mctaco_event_duration", "B", "test"),
         ("mctaco_typical_time", "A", "test"),
     ]  # fmt: skip
+    assert items[1].question_id == items[2].question_id != items[3].question_id == items[0].question_id
     (tmp_path / "test_9442.tsv").write_text("a\tb\tc\tyes\n")
     with pytest.raises(
         InputError, match=r"test_9442.tsv, line 1: 4 columns instead of .* \(missing: category\)"

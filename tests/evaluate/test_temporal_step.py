@@ -4,16 +4,18 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import project
 import pytest
 from tiny import tiny_llama
 
 from moesaic import config
 from moesaic.errors import InputError
-from moesaic.evaluate import compare
-from moesaic.evaluate.scores import task_scores
+from moesaic.evaluate import compare, likelihood
+from moesaic.evaluate.scores import item_table, task_scores
 from moesaic.evaluate.temporal import lm_tasks, step, suite
 from moesaic.evaluate.temporal.verify import prompt
 from moesaic.flow import manifest, paths
@@ -130,6 +132,71 @@ def test_the_suite_scores_every_task_and_kind(here, model, tmp_path):
     assert mean["ci_low"] <= mean["value"] <= mean["ci_high"]
     assert mean["chance"] == pytest.approx(0.25)
     assert not any(item["task"] == "mc/average" for item in scores)
+
+
+def test_a_task_without_examples_is_left_out_of_few_shot_prompts(tmp_path, monkeypatch, caplog):
+    """MCTACO with nothing but its test file: asked zero-shot, and never shown its own items."""
+    monkeypatch.chdir(tmp_path)
+    lines = [f"He ran {i} miles.\tHow long?\t{i} hours\tyes\tEvent Duration\n" for i in range(8)]
+    Path("mctaco").mkdir()
+    Path("mctaco/test_9442.tsv").write_text("".join(lines))
+    values = Temporal(tasks=["year_shift"], forms=["choice"], train=2, validation=1, test=3, mctaco="mctaco")
+    asked = {"temporal": values.model_dump(mode="json"), "seed": 1}
+    execute(STEPS["temporal"], asked, {}, paths.folder("temporal"))
+    source = manifest.read(paths.folder("temporal"))
+    named = [call.tasks for call in suite.calls(settings([0, 3, 4]), source)]
+    assert named == [["temporal_mctaco_event_duration", "temporal_year_shift"], ["temporal_year_shift"], []]
+    seen = []
+    monkeypatch.setattr(suite.harness, "run", lambda *given: seen.append(given[2]["tasks"]) or [])
+    suite.run(None, None, settings([0, 3, 4]), source, tmp_path, 7)
+    assert seen == named
+    assert (
+        "temporal_shots: 3: left out, for want of as many examples: temporal_mctaco_event_duration"
+        in caplog.text
+    )
+    config = (source.folder / "tasks/temporal_mctaco_event_duration.yaml").read_text()
+    assert "num_fewshot: 0" in config
+    assert "num_fewshot" not in (source.folder / "tasks/temporal_year_shift.yaml").read_text()
+
+
+def test_intervals_resample_questions_with_their_candidates(model, tmp_path, monkeypatch):
+    """Eight questions with five candidates each, judged alike: as wide as of eight items, alone, in the mean and beside another model."""
+    monkeypatch.chdir(tmp_path)
+    lines = [
+        f"He ran {i} miles.\tHow long?\t{j} hours\t{'yes' if i % 2 else 'no'}\tEvent Duration\n"
+        for i in range(8)
+        for j in range(5)
+    ]
+    Path("mctaco").mkdir()
+    Path("mctaco/test_9442.tsv").write_text("".join(lines))
+    values = Temporal(tasks=["year_shift"], forms=["choice"], train=2, validation=1, test=40, mctaco="mctaco")
+    execute(
+        STEPS["temporal"],
+        {"temporal": values.model_dump(mode="json"), "seed": 1},
+        {},
+        paths.folder("temporal"),
+    )
+    source = manifest.read(paths.folder("temporal"))
+    name = "temporal_mctaco_event_duration"
+    found = {item.task: item for item in suite.run(*model, settings([0]), source, tmp_path / "w", 7)}
+    assert len(found[name].keys) == 40
+    assert len(set(found[name].units)) == found[name].metrics[0].estimate.n == 8
+    assert found["temporal_year_shift"].units == []
+    assert found["temporal_year_shift"].metrics[0].estimate.n == 40
+
+    alike = np.array([float(unit > sorted(found[name].units)[19]) for unit in found[name].units])
+    by_hand = replace(found[name], items={"acc": alike})
+    known = json.loads((source.folder / "stats.json").read_text())["lm_eval"]
+    (mean,) = suite.means([by_hand], known, 2000, 0)
+    estimate = mean.metrics[0].estimate
+    assert (estimate.value, estimate.n) == (0.5, 8)
+    assert (estimate.high - estimate.low) / 2 == pytest.approx(1.96 * (0.25 / 8) ** 0.5, rel=0.15)
+    text = likelihood.DomainLoss(*np.ones((3, 2)), ["a", "b"], None)
+    for file, scores in (("a", by_hand), ("b", replace(by_hand, items={"acc": alike * 0}))):
+        item_table({"d": text}, set(), [scores]).to_parquet(file)
+    value, low, high, n = compare.paired(Path("a"), Path("b"), name)
+    assert (value, n) == (0.5, 8)
+    assert (high - low) / 2 == pytest.approx(1.96 * (0.25 / 8) ** 0.5, rel=0.15)
 
 
 @pytest.mark.slow

@@ -73,9 +73,18 @@ def student(values_S: np.ndarray) -> Estimate:
     return Estimate(middle, middle - half, middle + half, count)
 
 
+def stratum(values: np.ndarray, units: Sequence[str] = ()) -> Stratum:
+    """[N] values as a stratum whose ratio is their mean. Args: units: what each is resampled with; empty: each for itself."""
+    values = np.asarray(values, dtype=np.float64)
+    if not len(units):
+        return values, np.ones(len(values))
+    _, at = np.unique(units, return_inverse=True)
+    return np.bincount(at, weights=values), np.bincount(at).astype(np.float64)
+
+
 def mean(values: np.ndarray, resamples: int, rng: np.random.Generator, rate: bool = False) -> Estimate:
     """Mean of [N] values. Args: rate: as in macro."""
-    return macro([(np.asarray(values, dtype=np.float64), np.ones(len(values)))], resamples, rng, rate)
+    return macro([stratum(values)], resamples, rng, rate)
 
 
 def ratio(

@@ -1,7 +1,8 @@
 """Is one model better than another? Paired bootstrap on the same blocks and items, so that shared difficulty cancels.
 
 items.parquet: one row per block or item: task, item, key (digest of the content), group (text, held-out, mc, shift, other, or the average
-that the task is part of, such as reliability/style), cluster (tasks that ask the same items in several forms), nats, bytes and tokens for text, one column per metric for tasks.
+that the task is part of, such as reliability/style), cluster (tasks that count as one in their average: those of a group that was asked for, or the same items
+in several forms), unit (what is resampled, numbered within the cluster), nats, bytes and tokens for text, one column per metric for tasks.
 """
 
 import math
@@ -17,7 +18,7 @@ from moesaic.evaluate import bootstrap
 from moesaic.evaluate.reliability import calibration
 
 GROUPS = {"text/average": "text", "text/held-out": "held-out", "mc/average": "mc"}
-FIXED = ("task", "item", "key", "group", "cluster", "nats", "bytes", "tokens")
+FIXED = ("task", "item", "key", "group", "cluster", "unit", "nats", "bytes", "tokens")
 
 
 def paired(
@@ -130,8 +131,10 @@ def _comparable(a: pd.DataFrame, b: pd.DataFrame) -> Iterator[tuple[str, str]]:
 def read(path: Path) -> pd.DataFrame:
     """An items.parquet. Raises InputError naming it when it cannot be read."""
     try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
+        frame = pd.read_parquet(path)
+        # Older files have no units.
+        return frame if "unit" in frame else frame.assign(unit=frame["item"])
+    except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"{path}: cannot be read ({' '.join(str(error).split())[:150]}); run its evaluate step again"
         ) from error
@@ -158,6 +161,6 @@ def _stratum(rows: Any, metric: str, path: str) -> bootstrap.Stratum:
         )
     if metric not in rows or rows[metric].isna().any():
         raise InputError(f"{path}: task {rows['task'].iloc[0]} has no metric '{metric}' per item")
-    # The same items in several forms are one unit each.
-    values = np.asarray(rows.groupby("item")[metric].mean(), dtype=np.float64)
-    return values, np.ones(len(values))
+    # The same item in several forms is one unit, and so are the candidate answers of one question.
+    found = rows.groupby("unit")[metric].agg(["sum", "count"])
+    return np.asarray(found["sum"], dtype=np.float64), np.asarray(found["count"], dtype=np.float64)

@@ -12,7 +12,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,8 @@ def run(
         dola: schema.Dola as a dict: score and generate with the contrast of layers (dola.py).
 
     Raises:
-        InputError: a task that cannot be loaded (no network, missing files, unknown) or that would run generated code.
+        InputError: a task that cannot be loaded (no network, missing files, unknown), that would run generated code, or whose examples would
+            be the very items that are asked.
     """
     # Left by an evaluation that was killed; the step's lease keeps a living one out.
     for left in work.glob(f"{CACHE}*"):
@@ -110,7 +111,8 @@ def run(
             manager = TaskManager(include_path=paths, include_defaults=not local)
             loaded = {name: _load(manager, [name]) for name in todo}
             for name, item in loaded.items():
-                _set_shots(item["tasks"], kept.shots(settings, name), seed)
+                key = f"evaluate.task_shots.{name}" if name in settings["task_shots"] else "evaluate.shots"
+                _set_shots(item["tasks"], kept.shots(settings, name), seed, key)
             if dola is None:
                 lm = SharedPrefixLM(model, tokenizer, settings["batch"])
             else:
@@ -120,7 +122,7 @@ def run(
                 found[name] = _evaluate(lm, item, settings, seed, chat)
                 if name in places:
                     kept.write(places[name], found[name])
-    every = {score.task: score for name in names for score in found[name]}
+    every = {score.task: replace(score, asked=name) for name in names for score in found[name]}
     return sorted(every.values(), key=lambda score: (not score.keys, score.task))
 
 
@@ -175,7 +177,8 @@ def _load(manager: Any, names: Sequence[str]) -> Any:
         ) from error
 
 
-def _set_shots(tasks: dict[str, Any], shots: int, seed: int) -> None:
+def _set_shots(tasks: dict[str, Any], shots: int, seed: int, key: str) -> None:
+    """Args: key: of the configuration that `shots` is from."""
     for name, task in tasks.items():
         own = task.get_config("num_fewshot")
         if getattr(task, "UNSAFE_CODE", False):
@@ -185,10 +188,28 @@ def _set_shots(tasks: dict[str, Any], shots: int, seed: int) -> None:
         if own == 0 and shots:
             log.warning("%s is defined with 0 shots; evaluate.shots = %d is not used for it", name, shots)
             continue
+        if shots and _shows_what_it_asks(task):
+            raise InputError(
+                f"{key}: {shots} examples, but {name} has no split to take them from besides the one that is asked, so that a prompt could hold its "
+                f"own answer; set evaluate.task_shots to 0 for it"
+            )
         if own not in (None, shots):
             log.warning("%s is defined with %d shots; evaluate.shots = %d replaces them", name, own, shots)
         task.set_config(key="num_fewshot", value=shots)
         task.set_fewshot_seed(seed=seed)
+
+
+def _shows_what_it_asks(task: Any) -> bool:
+    """Whether lm-eval would draw examples from the items that are asked without leaving out the one that the prompt is for."""
+    own = getattr(task, "fewshot_cfg", None)
+    split = getattr(own, "split", None)
+    if split is None and getattr(own, "samples", None) is not None:
+        return False
+    config = task.config
+    asked = config.test_split or config.validation_split
+    drawn = split or config.training_split or config.validation_split or config.test_split
+    # lm-eval leaves the item out where the named split is the test split, and where neither is named.
+    return bool(drawn == asked and split != config.test_split)
 
 
 def _task(name: str, task: Any, results: Any, resamples: int, seed: int) -> TaskScores:
@@ -197,6 +218,8 @@ def _task(name: str, task: Any, results: Any, resamples: int, seed: int) -> Task
     chance = (
         float(np.mean([1 / len(task.doc_to_choice(item["doc"])) for item in samples])) if choice else None
     )
+    docs = list({item["doc_id"]: item["doc"] for item in samples}.values())
+    units = [str(doc[kept.QUESTION]) for doc in docs] if all(kept.QUESTION in doc for doc in docs) else []
     metrics, items = [], {}
     for key, value in sorted(results["results"][name].items()):
         metric, _, kind = key.partition(",")
@@ -209,16 +232,19 @@ def _task(name: str, task: Any, results: Any, resamples: int, seed: int) -> Task
             float(np.mean(values)), value, rel_tol=1e-9, abs_tol=1e-12
         ):
             rate = set(values) <= {0, 1}
-            estimate = bootstrap.mean(np.asarray(values, dtype=np.float64), resamples, rng, rate)
-            if len(values) == len({item["doc_id"] for item in samples}):
-                items[label] = np.asarray(values, dtype=np.float64)
+            numbers = np.asarray(values, dtype=np.float64)
+            whole = len(values) == len(docs)
+            strata = [bootstrap.stratum(numbers, units if whole else [])]
+            estimate = bootstrap.macro(strata, resamples, rng, rate)
+            if whole:
+                items[label] = numbers
         else:
             estimate = _resampled(
                 task.aggregation().get(metric), values, float(value), min(resamples, SLOW_RESAMPLES), rng
             )
         metrics.append(Metric(label, estimate, chance if metric in CHOICE_METRICS else None))
     keys = list({item["doc_id"]: item["doc_hash"][:16] for item in samples}.values())
-    return TaskScores(name, metrics, items, keys, choice, answers=choices.of_task(task, samples))
+    return TaskScores(name, metrics, items, keys, choice, answers=choices.of_task(task, samples), units=units)
 
 
 def _resampled(

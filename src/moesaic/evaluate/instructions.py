@@ -95,10 +95,12 @@ def score(
     ]
 
     def means(task: str, values: dict[str, np.ndarray]) -> list[Metric]:
-        return [
-            Metric(key, bootstrap.mean(value, resamples, bootstrap.generator(seed, f"{task}/{key}")), None)
-            for key, value in values.items()
-        ]
+        found = []
+        for key, value in values.items():
+            rng = bootstrap.generator(seed, f"{task}/{key}")
+            estimate = bootstrap.mean(value, resamples, rng, rate=key == "exact_match")
+            found.append(Metric(key, estimate, None))
+        return found
 
     whole = {
         "rougeL": rouge_NS.mean(1), "exact_match": exact_NS.mean(1), "tokens": _mean(answers, lambda one: len(one["ids"])),

@@ -17,6 +17,11 @@ from moesaic.errors import InputError
 from moesaic.evaluate import bootstrap
 from moesaic.flow import files
 
+QUESTION = "moesaic_question"
+"""Field of a task's items that are candidate answers asked one by one: what those of one question share. They are resampled together."""
+FORMAT = 2
+"""Raise it when what is kept of a task changes, so that finished ones are asked again."""
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -43,6 +48,10 @@ class TaskScores:
     """Average that the items belong to, for paired comparisons; empty: mc or other."""
     cluster: str = ""
     """Tasks of one cluster ask the same items in several forms; empty: the task alone."""
+    asked: str = ""
+    """The name that was asked for: the task's, or that of a group that it is part of; empty: the task's."""
+    units: list[str] = field(default_factory=list)
+    """Of each item what it is resampled with, see QUESTION; empty: each item for itself."""
     answers: list[dict[str, Any]] = field(default_factory=list)
     """Of multiple choice: what was asked, what is right and what was chosen; see choices.of_task."""
 
@@ -61,7 +70,16 @@ def name_of(
     if dola is not None:
         asked["dola"] = dict(dola)
     versions = {package: metadata.version(package) for package in ("lm_eval", "transformers", "torch")}
-    key = digest({"identity": identity, "seed": seed, "chat": chat, "settings": asked, "versions": versions})
+    key = digest(
+        {
+            "format": FORMAT,
+            "identity": identity,
+            "seed": seed,
+            "chat": chat,
+            "settings": asked,
+            "versions": versions,
+        }
+    )
     return f"{task}-{key[:16]}.json"
 
 
@@ -92,7 +110,8 @@ def read(path: Path) -> list[TaskScores]:
                 {name: np.asarray(values, dtype=np.float64) for name, values in row["items"].items()},
                 row["keys"],
                 row["multiple_choice"],
-                answers=row.get("answers", []),
+                units=row["units"],
+                answers=row["answers"],
             )
             for row in json.loads(path.read_text(encoding="utf-8"))
         ]

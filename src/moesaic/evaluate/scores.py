@@ -1,6 +1,6 @@
 """What an evaluation writes down: scores.json, items.parquet, depth.json and the manifest's headline, from what was measured."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,27 +52,47 @@ def text_scores(
 
 
 def task_scores(tasks: list[harness.TaskScores], resamples: int, seed: int) -> list[dict[str, Any]]:
-    """Every metric of every task; mc/average is the mean accuracy (acc: the likelier choice, not per character) of the choice tasks."""
+    """Every metric of every task; mc/average is the mean accuracy (acc: the likelier choice, not per character) of the choice tasks.
+
+    A group, such as mmlu, counts as one: its items together.
+    """
     scores = [
         score(task.task, metric.name, metric.estimate, metric.chance)
         for task in tasks
         for metric in task.metrics
     ]
-    choice = [task for task in tasks if task.multiple_choice and "acc" in task.items]
+    choice: dict[str, list[harness.TaskScores]] = {}
+    for task in tasks:
+        if task.multiple_choice and "acc" in task.items:
+            choice.setdefault(task.asked or task.task, []).append(task)
     if choice:
-        strata = [(task.items["acc"], task.items["acc"] * 0 + 1) for task in choice]
-        chance = sum(
-            metric.chance or 0.0 for task in choice for metric in task.metrics if metric.name == "acc"
-        ) / len(choice)
+        strata = [_stratum(members) for members in choice.values()]
+        chance = float(np.mean([_chance(members) for members in choice.values()]))
         scores.append(
             score(
                 "mc/average",
                 "acc",
-                bootstrap.macro(strata, resamples, bootstrap.generator(seed, "mc/average")),
+                bootstrap.macro(strata, resamples, bootstrap.generator(seed, "mc/average"), rate=True),
                 chance,
             )
         )
     return scores
+
+
+def _stratum(tasks: Sequence[harness.TaskScores]) -> bootstrap.Stratum:
+    parts = [bootstrap.stratum(task.items["acc"], task.units) for task in tasks]
+    return np.concatenate([top for top, _ in parts]), np.concatenate([bottom for _, bottom in parts])
+
+
+def _chance(tasks: Sequence[harness.TaskScores]) -> float:
+    """Of the accuracy over the items of all of them."""
+    found = [
+        (metric.chance or 0.0, len(task.items["acc"]))
+        for task in tasks
+        for metric in task.metrics
+        if metric.name == "acc"
+    ]
+    return sum(chance * n for chance, n in found) / sum(n for _, n in found) if found else 0.0
 
 
 def item_table(
@@ -92,25 +112,31 @@ def item_table(
                 "bytes": int(loss.bytes_N[i]),
                 "tokens": int(loss.tokens_N[i]),
             }
-            rows.append(common | {"item": i, "key": key} | numbers)
+            rows.append(common | {"item": i, "key": key, "unit": i} | numbers)
     for name, texts in (shifted or {}).items():
         common = {"task": f"shift/{name}", "group": "shift", "cluster": f"shift/{name}"}
         for i, key in enumerate(texts.keys):
             numbers = {"nats": round(float(texts.nats_N[i]), PLACES), "bytes": int(texts.bytes_N[i])}
-            rows.append(common | {"item": i, "key": key} | numbers)
+            rows.append(common | {"item": i, "key": key, "unit": i} | numbers)
+    counted: dict[str, int] = {}
     for task in tasks:
         group = task.group or ("mc" if task.multiple_choice else "other")
-        common = {"task": task.task, "group": group, "cluster": task.cluster or task.task}
+        cluster = task.cluster or (task.asked if group == "mc" else "") or task.task
+        common = {"task": task.task, "group": group, "cluster": cluster}
+        # The tasks of a group ask items of their own, those of a cluster the same ones again.
+        first_unit = 0 if task.cluster else counted.get(cluster, 0)
+        units = np.unique(task.units, return_inverse=True)[1] if task.units else np.arange(len(task.keys))
+        counted[cluster] = first_unit + len(task.keys)
         for i, key in enumerate(task.keys):
             rows.append(
                 common
-                | {"item": i, "key": key}
+                | {"item": i, "key": key, "unit": first_unit + int(units[i])}
                 | {metric: round(float(values[i]), PLACES) for metric, values in task.items.items()}
             )
-    first = ["task", "item", "key", "group", "cluster", "nats", "bytes", "tokens"]
+    first = ["task", "item", "key", "group", "cluster", "unit", "nats", "bytes", "tokens"]
     frame = pd.DataFrame(rows)
     frame = frame[first + sorted(set(frame.columns) - set(first))]
-    return frame.astype({"item": "int64", "bytes": "Int64", "tokens": "Int64"})
+    return frame.astype({"item": "int64", "unit": "int64", "bytes": "Int64", "tokens": "Int64"})
 
 
 def headline(scores: list[dict[str, Any]]) -> dict[str, float]:

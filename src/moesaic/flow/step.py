@@ -72,7 +72,7 @@ STEPS: dict[str, Step] = {
         Step("images", "moesaic.data.images.step"),
         Step("chat", "moesaic.data.chat"),
         Step("tasks", "moesaic.evaluate.tasks"),
-        Step("temporal", "moesaic.evaluate.temporal.step"),
+        Step("temporal", "moesaic.evaluate.temporal.step", version=2),
         Step("science", "moesaic.evaluate.science.step"),
         Step("reliability", "moesaic.evaluate.reliability.step", version=3),
         Step("construct", "moesaic.experts.construct", version=2),
@@ -86,8 +86,8 @@ STEPS: dict[str, Step] = {
         Step("pair_scores", "moesaic.distill.scoring"),
         Step("distill", "moesaic.distill.step", version=2, distributed=True),
         Step("teacher", "moesaic.distill.teach", distributed=True),
-        Step("evaluate_part", "moesaic.evaluate.shards"),
-        Step("evaluate", "moesaic.evaluate.step"),
+        Step("evaluate_part", "moesaic.evaluate.shards", version=2),
+        Step("evaluate", "moesaic.evaluate.step", version=2),
         Step("report", "moesaic.report.step"),
     )
 }

@@ -54,7 +54,7 @@ def means(found: Sequence[TaskScores], known: dict[str, Any], resamples: int, se
         members = {known[item.task]["split"]: item for item in found if known[item.task]["group"] == group}
         strata = {split: (item.items["acc"], item.items["acc"] * 0 + 1) for split, item in members.items()}
         chance = float(np.mean([known[item.task]["chance"] for item in members.values()]))
-        mean = bootstrap.macro(list(strata.values()), resamples, bootstrap.generator(seed, group))
+        mean = bootstrap.macro(list(strata.values()), resamples, bootstrap.generator(seed, group), rate=True)
         out.append(TaskScores(group, [Metric("acc", mean, chance)], {}, [], False))
         drop = _drop(strata, resamples, bootstrap.generator(seed, f"{group}_drop"))
         out.append(TaskScores(f"{group}_drop", [Metric("acc_drop", drop, None)], {}, [], False))

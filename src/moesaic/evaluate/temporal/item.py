@@ -20,7 +20,10 @@ class Item:
     choices: tuple[str, ...] = ()
     """Texts of the choices A, B, C ...; empty: a short answer is asked for."""
     split: Literal["train", "validation", "test"] = "test"
+    question_id: str = ""
+    """Of one candidate answer among several that are asked one by one: what the candidates of the same question share; empty: the item stands alone."""
 
     def record(self) -> dict[str, Any]:
         """As a JSON record."""
-        return asdict(self) | {"choices": list(self.choices)}
+        found = asdict(self) | {"choices": list(self.choices)}
+        return found if self.question_id else {k: v for k, v in found.items() if k != "question_id"}

@@ -2,7 +2,7 @@
 
 One task per temporal task and form: `temporal_{task}` (multiple choice: the likelihoods of the letters are compared) and
 `temporal_{task}_short` (the answer is generated and checked by temporal_verify.py, a copy of verify.py). Groups: temporal_math_time,
-temporal_pure_time, temporal_out_of_domain, each also with _short. Zero-shot, or few-shot by --num_fewshot.
+temporal_pure_time, temporal_out_of_domain, each also with _short. Zero-shot, or few-shot by --num_fewshot where there are examples.
 """
 
 import ast
@@ -15,10 +15,12 @@ from typing import Any
 
 import yaml
 
+from moesaic.evaluate import kept
 from moesaic.evaluate.temporal import values, verify
 from moesaic.evaluate.temporal.item import Item
 from moesaic.evaluate.temporal.make import normal
 from moesaic.evaluate.temporal.tasks import TASKS
+from moesaic.flow import files
 
 FEWSHOT = 20
 """Examples to draw few-shot prompts from; validation items first, then training items. Test items are never shown."""
@@ -82,6 +84,12 @@ def write(folder: Path, shown: Path, items: Mapping[str, Sequence[Item]]) -> dic
     return found
 
 
+def examples(folder: Path, name: str) -> int:
+    """How many examples a task's prompts may be given; `folder` is the one that was written."""
+    path = folder / "data" / f"{name}.validation.jsonl"
+    return len(files.json_lines(path)) if path.is_file() else 0
+
+
 def checker() -> str:
     """The source of values.py and verify.py as one file that imports nothing of ours."""
     parts = []
@@ -97,8 +105,14 @@ def checker() -> str:
 
 def _row(item: Item) -> dict[str, Any]:
     letters = list(verify.LETTERS[: len(item.choices)])
-    row = {"id": item.id, "prompt": verify.prompt(item), "answer": item.answer, "choices": list(item.choices)}
-    return row | ({"letters": letters, "gold": letters.index(item.answer)} if letters else {})
+    row: dict[str, Any] = {
+        "id": item.id,
+        "prompt": verify.prompt(item),
+        "answer": item.answer,
+        "choices": list(item.choices),
+    }
+    row |= {"letters": letters, "gold": letters.index(item.answer)} if letters else {}
+    return row | ({kept.QUESTION: item.question_id} if item.question_id else {})
 
 
 def _config(name: str, form: str, data: Mapping[str, Any], shown: Path) -> str:
@@ -112,6 +126,9 @@ def _config(name: str, form: str, data: Mapping[str, Any], shown: Path) -> str:
     }
     if "validation" in data:
         config |= {"validation_split": "validation", "fewshot_split": "validation"}
+    else:
+        # lm-eval would draw examples from the test items, and show an item its own answer.
+        config["num_fewshot"] = 0
     config["doc_to_text"] = "{{prompt}}\nAnswer:"
     if form == "choice":
         config |= {"output_type": "multiple_choice", "doc_to_choice": "letters", "doc_to_target": "gold"}

@@ -10,6 +10,7 @@ TRAM's first release names its files {task}.csv and {task}_shots.csv; these are 
 """
 
 import csv
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -188,7 +189,11 @@ def _timebench(row: dict[str, Any], task: str, name: str, where: str) -> Iterato
         for i, (option, label) in enumerate(zip(options, labels, strict=True)):
             head = f"{context}\n{asked}\n" if asked else f"{context}\nWhat stands for <MASK>? "
             yield _yes_no(
-                f"{name}-{i}", task, f"{head}Is this a plausible answer: {str(option).strip()}?", str(label)
+                f"{name}-{i}",
+                task,
+                f"{head}Is this a plausible answer: {str(option).strip()}?",
+                str(label),
+                name,
             )
         return
     question, context = _field(row, "question", where), _field(row, "context", where)
@@ -227,13 +232,17 @@ def mctaco(folder: Path) -> list[Item]:
                 raise InputError(f"{path}, line {number}: column 'label' is '{row['label']}', not yes or no")
             task = f"mctaco_{re.sub(r'[^a-z]+', '_', row['category'].lower()).strip('_')}"
             question = f"{row['sentence']}\n{row['question']}\nIs this a plausible answer: {row['answer']}?"
-            items.append(_yes_no(f"mctaco-{path.stem}-{number:05d}", task, question, row["label"], split))
+            whose = hashlib.blake2b(
+                f"{row['sentence']}\n{row['question']}".encode(), digest_size=8
+            ).hexdigest()
+            name = f"mctaco-{path.stem}-{number:05d}"
+            items.append(_yes_no(name, task, question, row["label"], f"mctaco-{whose}", split))
     return items
 
 
-def _yes_no(name: str, task: str, question: str, label: str, split: Split = "test") -> Item:
+def _yes_no(name: str, task: str, question: str, label: str, question_id: str, split: Split = "test") -> Item:
     kind: Kind = kind_of(task)
-    return Item(name, task, kind, question, "A" if label == "yes" else "B", ("yes", "no"), split)
+    return Item(name, task, kind, question, "A" if label == "yes" else "B", ("yes", "no"), split, question_id)
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

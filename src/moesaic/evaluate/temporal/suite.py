@@ -1,5 +1,6 @@
 """The temporal suite of an evaluation: every task of the step's lm-eval folder, and its means by kind, zero-shot and few-shot."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,9 +8,12 @@ from typing import Any
 
 from moesaic.evaluate import bootstrap, harness
 from moesaic.evaluate.harness import TaskScores
+from moesaic.evaluate.temporal import lm_tasks
 from moesaic.evaluate.temporal.lm_tasks import GROUPS, name_of
 from moesaic.flow import files, manifest
 from moesaic.flow.manifest import Manifest
+
+log = logging.getLogger("moesaic.temporal")
 
 
 def run(
@@ -25,12 +29,17 @@ def run(
 
     Short answers have as chance what the best constant answer gets. The means over tasks are named temporal_math_time,
     temporal_pure_time and temporal_out_of_domain (and _short), as the groups of lm-eval are; with so many shots, @5 is added to
-    every name.
+    every name. Tasks with fewer examples than that are left out there.
     """
     manifest.verify(source, ["tasks/", "stats.json"])
     known = files.read_json(source.folder / "stats.json")["lm_eval"]
     scores: list[TaskScores] = []
     for shots, call in zip(settings["temporal_shots"], calls(settings, source), strict=True):
+        left = sorted(set(known) - set(call.tasks))
+        if left:
+            log.warning(
+                "temporal_shots: %d: left out, for want of as many examples: %s", shots, ", ".join(left)
+            )
         found = call.run(model, tokenizer, settings, work, seed, identity)
         end = f"@{shots}" if shots else ""
         # Not multiple_choice: these have averages of their own, and are not part of mc/average.
@@ -45,11 +54,16 @@ def run(
 
 
 def calls(settings: dict[str, Any], source: Manifest) -> list[harness.Call]:
-    """What the suite evaluates, one call for each number of examples."""
+    """What the suite evaluates, one call for each number of examples: the tasks that have as many."""
     known = files.read_json(source.folder / "stats.json")["lm_eval"]
+    folder = source.folder / "tasks"
+    there = {name: lm_tasks.examples(folder, name) for name in sorted(known)}
     return [
         harness.Call(
-            "temporal", sorted(known), source.folder / "tasks", {"include_path": None, "shots": shots}
+            "temporal",
+            [name for name, count in there.items() if count >= shots],
+            folder,
+            {"include_path": None, "shots": shots},
         )
         for shots in settings["temporal_shots"]
     ]
@@ -61,7 +75,8 @@ def _with_chance(item: TaskScores, chance: float) -> TaskScores:
 
 
 def means(found: Sequence[TaskScores], known: dict[str, Any], resamples: int, seed: int) -> list[TaskScores]:
-    """The mean accuracy over the tasks of each kind and form; items are resampled within their task."""
+    """The mean accuracy over the tasks of each kind and form; items (questions, where the candidates of one
+    are items) are resampled within their task."""
     out = []
     for group in GROUPS:
         for form in ("choice", "short"):
@@ -73,8 +88,8 @@ def means(found: Sequence[TaskScores], known: dict[str, Any], resamples: int, se
             if not members:
                 continue
             name = name_of(group.replace("-", "_"), form)
-            strata = [(item.items["acc"], item.items["acc"] * 0 + 1) for item in members]
-            estimate = bootstrap.macro(strata, resamples, bootstrap.generator(seed, name))
+            strata = [bootstrap.stratum(item.items["acc"], item.units) for item in members]
+            estimate = bootstrap.macro(strata, resamples, bootstrap.generator(seed, name), rate=True)
             chance = sum(
                 metric.chance or 0.0 for item in members for metric in item.metrics if metric.name == "acc"
             ) / len(members)

@@ -15,6 +15,20 @@ INVERSE = {
 }
 """Allen's relations in words, each with its inverse; `equal` is its own inverse and is not asked."""
 RELATIONS = (*INVERSE, *INVERSE.values())
+BESIDE = {
+    ("before", "overlaps the start of"): 2,
+    ("before", "happens during"): 2,
+    ("before", "begins together with but ends before"): 1,
+    ("before", "ends together with but begins after"): 1,
+    ("immediately before", "overlaps the start of"): 2,
+    ("immediately before", "happens during"): 2,
+    ("immediately before", "begins together with but ends before"): 1,
+    ("immediately before", "ends together with but begins after"): 1,
+    ("overlaps the start of", "happens during"): 2,
+    ("begins together with but ends before", "ends together with but begins after"): 4,
+}
+"""How often (of 6) two pairs of inverses, each named by its first, are the choices when either holds the answer. Pairs of which one relation
+is a case of another (what ends immediately before ends before) are never; each pair adds up to 6, so that neither is the likelier answer."""
 LABELS = ("entailment", "neutral", "contradiction")
 
 
@@ -43,7 +57,8 @@ def allen(first: tuple[int, int], second: tuple[int, int]) -> str:
 
 
 def relation(rng: Rng) -> Draft:
-    """Two events with their times. The wrong answers are the inverse (the direction confused) and another pair of inverses."""
+    """Two events with their times. The wrong answers are the inverse (the direction confused) and another pair of inverses,
+    neither of them true as well."""
     wanted = RELATIONS[rng.corner]
     times = sorted(5 * t for t in rng.sample(range(72, 264), 4))
     pick = rng.choice(((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)))
@@ -57,10 +72,12 @@ def relation(rng: Rng) -> Draft:
         f"The {two} lasts from {clock24(second[0])} to {clock24(second[1])}.",
     ]
     rng.shuffle(told)
-    question = f"{' '.join(told)} How is the {one} related to the {two}? The {one} ... the {two}. Say one of: {', '.join(RELATIONS)}."
+    question = f"{' '.join(told)} How is the {one} related to the {two}? The {one} ... the {two}. Say the most exact one of: {', '.join(RELATIONS)}."
     both = {**INVERSE, **{value: key for key, value in INVERSE.items()}}
-    pair = rng.choice([(a, b) for a, b in INVERSE.items() if wanted not in (a, b)])
-    return Draft(question, wanted, (both[wanted], *pair), f"allen {first} {second}")
+    own = wanted if wanted in INVERSE else both[wanted]
+    others = {name: share for pair, share in BESIDE.items() if own in pair for name in pair if name != own}
+    other_pair = rng.choices(list(others), list(others.values()))[0]
+    return Draft(question, wanted, (both[wanted], other_pair, INVERSE[other_pair]), f"allen {first} {second}")
 
 
 def temporal_nli(rng: Rng) -> Draft:
