@@ -156,6 +156,16 @@ def test_learned_scale_is_trained_and_folds_exactly(tmp_path):
         )
 
 
+def test_the_largest_seed_draws_noise_too(tmp_path):
+    model = tiny_moe(tmp_path, shared=32).model
+    found = trainee(model, noise="learned", expert_dropout=0.1).train()
+    largest = ((2**32 - 1) << 32) + 10**6
+    first, second = (
+        float(found(dataclasses.replace(batch(), seed=seed))[0].detach()) for seed in (largest, largest + 1)
+    )
+    assert first != second
+
+
 def test_learned_scale_is_folded_into_the_engines_copies(tmp_path):
     """DeepSpeed's ZeRO-1 and 2 train another copy of the weights than the modules hold."""
     model = tiny_moe(tmp_path, shared=32, experts=8, family="glm4_moe").model
