@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from mlflow_runs import RESULTS, counts, history, pretrain_again, runs, step
+from mlflow_runs import RESULTS, again, counts, history, pretrain_again, runs, step
 from report import fake_results
 
 from moesaic.errors import InputError
-from moesaic.flow import describe, files, store, track
+from moesaic.flow import describe, files, hooks, store, track
 
 
 def test_three_replays_give_the_same_rows(config):
@@ -169,15 +169,78 @@ def test_changed_setting_gives_a_new_run_and_supersedes_the_old_one(config):
     )
 
 
+def test_what_an_older_configuration_made_stays_with_it(config, capsys):
+    track.replay(config, RESULTS, "FINISHED")
+    (old,) = runs(config, kind="workflow")
+    raw = config.model_dump(mode="json", exclude_unset=True)
+    raw["pretrain"]["steps"] = 7
+    changed = fake_results.configuration.check(raw)
+    track.start(changed, RESULTS)
+    for status in (None, "FAILED"):
+        track.replay(changed, RESULTS, status)
+        (new,) = [run for run in runs(changed, kind="workflow") if run.info.run_id != old.info.run_id]
+        assert new.info.status == (status or "RUNNING")
+    capsys.readouterr()
+    hooks.finish(changed, "FINISHED")
+    (new,) = [run for run in runs(changed, kind="workflow") if run.info.run_id != old.info.run_id]
+    assert new.data.metrics == {}
+    assert "after pretrain" not in new.data.tags["mlflow.note.content"]
+    client, _ = store.open_experiment(config.track.uri, config.track.experiment)
+    assert client.list_artifacts(new.info.run_id) == []
+    parents = {
+        run.data.tags["moesaic.step_key"]: run.data.tags["mlflow.parentRunId"]
+        for run in runs(config, kind="step", superseded="false")
+    }
+    kept = {key for key, parent in parents.items() if parent == old.info.run_id}
+    assert kept == {"report"} | {
+        key
+        for variant in ("activation", "random")
+        for key in (f"{variant}/pretrain", f"{variant}/evaluate/pretrain")
+    }
+    assert "No table" in capsys.readouterr().err
+
+    for variant in changed.variants:
+        again(changed, "pretrain", variant)
+        again(changed, "evaluate", variant, "pretrain")
+    fake_results.report(changed)
+    hooks.finish(changed, "FINISHED")
+    (new,) = [run for run in runs(changed, kind="workflow") if run.info.run_id != old.info.run_id]
+    assert "activation/pretrain/bits_per_byte" in new.data.metrics
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs(changed, superseded="false")} == {
+        new.info.run_id
+    }
+    assert "bits/byte" in capsys.readouterr().err
+
+
 def test_changed_input_gives_a_new_run(config):
     track.replay(config, RESULTS)
     old = step(config, "activation/pretrain")
     path = RESULTS / "prepare/tokens/manifest.json"
     raw = json.loads(path.read_text())
-    path.write_text(json.dumps(raw | {"step_version": 99}))
+    path.write_text(json.dumps(raw | {"metrics": raw["metrics"] | {"block": 99}}))
+    again(config, "construct", "activation")
     pretrain_again(config)
     track.replay(config, RESULTS)
     assert step(config, "activation/pretrain").info.run_id != old.info.run_id
+
+
+def test_a_step_made_by_hand_with_other_settings_is_named_at_the_end(config, capsys):
+    raw = config.model_dump(mode="json", exclude_unset=True)
+    raw["pretrain"]["steps"] = 7
+    pretrain_again(fake_results.configuration.check(raw))
+    again(config, "evaluate", "activation", "pretrain")
+    fake_results.report(config)
+    hooks.finish(config, "FINISHED")
+    said = capsys.readouterr().err
+    assert "--forcerun results/activation/pretrain/manifest.json\n" in said
+    assert "bits/byte" not in said
+    pretrain_again(config)
+    again(config, "evaluate", "activation", "pretrain")
+    fake_results.report(config)
+    hooks.finish(config, "FINISHED")
+    said = capsys.readouterr().err
+    assert "WARNING" not in said
+    assert "bits/byte" in said
 
 
 def test_step_made_afresh_with_equal_settings_gives_a_new_run(config):
