@@ -12,6 +12,7 @@ import pytest
 from mlflow_runs import RESULTS, again, counts, history, pretrain_again, runs, step
 from report import fake_results
 
+from moesaic import config as configuration
 from moesaic.errors import InputError
 from moesaic.flow import describe, files, hooks, store, track
 
@@ -36,6 +37,33 @@ def test_three_replays_give_the_same_rows(config):
     assert workflow.info.status == "FINISHED"
     assert {run.info.status for run in runs(config, kind="step")} == {"FINISHED"}
     assert {run.data.tags["mlflow.parentRunId"] for run in runs(config, kind="step")} == {parent}
+
+
+def test_places_are_all_that_is_read():
+    """Two variants with a cache of the dense parent for both, a cache of one's own MoE, the dense parent's answers."""
+    samples = {
+        "data": "samples",
+        "loss": "dpkd",
+        "teacher": "dense",
+        "offline": None,
+        "samples": {"shards": 2},
+    }
+    cached = {"offline": {"top": 8}}
+    raw = fake_results.load_config().model_dump(mode="json", exclude_unset=True)
+    raw["variants"] = {"one": {}, "two": {"distill": samples}}
+    raw["pretrain"] |= {"teacher": "dense"} | cached
+    raw["distill"] |= {"teacher": "moe"} | cached
+    recipes = [configuration.load(path) for path in (fake_results.ROOT / "config/recipes").glob("*.yaml")]
+    for config in [configuration.check(raw), *recipes]:
+        found = list(track.places(config, RESULTS))
+        seen = set()
+        for place in found:
+            assert {path.parent for path in place.inputs.values()} <= seen, place.key
+            assert place.folder not in seen
+            seen.add(place.folder)
+        if "one" in config.variants:
+            made = [(p.variant, p.stage, p.folder.parts[1]) for p in found if p.step.startswith("teacher")]
+            assert made == [(None, None, "dense"), ("one", "distill", "one"), *[(None, None, "dense")] * 2]
 
 
 def test_what_a_step_run_holds(config):
@@ -146,7 +174,7 @@ def test_changed_setting_gives_a_new_run_and_supersedes_the_old_one(config):
     (old_parent,) = runs(config, kind="workflow")
     raw = config.model_dump(mode="json", exclude_unset=True)
     raw["variants"]["activation"]["pretrain"] = {"steps": 7}
-    changed = fake_results.configuration.check(raw)
+    changed = configuration.check(raw)
     pretrain_again(changed)
     track.start(changed, RESULTS)
     track.replay(changed, RESULTS, "FINISHED")
@@ -174,7 +202,7 @@ def test_what_an_older_configuration_made_stays_with_it(config, capsys):
     (old,) = runs(config, kind="workflow")
     raw = config.model_dump(mode="json", exclude_unset=True)
     raw["pretrain"]["steps"] = 7
-    changed = fake_results.configuration.check(raw)
+    changed = configuration.check(raw)
     track.start(changed, RESULTS)
     for status in (None, "FAILED"):
         track.replay(changed, RESULTS, status)
@@ -227,7 +255,7 @@ def test_changed_input_gives_a_new_run(config):
 def test_a_step_made_by_hand_with_other_settings_is_named_at_the_end(config, capsys):
     raw = config.model_dump(mode="json", exclude_unset=True)
     raw["pretrain"]["steps"] = 7
-    pretrain_again(fake_results.configuration.check(raw))
+    pretrain_again(configuration.check(raw))
     again(config, "evaluate", "activation", "pretrain")
     fake_results.report(config)
     hooks.finish(config, "FINISHED")
