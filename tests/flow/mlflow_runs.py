@@ -6,7 +6,7 @@ from pathlib import Path
 
 from report import fake_results
 
-from moesaic.flow import manifest, paths, store
+from moesaic.flow import store
 
 RESULTS = Path("results")
 TABLES = ("runs", "metrics", "latest_metrics", "params", "tags", "experiments", "datasets", "inputs")
@@ -38,13 +38,6 @@ def history(config, run, key: str) -> list[tuple[int, float]]:
     return sorted((item.step, item.value) for item in client.get_metric_history(run.info.run_id, key))
 
 
-def again(config, step: str, variant: str | None = None, stage: str | None = None, **metrics) -> None:
-    """A finished step, made once more from the inputs and with the settings of now."""
-    known = manifest.read(paths.plan_step(config, step, variant, stage).out)
-    outputs = sorted({item.path.split("/")[0] for item in known.outputs})
-    fake_results.finish(config, step, outputs, known.metrics | metrics, variant, stage)
-
-
 def pretrain_again(config, **training) -> None:
     """The pretrain step of `activation`, made once more with changed settings."""
-    again(config, "pretrain", "activation", **{"steps": 1} | training)
+    fake_results.again(config, "pretrain", "activation", **{"steps": 1} | training)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from mlflow_runs import RESULTS, again, counts, history, pretrain_again, runs, step
+from mlflow_runs import RESULTS, counts, history, pretrain_again, runs, step
 from report import fake_results
 
 from moesaic import config as configuration
@@ -228,8 +228,8 @@ def test_what_an_older_configuration_made_stays_with_it(config, capsys):
     assert "No table" in capsys.readouterr().err
 
     for variant in changed.variants:
-        again(changed, "pretrain", variant)
-        again(changed, "evaluate", variant, "pretrain")
+        fake_results.again(changed, "pretrain", variant)
+        fake_results.again(changed, "evaluate", variant, "pretrain")
     fake_results.report(changed)
     hooks.finish(changed, "FINISHED")
     (new,) = [run for run in runs(changed, kind="workflow") if run.info.run_id != old.info.run_id]
@@ -246,7 +246,7 @@ def test_changed_input_gives_a_new_run(config):
     path = RESULTS / "prepare/tokens/manifest.json"
     raw = json.loads(path.read_text())
     path.write_text(json.dumps(raw | {"metrics": raw["metrics"] | {"block": 99}}))
-    again(config, "construct", "activation")
+    fake_results.again(config, "construct", "activation")
     pretrain_again(config)
     track.replay(config, RESULTS)
     assert step(config, "activation/pretrain").info.run_id != old.info.run_id
@@ -256,14 +256,14 @@ def test_a_step_made_by_hand_with_other_settings_is_named_at_the_end(config, cap
     raw = config.model_dump(mode="json", exclude_unset=True)
     raw["pretrain"]["steps"] = 7
     pretrain_again(configuration.check(raw))
-    again(config, "evaluate", "activation", "pretrain")
+    fake_results.again(config, "evaluate", "activation", "pretrain")
     fake_results.report(config)
     hooks.finish(config, "FINISHED")
     said = capsys.readouterr().err
     assert "--forcerun results/activation/pretrain/manifest.json\n" in said
     assert "bits/byte" not in said
     pretrain_again(config)
-    again(config, "evaluate", "activation", "pretrain")
+    fake_results.again(config, "evaluate", "activation", "pretrain")
     fake_results.report(config)
     hooks.finish(config, "FINISHED")
     said = capsys.readouterr().err
