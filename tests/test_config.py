@@ -1,6 +1,7 @@
 """The configuration: strict, typed, with messages that name the key, the value and what is allowed."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,12 @@ def test_a_key_touches_only_its_step(key, value, changed):
 
     one, two = all_settings(before), all_settings(after)
     assert {step for step in steps if one[step] != two[step]} == changed
+
+
+@pytest.mark.parametrize("override", ["a={x", "a.b=[1", "a", "=1"])
+def test_a_broken_override_is_named(override):
+    with pytest.raises(InputError, match=re.escape(f"--set {override}: ")):
+        config.parse_override(override)
 
 
 def test_schema_file_is_fresh():

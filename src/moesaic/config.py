@@ -85,7 +85,10 @@ def parse_override(text: str) -> dict[str, Any]:
     key, sep, value = text.partition("=")
     if not sep or not key:
         raise InputError(f"--set {text}: expected key.path=value")
-    out: Any = yaml.safe_load(value)
+    try:
+        out: Any = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {text}: not valid YAML: {' '.join(str(error).split())}") from error
     for part in reversed(key.split(".")):
         out = {part: out}
     return dict(out)

@@ -13,6 +13,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from report import fake_results
+from report.fake_results import again
 
 from moesaic import config as configuration
 from moesaic.card import export, parent, story
@@ -122,10 +123,10 @@ def test_layers_left_dense_are_named(loaded, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "copy")
     path = paths.folder("construct", "activation") / manifest.NAME
     made = json.loads(path.read_text())
-    assert "each FFN was cut" in exported(loaded)[1].text
+    assert "each FFN was cut" in exported(loaded, "construct")[1].text
     made["metrics"]["dense_layers"] = [0, 29]
     path.write_text(json.dumps(made))
-    assert "each FFN outside of the dense layers (0, 29) was cut" in exported(loaded)[1].text
+    assert "each FFN outside of the dense layers (0, 29) was cut" in exported(loaded, "construct")[1].text
 
 
 def test_a_constructed_model_saw_no_conversations_and_was_not_trained(loaded):
@@ -149,6 +150,62 @@ def test_before_its_evaluation_a_card_says_so(loaded):
     path.write_bytes(kept)
     assert card.data.eval_results is None
     assert "Nothing yet" in card.text
+
+
+def test_numbers_of_an_older_model_stay_out(loaded, tmp_path, monkeypatch):
+    shutil.copytree(Path(), tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    again(loaded, "pretrain", "activation", final_loss=2.7)
+    _, card = exported(loaded, "pretrain")
+    assert card.data.eval_results is None
+    assert "Nothing yet" in card.text
+    again(loaded, "evaluate", "activation", "pretrain")
+    assert exported(loaded, "pretrain")[1].data.eval_results
+
+
+def test_a_history_that_is_not_there_any_more_is_refused(loaded, tmp_path, monkeypatch):
+    shutil.copytree(Path(), tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    again(loaded, "pretrain", "activation", final_loss=2.7)
+    message = "results/activation/tune: not made from what results/activation/pretrain holds now"
+    for stage in ("tune", "distill"):
+        with pytest.raises(InputError, match=f"{message}.*`snakemake results/activation/tune/manifest.json`"):
+            exported(loaded, stage)
+    raw = loaded.model_dump(mode="json")
+    student = {"of": "dense", "per_token": None, "ffn": 512}
+    pruned = configuration.check(configuration.merge(raw, {"distill": {"student": student}}))
+    again(pruned, "distill", "activation")
+    exported(pruned)
+
+
+def test_rounds_belong_to_the_history(loaded, tmp_path, monkeypatch):
+    shutil.copytree(Path(), tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    samples = {"data": "samples", "loss": "dpkd", "rounds": 2}
+    raw = loaded.model_dump(mode="json")
+    sampled = configuration.check(configuration.merge(raw, {"distill": samples}))
+    metrics = manifest.read(paths.folder("distill", "activation")).metrics
+    shape = json.loads((paths.folder("distill", "activation") / "model/config.json").read_text())
+    for part in (paths.Part(1), None):
+        plan = paths.plan_step(sampled, "distill", "activation", part=part)
+        for path in plan.inputs.values():
+            if not path.exists():
+                files.write_json(path, {})
+        files.write_json(plan.out / "model" / "config.json", shape)
+        manifest.write(plan.out, "distill", 2, plan.settings, plan.inputs, ["model"], metrics)
+    exported(sampled)
+    again(sampled, "tune", "activation", final_loss=2.7)
+    exported(sampled, "tune")
+    with pytest.raises(
+        InputError, match="rounds/1/distill: not made from what results/activation/tune holds"
+    ):
+        exported(sampled)
+    first = paths.folder("distill", "activation", part=paths.Part(1)) / manifest.NAME
+    made = json.loads(first.read_text())
+    made["settings"]["distill"]["student"]["of"] = "dense"
+    first.write_text(json.dumps(made))
+    run = export.gathered(sampled)
+    assert [point.stage for point in story.lineage(run, run.of("activation")[-1])] == ["distill"]
 
 
 def test_a_stage_begun_from_the_dense_parent_leaves_the_earlier_ones_out(loaded):

@@ -48,6 +48,7 @@ def test_versions_follow_the_models(config):
     assert signature.inputs.input_names() == ["prompt"]
     known = manifest.read(Path("results/activation/pretrain")).metrics
     fake_results.finish(config, "pretrain", ["model"], known | {"steps": 7}, "activation")
+    fake_results.again(config, "evaluate", "activation", "pretrain")
     fake_results.report(config)
     track.replay(config, Path("results"))
     client, found = versions(config)

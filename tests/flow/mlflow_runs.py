@@ -6,7 +6,7 @@ from pathlib import Path
 
 from report import fake_results
 
-from moesaic.flow import manifest, store
+from moesaic.flow import store
 
 RESULTS = Path("results")
 TABLES = ("runs", "metrics", "latest_metrics", "params", "tags", "experiments", "datasets", "inputs")
@@ -40,5 +40,4 @@ def history(config, run, key: str) -> list[tuple[int, float]]:
 
 def pretrain_again(config, **training) -> None:
     """The pretrain step of `activation`, made once more with changed settings."""
-    known = manifest.read(Path("results/activation/pretrain")).metrics
-    fake_results.finish(config, "pretrain", ["model"], known | {"steps": 1} | training, "activation")
+    fake_results.again(config, "pretrain", "activation", **{"steps": 1} | training)

@@ -1,5 +1,6 @@
 """One writer per step folder: refuse beside a live owner, follow a dead one, never two at once."""
 
+import errno
 import json
 import os
 import platform
@@ -116,6 +117,36 @@ def test_heartbeat_moves_and_keeps_the_owner(tmp_path: Path) -> None:
             assert time.monotonic() < deadline, "no heartbeat"
             time.sleep(0.02)
         assert now["token"] == first["token"]
+
+
+def test_a_file_server_that_is_away_ends_neither_heartbeat_nor_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "lease.json"
+    read = Path.read_text
+    away = threading.Event()
+    beats = threading.Semaphore(0)
+
+    def broken(self: Path, *args: str, **kwargs: str) -> str:
+        if self == path and away.is_set():
+            beats.release()
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", broken)
+    with Lease(path, heartbeat=0.05):
+        away.set()
+        assert beats.acquire(timeout=10)
+        assert beats.acquire(timeout=10), "it goes on beating"
+        away.clear()
+        first = json.loads(path.read_text())["beat"]
+        deadline = time.monotonic() + 10.0
+        while json.loads(path.read_text())["beat"] == first:
+            assert time.monotonic() < deadline, "no heartbeat"
+            time.sleep(0.02)
+        away.set()
+    assert "no heartbeat written" in caplog.text
+    assert "not given back" in caplog.text
 
 
 def test_silent_owner_elsewhere_is_followed_after_the_stale_time(tmp_path: Path) -> None:

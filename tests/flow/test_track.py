@@ -12,8 +12,9 @@ import pytest
 from mlflow_runs import RESULTS, counts, history, pretrain_again, runs, step
 from report import fake_results
 
+from moesaic import config as configuration
 from moesaic.errors import InputError
-from moesaic.flow import describe, files, store, track
+from moesaic.flow import describe, files, hooks, store, track
 
 
 def test_three_replays_give_the_same_rows(config):
@@ -36,6 +37,33 @@ def test_three_replays_give_the_same_rows(config):
     assert workflow.info.status == "FINISHED"
     assert {run.info.status for run in runs(config, kind="step")} == {"FINISHED"}
     assert {run.data.tags["mlflow.parentRunId"] for run in runs(config, kind="step")} == {parent}
+
+
+def test_places_are_all_that_is_read():
+    """Two variants with a cache of the dense parent for both, a cache of one's own MoE, the dense parent's answers."""
+    samples = {
+        "data": "samples",
+        "loss": "dpkd",
+        "teacher": "dense",
+        "offline": None,
+        "samples": {"shards": 2},
+    }
+    cached = {"offline": {"top": 8}}
+    raw = fake_results.load_config().model_dump(mode="json", exclude_unset=True)
+    raw["variants"] = {"one": {}, "two": {"distill": samples}}
+    raw["pretrain"] |= {"teacher": "dense"} | cached
+    raw["distill"] |= {"teacher": "moe"} | cached
+    recipes = [configuration.load(path) for path in (fake_results.ROOT / "config/recipes").glob("*.yaml")]
+    for config in [configuration.check(raw), *recipes]:
+        found = list(track.places(config, RESULTS))
+        seen = set()
+        for place in found:
+            assert {path.parent for path in place.inputs.values()} <= seen, place.key
+            assert place.folder not in seen
+            seen.add(place.folder)
+        if "one" in config.variants:
+            made = [(p.variant, p.stage, p.folder.parts[1]) for p in found if p.step.startswith("teacher")]
+            assert made == [(None, None, "dense"), ("one", "distill", "one"), *[(None, None, "dense")] * 2]
 
 
 def test_what_a_step_run_holds(config):
@@ -146,7 +174,7 @@ def test_changed_setting_gives_a_new_run_and_supersedes_the_old_one(config):
     (old_parent,) = runs(config, kind="workflow")
     raw = config.model_dump(mode="json", exclude_unset=True)
     raw["variants"]["activation"]["pretrain"] = {"steps": 7}
-    changed = fake_results.configuration.check(raw)
+    changed = configuration.check(raw)
     pretrain_again(changed)
     track.start(changed, RESULTS)
     track.replay(changed, RESULTS, "FINISHED")
@@ -169,15 +197,78 @@ def test_changed_setting_gives_a_new_run_and_supersedes_the_old_one(config):
     )
 
 
+def test_what_an_older_configuration_made_stays_with_it(config, capsys):
+    track.replay(config, RESULTS, "FINISHED")
+    (old,) = runs(config, kind="workflow")
+    raw = config.model_dump(mode="json", exclude_unset=True)
+    raw["pretrain"]["steps"] = 7
+    changed = configuration.check(raw)
+    track.start(changed, RESULTS)
+    for status in (None, "FAILED"):
+        track.replay(changed, RESULTS, status)
+        (new,) = [run for run in runs(changed, kind="workflow") if run.info.run_id != old.info.run_id]
+        assert new.info.status == (status or "RUNNING")
+    capsys.readouterr()
+    hooks.finish(changed, "FINISHED")
+    (new,) = [run for run in runs(changed, kind="workflow") if run.info.run_id != old.info.run_id]
+    assert new.data.metrics == {}
+    assert "after pretrain" not in new.data.tags["mlflow.note.content"]
+    client, _ = store.open_experiment(config.track.uri, config.track.experiment)
+    assert client.list_artifacts(new.info.run_id) == []
+    parents = {
+        run.data.tags["moesaic.step_key"]: run.data.tags["mlflow.parentRunId"]
+        for run in runs(config, kind="step", superseded="false")
+    }
+    kept = {key for key, parent in parents.items() if parent == old.info.run_id}
+    assert kept == {"report"} | {
+        key
+        for variant in ("activation", "random")
+        for key in (f"{variant}/pretrain", f"{variant}/evaluate/pretrain")
+    }
+    assert "No table" in capsys.readouterr().err
+
+    for variant in changed.variants:
+        fake_results.again(changed, "pretrain", variant)
+        fake_results.again(changed, "evaluate", variant, "pretrain")
+    fake_results.report(changed)
+    hooks.finish(changed, "FINISHED")
+    (new,) = [run for run in runs(changed, kind="workflow") if run.info.run_id != old.info.run_id]
+    assert "activation/pretrain/bits_per_byte" in new.data.metrics
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs(changed, superseded="false")} == {
+        new.info.run_id
+    }
+    assert "bits/byte" in capsys.readouterr().err
+
+
 def test_changed_input_gives_a_new_run(config):
     track.replay(config, RESULTS)
     old = step(config, "activation/pretrain")
     path = RESULTS / "prepare/tokens/manifest.json"
     raw = json.loads(path.read_text())
-    path.write_text(json.dumps(raw | {"step_version": 99}))
+    path.write_text(json.dumps(raw | {"metrics": raw["metrics"] | {"block": 99}}))
+    fake_results.again(config, "construct", "activation")
     pretrain_again(config)
     track.replay(config, RESULTS)
     assert step(config, "activation/pretrain").info.run_id != old.info.run_id
+
+
+def test_a_step_made_by_hand_with_other_settings_is_named_at_the_end(config, capsys):
+    raw = config.model_dump(mode="json", exclude_unset=True)
+    raw["pretrain"]["steps"] = 7
+    pretrain_again(configuration.check(raw))
+    fake_results.again(config, "evaluate", "activation", "pretrain")
+    fake_results.report(config)
+    hooks.finish(config, "FINISHED")
+    said = capsys.readouterr().err
+    assert "--forcerun results/activation/pretrain/manifest.json\n" in said
+    assert "bits/byte" not in said
+    pretrain_again(config)
+    fake_results.again(config, "evaluate", "activation", "pretrain")
+    fake_results.report(config)
+    hooks.finish(config, "FINISHED")
+    said = capsys.readouterr().err
+    assert "WARNING" not in said
+    assert "bits/byte" in said
 
 
 def test_step_made_afresh_with_equal_settings_gives_a_new_run(config):

@@ -103,6 +103,15 @@ def finish(
     manifest.write(plan.out, step, STEPS[step].version, plan.settings, plan.inputs, outputs, metrics)
 
 
+def again(
+    loaded: Config, step: str, variant: str | None = None, stage: str | None = None, **metrics: Any
+) -> None:
+    """A finished step, made once more from the inputs and with the settings of now."""
+    known = manifest.read(paths.plan_step(loaded, step, variant, stage).out)
+    outputs = sorted({item.path.split("/")[0] for item in known.outputs})
+    finish(loaded, step, outputs, known.metrics | metrics, variant, stage)
+
+
 def unfinish(folder: Path) -> None:
     """As a killed step leaves its folder: run.json in work/, no manifest."""
     record = json.loads((folder / "run.json").read_text())

@@ -165,7 +165,9 @@ def test_a_run_without_conversations_ends_with_its_report(tmp_path):
     del settings["data"]["chat"]
     path.write_text(yaml.safe_dump(settings))
     assert "chat" not in planned(tmp_path)
-    snakemake(tmp_path)
+    said = snakemake(tmp_path).stderr
+    assert "bits/byte" in said, "the closing table: all steps are as configured"
+    assert "WARNING" not in said
     assert "Conversations kept" not in (tmp_path / "results/report.html").read_text()
     assert planned(tmp_path) == {}
 

@@ -6,10 +6,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from moesaic.card import metadata, text
+from moesaic.card import metadata, story, text
 from moesaic.card import parent as parents
 from moesaic.errors import InputError
 from moesaic.flow import files, manifest, paths
+from moesaic.flow.manifest import Manifest
 from moesaic.model import for_vllm
 from moesaic.model.adapters import beside
 from moesaic.report.gather import Gathered, Point, gather
@@ -28,7 +29,8 @@ def run(
         engine: `vllm`: with every tensor that it asks for (model/for_vllm.py).
 
     Raises:
-        InputError: the variant or the stage is unknown or not finished, a file is damaged, or `out` exists.
+        InputError: the variant or the stage is unknown or not finished, a stage before it was made again since, a file is
+            damaged, or `out` exists.
     """
     if stage not in config.stages:
         raise InputError(f"--stage {stage}: not a stage of this configuration: {', '.join(config.stages)}")
@@ -42,6 +44,7 @@ def run(
     point = next((item for item in found.points if (item.variant, item.stage) == (variant, stage)), None)
     if point is None:
         raise InputError(f"{paths.folder(stage, variant)}: not finished; run the {stage} step first")
+    _check_lineage(config, story.lineage(found, point))
     manifest.verify(point.model)
     with files.atomic_path(out) as folder:
         if engine == "vllm":
@@ -57,13 +60,46 @@ def run(
 
 
 def gathered(config: Config, results: Path = Path("results")) -> Gathered:
-    """What is finished of a run. Raises InputError when not even the dense parent is."""
+    """What is finished of a run, without evaluations of models that were made again since.
+
+    Raises:
+        InputError: not even the dense parent is finished.
+    """
     plan = paths.plan_step(config, "report")
     places = {name: results.joinpath(*path.parts[1:]) for name, path in plan.inputs.items()}
     done = {name: manifest.read(path) for name, path in places.items() if path.exists()}
     if "dense" not in done:
         raise InputError(f"{paths.folder('dense')}: not finished; run the workflow first")
+    models = {"dense/evaluate": "dense"} | {
+        f"{variant}/evaluate/{stage}": f"{variant}/{stage}"
+        for variant in config.variants
+        for stage in config.stages
+    }
+    for evaluation, name in models.items():
+        model = done.get(name)
+        if evaluation in done and (model is None or done[evaluation].inputs.get("model") != _digest(model)):
+            del done[evaluation]
     return gather(plan.settings, done)
+
+
+def _check_lineage(config: Config, points: list[Point]) -> None:
+    """Each model was made from the one before it that is there now, rounds included; the first from the dense parent."""
+    before = manifest.read(paths.folder("dense"))
+    for point in points:
+        rounds = paths.round_steps(config, str(point.variant), point.stage)
+        trained = [part for step, part in rounds if step == point.stage]
+        for part in (*trained, None):
+            made = manifest.read(paths.folder(point.stage, point.variant, part=part))
+            if _digest(before) not in made.inputs.values():
+                raise InputError(
+                    f"{made.folder}: not made from what {before.folder} holds now, so its history is not known; run "
+                    f"`snakemake {made.folder / manifest.NAME}`, then export again"
+                )
+            before = made
+
+
+def _digest(made: Manifest) -> str:
+    return files.sha256(made.folder / manifest.NAME)
 
 
 def card(config: Config, run: Gathered, point: Point) -> str:

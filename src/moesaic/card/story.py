@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from moesaic.flow import manifest
 from moesaic.report.gather import Gathered, Point
 
 TRAINED = ("pretrain", "tune", "preference", "distill")
@@ -13,11 +14,20 @@ def lineage(run: Gathered, point: Point) -> list[Point]:
     found = run.of(str(point.variant))
     found = found[: found.index(point) + 1]
     for index in range(len(found) - 1, -1, -1):
-        own = found[index].model.settings.get(found[index].stage, {})
+        own = _begin(found[index])
         begins = [own.get("depth"), own.get("student")]
         if any(item and item.get("of") == "dense" for item in begins):
             return found[index:]
     return found
+
+
+def _begin(point: Point) -> dict[str, Any]:
+    """A stage's settings. Of a distillation in rounds those of the first, in which the student was cut out."""
+    own: dict[str, Any] = point.model.settings.get(point.stage, {})
+    first = point.model.folder.parent / "rounds" / "1" / point.stage
+    if own.get("student", own) is None and manifest.path_of(first).exists():
+        own = manifest.read(first).settings[point.stage]
+    return own
 
 
 def stages(points: list[Point]) -> Iterator[str]:

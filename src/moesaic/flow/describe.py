@@ -25,6 +25,8 @@ DOES = {
     "tune": "Supervised fine-tuning on conversations; the loss is on the answers only.",
     "preference": "Preference tuning on pairs of answers.",
     "distill": "A student learns from a teacher's probabilities.",
+    "teacher": "What the teacher says of every token: its likeliest continuations, kept for training.",
+    "teacher_text": "The teacher's answers, for distillation.",
     "report": "Tables, figures, one page.",
 }
 """Step -> what it does, in a line; an evaluation says what came out."""

@@ -6,10 +6,20 @@ import sys
 from pathlib import Path
 
 from moesaic import config
-from moesaic.flow import files, track
+from moesaic.flow import current, files, manifest, track
 from moesaic.schema import Config
 
 RESULTS = Path("results")
+OTHER = """
+WARNING: these were not made with the settings of this configuration:
+{paths}
+Snakemake makes those again that the configuration left behind, in a run of the whole workflow. What a `moesaic STEP --set ...`
+made by hand it keeps as it is. To have all of them as configured, add to your snakemake command:
+  --forcerun {files}
+"""
+STALE = f"""
+No table: {RESULTS / "report.html"} was not made from this configuration, or from models that were made again since.
+"""
 
 
 def config_file(settings: Config) -> Path:
@@ -41,9 +51,23 @@ def start(settings: Config) -> None:
 
 
 def finish(settings: Config, status: str) -> None:
-    """Once, in the main process: replay all files into MLflow; after a success print the stage table."""
+    """Once, in the main process: replay all files into MLflow; after a success the closing words."""
     track.replay(settings, RESULTS, status)
-    if status == "FINISHED" and (RESULTS / "summary.json").exists():
-        from moesaic.report import summary
+    if status == "FINISHED":
+        sys.stderr.write(closing(settings))
 
-        sys.stderr.write(summary.text(RESULTS))
+
+def closing(settings: Config) -> str:
+    """The stage table where the report is this configuration's; a warning that names steps made with other settings.
+
+    Snakemake compares the configuration with what its own last job was given. A step made by hand, with `--set`, it keeps.
+    """
+    from moesaic.report import summary
+
+    found = list(track.places(settings, RESULTS))
+    text = ""
+    if other := [str(place.folder / manifest.NAME) for place in current.differing(found)]:
+        text += OTHER.format(paths="\n".join(f"  {path}" for path in other), files=" ".join(other))
+    if not (RESULTS / "summary.json").exists():
+        return text
+    return text + (summary.text(RESULTS) if RESULTS in current.finished(found) else STALE)

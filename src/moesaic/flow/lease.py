@@ -71,9 +71,15 @@ class Lease:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        owner = self._read()
-        if owner is not None and owner["token"] == self._token:
-            self.path.unlink(missing_ok=True)
+        try:
+            owner = self._read()
+            if owner is not None and owner["token"] == self._token:
+                self.path.unlink(missing_ok=True)
+        except (
+            OSError,
+            InputError,
+        ) as error:  # the step's work is done; a lease without its process is taken over
+            log.warning("%s: not given back (%s)", self.path, error)
 
     def _content(self) -> str:
         pid = os.getpid()
@@ -151,13 +157,14 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._stop.wait(self.heartbeat):
-            owner = self._read()
-            if owner is None or owner["token"] != self._token:
-                log.error("%s: the lease was taken by another process; stop it, or this one", self.path)
-                return
             try:
+                owner = self._read()
+                if owner is None or owner["token"] != self._token:
+                    log.error("%s: the lease was taken by another process; stop it, or this one", self.path)
+                    return
                 files.write_text(self.path, self._content())
-            except OSError as error:  # a full disk, a file server that is away: the next beat may work
+            # A full disk, a file server that is away: the next beat may work.
+            except (OSError, InputError) as error:
                 log.warning("%s: no heartbeat written (%s)", self.path, error)
 
 

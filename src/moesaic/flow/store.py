@@ -158,17 +158,26 @@ def child(
     started: str,
 ) -> Any:
     """The run of a step: the one that has these settings, inputs and beginning, else a new one (added to `known`)."""
-    wanted = {"moesaic.step_key": key, "moesaic.settings_digest": digest, "moesaic.started": started}
-    for run in known:
-        if wanted.items() <= run.data.tags.items():
-            if run.data.tags.get("mlflow.parentRunId") != parent:
-                client.set_tag(run.info.run_id, "mlflow.parentRunId", parent)
-            return run
+    run = find(known, key, digest, started)
+    if run is not None:
+        if run.data.tags.get("mlflow.parentRunId") != parent:
+            client.set_tag(run.info.run_id, "mlflow.parentRunId", parent)
+        return run
     tags = {"moesaic.workspace": workspace, "moesaic.kind": "step", "moesaic.superseded": "false"}
-    tags |= wanted | {"mlflow.parentRunId": parent, "mlflow.user": user()}
+    tags |= _identified(key, digest, started) | {"mlflow.parentRunId": parent, "mlflow.user": user()}
     run = client.create_run(experiment, start_time=ms(started), tags=tags, run_name=describe.title(key))
     known.append(run)
     return run
+
+
+def find(known: list[Any], key: str, digest: str, started: str) -> Any | None:
+    """The run of a step that has these settings, inputs and beginning."""
+    wanted = _identified(key, digest, started).items()
+    return next((run for run in known if wanted <= run.data.tags.items()), None)
+
+
+def _identified(key: str, digest: str, started: str) -> dict[str, str]:
+    return {"moesaic.step_key": key, "moesaic.settings_digest": digest, "moesaic.started": started}
 
 
 def supersede(client: Any, known: list[Any], key: str, current: str) -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moesaic.flow import describe, files, manifest, metrics, paths, store
+from moesaic.config import variant_config
+from moesaic.flow import describe, files, manifest, metrics, paths, shared, store
 from moesaic.flow.manifest import Manifest
 from moesaic.schema import Config
 
@@ -26,7 +27,7 @@ class Place:
 
 
 def places(config: Config, results: Path) -> Iterator[Place]:
-    """Every step of a configuration, in the order of the workflow."""
+    """Every step of a configuration, in the order of the workflow; what variants share stands before the first that reads it."""
 
     def place(
         step: str, variant: str | None = None, stage: str | None = None, part: paths.Part | None = None
@@ -34,10 +35,13 @@ def places(config: Config, results: Path) -> Iterator[Place]:
         plan = paths.plan_step(config, step, variant, stage, part)
         inputs = {name: results.joinpath(*path.parts[1:]) for name, path in plan.inputs.items()}
         parts = plan.out.parts[1:]
+        if step in ("teacher", "teacher_text") and parts[0] == "dense":
+            variant = stage = None
         return Place(
             "/".join(parts) or step, step, variant, stage, results.joinpath(*parts), plan.settings, inputs
         )
 
+    caches, texts = shared.caches(config).values(), shared.texts(config).values()
     yield place("dense")
     yield from map(place, paths.prepared(config))
     shards = [paths.Part(shard=number) for number in paths.evaluation_shards(config)]
@@ -46,6 +50,11 @@ def places(config: Config, results: Path) -> Iterator[Place]:
     yield place("evaluate", None, "dense")
     for variant in config.variants:
         for stage in config.stages:
+            if (variant, stage) in caches:
+                yield place("teacher", variant, stage)
+            if stage == "distill" and variant in texts:
+                for shard in range(variant_config(config, variant).distill.samples.shards):
+                    yield place("teacher_text", variant, None, paths.Part(shard=shard))
             for step, part in paths.round_steps(config, variant, stage):
                 yield place(step, variant, None, part)
             yield place(stage, variant)

@@ -3,7 +3,8 @@
 The files are the truth, and replaying them any number of times gives the same rows. One parent run per configuration, one
 child run per step. A child is the same run as long as the step's settings and inputs are the same and it was not begun
 afresh; otherwise a new one is made and the old one tagged `moesaic.superseded`. A child belongs to the newest parent that
-used it, as the results folder itself does. SQLite is written by the workflow's main process only.
+used it, as the results folder itself does; steps and a report that are not of the configuration stay with the parent that
+they have (current.py). SQLite is written by the workflow's main process only.
 """
 
 import datetime
@@ -16,7 +17,7 @@ from typing import Any
 
 from moesaic import config as configuration
 from moesaic.errors import InputError
-from moesaic.flow import describe, files, manifest, store, told
+from moesaic.flow import current, describe, files, manifest, store, told
 from moesaic.flow.live import Live, live, live_from_environment
 from moesaic.flow.store import git_commit
 from moesaic.flow.told import Place, places
@@ -99,23 +100,24 @@ def replay(config: Config, results: Path, status: str | None = None) -> None:
 
 
 def _replay(config: Config, results: Path, status: str | None) -> int:
-    """Returns how many steps ran."""
+    """Returns how many steps of the configuration ran."""
     client, experiment = store.open_experiment(config.track.uri, config.track.experiment)
     parent = _parent(client, experiment, config, results)
     run_id, workspace = parent.info.run_id, _workspace(results)
     known = list(store.search(client, experiment, workspace=workspace, kind="step"))
+    found = list(places(config, results))
+    done = current.finished(found)
     finished = [
-        _replay_step(client, experiment, run_id, workspace, known, place, status)
-        for place in places(config, results)
+        _replay_step(client, experiment, run_id, workspace, known, place, done, status) for place in found
     ]
-    _replay_parent(client, run_id, results)
-    if config.track.register_models and (results / manifest.NAME).exists():
-        from moesaic.card import register
+    if results in done:
+        _replay_parent(client, run_id, results)
+        if config.track.register_models:
+            from moesaic.card import register
 
-        current = (run for run in known if run.data.tags.get("moesaic.superseded") != "true")
-        register.models(
-            client, config, results, {run.data.tags["moesaic.step_key"]: run.info.run_id for run in current}
-        )
+            newest = (run for run in known if run.data.tags.get("moesaic.superseded") != "true")
+            runs = {run.data.tags["moesaic.step_key"]: run.info.run_id for run in newest}
+            register.models(client, config, results, runs)
     status = status or ("FINISHED" if all(finished) else None)
     if status and parent.info.status != status:
         client.set_terminated(run_id, status)
@@ -129,25 +131,38 @@ def _replay_step(
     workspace: str,
     known: list[Any],
     place: Place,
+    configured: set[Path],
     status: str | None,
 ) -> bool | None:
-    """True: finished; False: begun; None: not begun (or with settings that are no longer the configured ones)."""
+    """True: finished; False: begun; None: not begun, or with settings or inputs that are not the configuration's.
+
+    A run that the latter have already is brought up to date and keeps its parent.
+
+    Args:
+        configured: folders of the finished steps that are the configuration's.
+    """
     path = place.folder / "run.json"
     record_path = path if path.exists() else place.folder / "work" / "run.json"
     if not record_path.exists():
         return None
     record = json.loads(record_path.read_text(encoding="utf-8"))
     done = manifest.read(place.folder) if (place.folder / manifest.NAME).exists() else None
+    mine = place.folder in configured
     if done:
         settings, digest = done.settings, store.identity(done.settings, done.inputs)
     elif record["settings_digest"] == configuration.digest(place.settings):
+        mine = all(path.parent in configured for path in place.inputs.values())
         settings = place.settings
         digest = store.identity(
             settings, {name: files.sha256(path) for name, path in place.inputs.items() if path.exists()}
         )
     else:
         return None
-    run = store.child(client, experiment, parent, workspace, known, place.key, digest, record["started"])
+    started = record["started"]
+    if mine:
+        run = store.child(client, experiment, parent, workspace, known, place.key, digest, started)
+    elif (run := store.find(known, place.key, digest, started)) is None:
+        return None
     run_id = run.info.run_id
     store.supersede(client, known, place.key, run_id)
     state = told.state(place, record_path)
@@ -168,7 +183,7 @@ def _replay_step(
             client.update_run(run_id, status=wanted)
         else:
             client.set_terminated(run_id, wanted, store.ms(record.get("ended")))
-    return done is not None
+    return done is not None if mine else None
 
 
 # ---------------------------------------------------------------- the parent
@@ -206,8 +221,6 @@ def _parent(client: Any, experiment: str, config: Config, results: Path) -> Any:
 def _replay_parent(client: Any, run_id: str, results: Path) -> None:
     """The table of the report as metrics, its verdict as the run's description, the page as an artifact."""
     page, table = results / "report.html", results / "summary.json"
-    if not (results / manifest.NAME).exists():
-        return
     run = client.get_run(run_id)
     state = files.sha256(results / manifest.NAME)
     if run.data.tags.get("moesaic.synced") == state:
