@@ -36,6 +36,11 @@ BASE = {
         ({"variants": {"v": {"dta": {}}}}, ["variants.v.dta", "a variant may override"]),
         ({"variants": {"dense": {}}}, ["variants.dense"]),
         ({"seed": -1}, ["seed", "-1"]),
+        ({"data": {"domains": {"en/web": {"sources": []}}}}, ["data.domains.en/web"]),
+        (
+            {"data": {"domains": {"average": {"sources": [{"at": {"kind": "files", "path": "x"}}]}}}},
+            ["data.domains", "average is the name of a mean"],
+        ),
     ],
 )
 def test_wrong_keys_are_named(change, expected):

@@ -269,6 +269,7 @@ def _fold(arguments: argparse.Namespace) -> None:
     from moesaic.flow import files
     from moesaic.model import depth, load
 
+    files.refuse_existing(arguments.out)
     tokenizer = load.load_tokenizer(arguments.model)
     found = depth.fold.fold(depth.load(arguments.model), arguments.approximate)
     with files.atomic_path(arguments.out) as folder:

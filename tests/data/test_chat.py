@@ -116,6 +116,8 @@ def test_tool_calls_are_the_models_turns():
     prompted = conversations.sharegpt(record | {"tools": "", "system_prompt": "Be brief."})
     assert prompted[0] == {"role": "system", "content": "Be brief."}
     assert conversations.sharegpt(record | {"tools": 3}) is None
+    told = {"conversations": [{"from": "system", "value": "Be brief."}, *record["conversations"]]}
+    assert conversations.sharegpt(record | told)[0]["content"] == 'Be brief.\n\nTools:\n[{"name": "f"}]'
 
 
 def test_templates_take_any_fields():
@@ -264,6 +266,45 @@ def test_template_that_rewrites_earlier_turns_is_refused(write_jsonl, dense, run
     path = write_jsonl("chat.jsonl", [alpaca(i) for i in range(5)])
     with pytest.raises(InputError, match=r"model\.chat_template: .*answers cannot be told apart"):
         run_step("chat", settings(path), {"dense": dense(changed)})
+
+
+CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        (CHATML, "leaves the assistant's header out"),  # its mask would cover <|im_start|> alone
+        ("{{ raise_exception('no') }}", "refuses every conversation"),
+    ],
+)
+def test_templates_that_cannot_tell_answers_apart_are_refused(
+    write_jsonl, dense, run_step, tokenizer, template, words
+):
+    import copy
+
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = template
+    path = write_jsonl("chat.jsonl", [alpaca(i) for i in range(5)])
+    with pytest.raises(InputError, match=f"model\\.chat_template: .*{words}"):
+        run_step("chat", settings(path), {"dense": dense(changed)})
+
+
+def test_a_header_by_the_generation_prompt_is_no_part_of_the_answer(tokenizer):
+    import copy
+
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = CHATML + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    ids, mask = chat.encode(TALK, changed)
+    assert [changed.decode(run[:-1]) for run in masked(ids, mask)] == ["Two: 東京 and\none.", "Nothing."]
+
+
+def test_half_of_a_character_is_replaced(tokenizer):
+    found = conversations.alpaca(
+        json.loads('{"instruction": "Hi \\ud83d!", "output": "\\ud83d\\ude42 \\udc00"}')
+    )
+    assert [m["content"] for m in found] == ["Hi \ufffd!", "🙂 \ufffd"]
+    chat.encode(found, tokenizer)
 
 
 def test_errors_name_the_key(write_jsonl, dense, run_step, tokenizer):

@@ -4,9 +4,12 @@ import pytest
 import torch
 from tiny import tiny_llama, tiny_moe
 
+from moesaic import cli
 from moesaic.errors import InputError
 from moesaic.experts import merge
-from moesaic.model import load
+from moesaic.flow import manifest
+from moesaic.model import depth, load
+from moesaic.schema import Depth
 
 
 @pytest.mark.parametrize(
@@ -58,3 +61,30 @@ def test_assignments_of_other_models_and_overlaps_are_refused(tmp_path):
             tmp_path / "copies" / "moe" / "assignment.parquet",
         )
     assert not (tmp_path / "x").exists()
+
+
+def test_nothing_is_replaced_and_nothing_half_is_written(tmp_path):
+    tiny_moe(tmp_path)
+    folder, mine = tmp_path / "moe" / "model", tmp_path / "models"
+    mine.mkdir()
+    (mine / "precious").touch()
+    with pytest.raises(InputError, match=r"models exists already"):
+        merge.run(folder, mine, 2.0)
+    assert (mine / "precious").exists()
+    with pytest.raises(SystemExit):
+        cli.main(["fold", str(folder), str(mine)])
+    assert (mine / "precious").exists()
+    manifest.write(
+        folder.parent, "tune", 1, {}, {}, ["model"], {"adapter": {"method": "lateral", "merged": False}}
+    )
+    with pytest.raises(InputError, match="only whole with its adapter"):
+        merge.run(folder, tmp_path / "x", 2.0)
+
+
+def test_layers_that_skip_are_folded_first(tmp_path):
+    model = tiny_moe(tmp_path).model
+    settings = Depth(skip={"capacity": 0.5}).model_dump(mode="json")
+    depth.prepare(model, settings, None)
+    depth.save(model, tmp_path / "skipping")
+    with pytest.raises(InputError, match=r"`moesaic fold` first"):
+        merge.run(tmp_path / "skipping", tmp_path / "x", 2.0)

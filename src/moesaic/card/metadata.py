@@ -53,7 +53,7 @@ def metadata(run: Gathered, point: Point, parent: Parent, name: str, shape: dict
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=tags,
-        datasets=story.hub_datasets(run) or None,
+        datasets=story.hub_datasets(run, path) or None,
         eval_results=results or None,
         license_link=parent.license_link,
         **known,

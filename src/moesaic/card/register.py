@@ -11,6 +11,7 @@ from typing import Any
 
 from moesaic.card import export
 from moesaic.flow import files, manifest, store
+from moesaic.model.adapters import beside
 from moesaic.report.gather import Point
 from moesaic.schema import Config
 
@@ -72,6 +73,8 @@ def write(out: Path, point: Point, card: str, run_id: str) -> None:
         "folder": str((point.model.folder / "model").absolute()),
         "manifest": files.sha256(point.model.folder / manifest.NAME),
     }
+    if beside.needed(point.model):
+        facts["adapter"] = str((point.model.folder / beside.FOLDER).absolute())
     (out / DATA).write_text(json.dumps(facts, indent=1), encoding="utf-8")
     (out / export.CARD).write_text(card, encoding="utf-8")
 

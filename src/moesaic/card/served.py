@@ -10,10 +10,13 @@ NEW_TOKENS = 128
 class Answers:
     """A loaded model with `predict`."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, adapter: Path | None = None):
         from moesaic.model import load
+        from moesaic.model.adapters import attach
 
         self.model = load.load_model(folder, "registered model")
+        if adapter is not None:
+            attach.load(self.model, adapter)
         self.tokenizer = load.load_tokenizer(folder)
 
     def predict(self, frame: Any, params: dict[str, Any] | None = None) -> list[str]:
@@ -40,4 +43,5 @@ class Answers:
 
 def _load_pyfunc(path: str) -> Answers:
     """Called by MLflow with the path of moesaic.json."""
-    return Answers(Path(json.loads(Path(path).read_text(encoding="utf-8"))["folder"]))
+    facts = json.loads(Path(path).read_text(encoding="utf-8"))
+    return Answers(Path(facts["folder"]), Path(facts["adapter"]) if "adapter" in facts else None)

@@ -5,6 +5,7 @@ from typing import Any
 
 from moesaic.flow import manifest
 from moesaic.report.gather import Gathered, Point
+from moesaic.schema import IMAGES
 
 TRAINED = ("pretrain", "tune", "preference", "distill")
 
@@ -73,18 +74,30 @@ def domains(run: Gathered) -> Iterator[tuple[str, int, str, bool]]:
 
 def conversations(run: Gathered) -> Iterator[tuple[str, int, str]]:
     """(source, conversations kept, where they come from) of the instruction data."""
-    step = next((item.manifest for item in run.steps if item.key == "prepare/chat"), None)
-    for source in step.settings["chat"]["sources"] if step else []:
-        kept = run.stats.get("chat", {}).get(source["name"], {}).get("conversations_kept", 0)
-        yield source["name"], kept, place(source["at"])
-
-
-def hub_datasets(run: Gathered) -> list[str]:
-    """Ids of the hub datasets among the data."""
     steps = {item.key: item.manifest.settings for item in run.steps}
-    corpus = steps.get("prepare/documents", {}).get("domains", {}).values()
-    sources = [source for domain in corpus for source in domain["sources"]]
-    sources += steps.get("prepare/chat", {}).get("chat", {}).get("sources", [])
+    places: dict[str, dict[str, None]] = {}
+    for source in steps.get("prepare/chat", {}).get("chat", {}).get("sources", []):
+        places.setdefault(source["name"], {})[place(source["at"])] = None
+    for source in steps.get("prepare/images", {}).get("images", {}).get("sources", []):
+        places.setdefault(IMAGES, {})[place(source["at"])] = None
+    for name, found in places.items():
+        kept = run.stats.get("chat", {}).get(name, {}).get("conversations_kept", 0)
+        yield name, kept, ", ".join(found)
+
+
+def hub_datasets(run: Gathered, points: list[Point]) -> list[str]:
+    """Ids of the hub datasets that a model of this history was calibrated or trained on."""
+    steps = {item.key: item.manifest.settings for item in run.steps}
+    read = set().union(*map(reads, points))
+    corpus = steps.get("prepare/documents", {}).get("domains", {})
+    sources = [
+        source
+        for name, domain in corpus.items()
+        for source in domain["sources"]
+        if name not in run.held_out and read & {"calibration", "training"}
+    ]
+    if "conversations" in read:
+        sources += steps.get("prepare/chat", {}).get("chat", {}).get("sources", [])
     return sorted({source["at"]["dataset"] for source in sources if source["at"]["kind"] == "hub"})
 
 

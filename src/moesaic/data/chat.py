@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -142,7 +143,8 @@ def encode(messages: list[Message], tokenizer: Any) -> tuple[list[int], list[int
     see the same tokens. An answer's span is what it adds to these, up to and with its end-of-turn token.
 
     Raises:
-        Dropped: special_token when a message spells one out; template_mismatch when the template does not grow turn by turn.
+        Dropped: special_token when a message spells one out; template_mismatch when the template does not grow turn by turn, or writes no header
+            for an answer that is to come; template_refuses when it raises an exception.
     """
     special = set(tokenizer.all_special_ids) | {
         i for i, t in tokenizer.added_tokens_decoder.items() if t.special
@@ -158,13 +160,20 @@ def encode(messages: list[Message], tokenizer: Any) -> tuple[list[int], list[int
         if through[: len(before)] != before or ids[: len(through)] != through:
             raise Dropped("template_mismatch")
         answer = through[len(before) :]
+        if message["content"] and answer[:1] and answer[0] in special:
+            raise Dropped(
+                "template_mismatch"
+            )  # the header of the answer, which the generation prompt should have written
         stop = next((j + 1 for j, token in enumerate(answer) if token in special), len(answer))
         mask[len(before) : len(before) + stop] = [1] * stop
     return ids, mask
 
 
 def _render(messages: list[Message], tokenizer: Any, prompt: bool) -> list[int]:
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+    except jinja2.TemplateError as error:
+        raise Dropped("template_refuses") from error
     found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return found
 
@@ -216,7 +225,12 @@ def _source(
         )
     if local["template_mismatch"] == local.total():
         raise InputError(
-            "model.chat_template: with it a conversation does not begin like its own first turns, so answers cannot be told apart; give another"
+            "model.chat_template: with it a conversation does not begin like its own first turns, or it leaves the assistant's header out where "
+            "add_generation_prompt asks for it, so answers cannot be told apart; give another"
+        )
+    if local["template_refuses"] == local.total():
+        raise InputError(
+            "model.chat_template: it refuses every conversation of the source (raise_exception in it), system prompts perhaps; give another"
         )
 
 

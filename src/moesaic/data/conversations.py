@@ -45,8 +45,12 @@ def sharegpt(record: dict[str, Any]) -> list[Message] | None:
     system, tools = record.get("system") or record.get("system_prompt") or "", record.get("tools") or ""
     if not isinstance(turns, list) or not isinstance(system, str) or not isinstance(tools, str):
         return None
+    if turns and isinstance(turns[0], dict) and turns[0].get("from") == "system":
+        system, turns = turns[0].get("value"), turns[1:]
+        if not isinstance(system, str):
+            return None
     before = [system] * bool(system.strip()) + [f"Tools:\n{tools}"] * (tools.strip() not in ("", "[]"))
-    if before and turns and isinstance(turns[0], dict) and turns[0].get("from") != "system":
+    if before:
         turns = [{"from": "system", "value": "\n\n".join(before)}, *turns]
     return _listed(turns, "from", "value", SHAREGPT)
 
@@ -129,4 +133,9 @@ def _checked(turns: list[tuple[str, str]]) -> list[Message] | None:
         or not all(text.strip() for name, text in talk if name == "user")
     ):
         return None
-    return [{"role": name, "content": text.strip()} for name, text in turns]
+    return [{"role": name, "content": _whole(text.strip())} for name, text in turns]
+
+
+def _whole(text: str) -> str:
+    """The text with half characters (lone surrogates, which JSON allows) replaced: no tokenizer takes them."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -16,6 +16,8 @@ from moesaic.errors import InputError
 from moesaic.experts import split_file
 from moesaic.flow import files
 from moesaic.model import families, load
+from moesaic.model.adapters import beside
+from moesaic.model.depth import skip
 
 
 @torch.no_grad()
@@ -27,11 +29,17 @@ def run(folder: Path, out: Path, factor: float, assignment: Path | None = None) 
         assignment: assignment.parquet of the split.
 
     Raises:
-        InputError: not an MoE, layers left dense, or an assignment of another model.
+        InputError: not an MoE, layers left dense or that skip, an adapter that lies beside the model, an assignment of another model, or an output that exists.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    files.refuse_existing(out)
+    beside.refuse_half(folder, "a dense model")
     model = load.load_model(folder, "merge")
+    if skip.layers(model):
+        raise InputError(
+            f"{folder}: its layers skip FFNs by routers of their own, which a dense model has no place for; `moesaic fold` first"
+        )
     parts = list(families.parts(model))
     if len(parts) != model.config.num_hidden_layers:
         raise InputError(

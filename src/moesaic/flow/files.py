@@ -67,6 +67,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise
 
 
+def refuse_existing(path: Path) -> None:
+    """Raises InputError where something is in the way, which `atomic_path` would replace."""
+    if path.exists():
+        raise InputError(f"{path} exists already; give another name, or move it away")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_path(path) as temporary:

@@ -1,5 +1,6 @@
 """What the Snakefile does outside of its jobs: the environment they find, tracking before and after, the closing table."""
 
+import json
 import os
 import signal
 import sys
@@ -43,7 +44,8 @@ def prepare(settings: Config) -> None:
 
 def start(settings: Config) -> None:
     """Once, in the main process: write the configuration, open the MLflow run, tell the jobs about both."""
-    files.write_json(config_file(settings), settings.model_dump(mode="json"))
+    # not sorted: variants and domains keep their order in the jobs, which digests of settings see
+    files.write_text(config_file(settings), json.dumps(settings.model_dump(mode="json"), indent=1) + "\n")
     os.environ["MOESAIC_PARENT_RUN"] = track.start(settings, RESULTS)
     os.environ["MOESAIC_GIT_COMMIT"] = track.git_commit()
     os.environ["MOESAIC_TRACKING_URI"] = settings.track.uri

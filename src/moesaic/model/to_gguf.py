@@ -18,9 +18,10 @@ import numpy as np
 from torch import Tensor
 
 from moesaic.errors import InputError
-from moesaic.flow import files, manifest
+from moesaic.flow import files
 from moesaic.model import families, load
 from moesaic.model.adapters import beside
+from moesaic.model.depth import saved
 
 ARCHITECTURES = {"mixtral": "llama", "granitemoeshared": "granitemoe", "glm4_moe": "glm4moe"}
 """Ours -> llama.cpp's. Its qwen2moe does not divide the chosen experts' weights by their sum, and has no layers left dense."""
@@ -55,19 +56,14 @@ def run(folder: Path, out: Path, dtype: str = "f16") -> dict[str, Any]:
     """
     import gguf
 
-    if out.exists():
-        raise InputError(f"{out} exists already; give another name, or move it away")
+    files.refuse_existing(out)
     kind = load.check_folder(folder, "model").get("model_type")
     if kind not in ARCHITECTURES:
+        first = "`moesaic fold` first" if kind == saved.MODEL_TYPE else "`moesaic merge` first"
         raise InputError(
-            f"{folder}: llama.cpp has no architecture that computes {kind} exactly; "
-            f"possible: {', '.join(ARCHITECTURES)} (experts.family), or `moesaic merge` or `moesaic fold` first"
+            f"{folder}: llama.cpp has no architecture that computes {kind} exactly; possible: {', '.join(ARCHITECTURES)} (experts.family), or {first}"
         )
-    step = folder.parent / manifest.NAME
-    if (folder / beside.FOLDER).exists() or (step.exists() and beside.needed(manifest.read(step))):
-        raise InputError(
-            f"{folder}: this model is only whole with its adapter, for which GGUF has no place; tune with adapter.method: shared-linear, or without an adapter"
-        )
+    beside.refuse_half(folder, "GGUF")
     model = load.load_model(folder)
     vocabulary = tokens(folder, model.config.vocab_size)
     wanted = gguf.GGMLQuantizationType[dtype.upper()]

@@ -2,19 +2,33 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from moesaic.schema.base import Positive, Strict
 from moesaic.schema.data import Chat, Clean, Domain, Science, Temporal
 from moesaic.schema.images import Images
 from moesaic.schema.reliability import Reliability
 
+RESERVED = ("average", "held-out")
+"""Names of means over domains among the scores."""
+
+
+def _free(domains: dict[str, Domain]) -> dict[str, Domain]:
+    taken = [name for name in RESERVED if name in domains]
+    if taken:
+        raise ValueError(f"{taken[0]} is the name of a mean over domains; take another")
+    return domains
+
 
 class Data(Strict):
     """All data of a run."""
 
-    domains: Annotated[dict[str, Domain], Field(min_length=1)]
-    """Named parts of the corpus."""
+    domains: Annotated[
+        dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], Domain],
+        Field(min_length=1),
+        AfterValidator(_free),
+    ]
+    """Named parts of the corpus; the names are parts of file names."""
     clean: Clean = Clean()
     """Which documents are kept."""
     block: Annotated[int, Field(ge=16)] = 512

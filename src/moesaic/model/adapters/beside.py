@@ -1,5 +1,6 @@
 """An adapter that lies beside the model of a finished step: `adapter/` next to `model/`."""
 
+from pathlib import Path
 from typing import Any
 
 from moesaic.errors import InputError
@@ -23,6 +24,15 @@ def put_on(model: Any, step: Manifest) -> None:
     if needed(step):
         manifest.verify(step, only=[f"{FOLDER}/"])
         attach.load(model, step.folder / FOLDER)
+
+
+def refuse_half(folder: Path, target: str) -> None:
+    """Refuse to write a model without its adapter. Args: folder: of the model. target: what has no place for the adapter. Raises InputError."""
+    step = folder.parent / manifest.NAME
+    if (folder / FOLDER).exists() or (step.exists() and needed(manifest.read(step))):
+        raise InputError(
+            f"{folder}: this model is only whole with its adapter, for which {target} has no place; tune with adapter.method: shared-linear, or without an adapter"
+        )
 
 
 def refuse(step: Manifest) -> None:
