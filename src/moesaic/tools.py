@@ -199,10 +199,10 @@ def _audit(arguments: argparse.Namespace) -> None:
     if arguments.out:
         files.write_json(arguments.out, found)
     print(f"{'layer':>5} {'lift':>8} {'95 %':>18} {'z':>7} {'similarity':>10} {'load CV':>8}")
-    for index, item in enumerate(found["layers"]):
+    for item in found["layers"]:
         interval = f"{item['lift_low']:.3f} to {item['lift_high']:.3f}"
         print(
-            f"{index:>5} {item['lift']:>8.3f} {interval:>18} {item['z']:>7.1f} {item['similarity']:>10.3f} {item['load_cv']:>8.3f}"
+            f"{item['layer']:>5} {item['lift']:>8.3f} {interval:>18} {item['z']:>7.1f} {item['similarity']:>10.3f} {item['load_cv']:>8.3f}"
         )
     for devices, item in found["routing"]["placement"].items():
         print(

@@ -100,6 +100,8 @@ def test_routing_hand_count(kind):
         hand = [int((r.indices[layer] == e).sum()) for e in range(4)]
         assert u.slots_NLE.sum(0)[layer].tolist() == hand
         p = r.logits[layer].softmax(-1)
+        if r.layers[layer].family.scores == "sigmoid":
+            p = r.logits[layer].sigmoid() / r.logits[layer].sigmoid().sum(-1, keepdim=True)
         np.testing.assert_allclose(u.entropy_L[layer], float(-(p * p.log()).sum(-1).mean()), rtol=1e-5)
     np.testing.assert_allclose(u.load_LE.sum(-1), 1)
     np.testing.assert_allclose(u.importance_LE.sum(-1), 1, rtol=1e-6)

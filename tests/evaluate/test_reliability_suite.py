@@ -110,11 +110,14 @@ def test_the_harness_alone_gives_the_same_scores(source, model, found, tmp_path)
         )
         assert done.returncode == 0, done.stderr[-2000:]
         (result,) = tmp_path.glob("out_*.json")
+        compared = set()
         for task, values in json.loads(result.read_text())["results"].items():
             for key, value in values.items():
                 metric = key.partition(",")[0]
                 if (task, metric) in got:
                     assert got[task, metric].estimate.value == pytest.approx(value, rel=1e-5), (task, metric)
+                    compared.add(task)
+        assert compared == set(tasks.split(","))
         assert len(json.loads(result.read_text())["results"]) == len(tasks.split(","))
         result.unlink()
 

@@ -16,8 +16,13 @@ from moesaic.schema import Depth
     ("family", "shared"), [("mixtral", 0), ("granitemoeshared", 32), ("qwen2_moe", 32), ("glm4_moe", 32)]
 )
 @pytest.mark.parametrize("ordered", [True, False])
-def test_merging_gives_the_parent(tmp_path, llama, family, shared, ordered):
-    tiny_moe(tmp_path, llama, shared=shared, experts=8 if shared else 4, family=family, scale="times-k")
+@pytest.mark.parametrize("dense_layers", [[], [0]])
+def test_merging_gives_the_parent(tmp_path, llama, family, shared, ordered, dense_layers):
+    if dense_layers and family not in ("qwen2_moe", "glm4_moe"):
+        pytest.skip("has no place for dense layers")
+    tiny_moe(
+        tmp_path, llama, shared=shared, experts=8 if shared else 4, family=family, scale="times-k", dense_layers=dense_layers,
+    )  # fmt: skip
     assignment = tmp_path / "moe" / "assignment.parquet" if ordered else None
     merge.run(tmp_path / "moe" / "model", tmp_path / "back", 2.0, assignment)
     back = load.load_model(tmp_path / "back")

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from moesaic.evaluate import bootstrap
 from moesaic.flow import files
@@ -75,7 +76,7 @@ def collect(routing: Routing, blocks: int) -> Usage:
             continue
         logits_TE = routing.logits[index].detach().float()
         experts, positions = logits_TE.shape[-1], len(logits_TE) // blocks
-        log_BTE = logits_TE.log_softmax(-1).view(blocks, -1, experts)
+        log_BTE = log_probabilities(logits_TE, part.family.scores).view(blocks, -1, experts)
         chosen_BS = routing.indices[index].reshape(blocks, -1)
         weight_BS = routing.weights[index].detach().reshape(blocks, -1).float()
         empty_BE = torch.zeros(blocks, experts, device=logits_TE.device)
@@ -89,6 +90,14 @@ def collect(routing: Routing, blocks: int) -> Usage:
     return Usage(stacked[0], stacked[1], stacked[2], stacked[3], np.full(blocks, positions))
 
 
+def log_probabilities(logits_TE: Tensor, scores: str) -> Tensor:
+    """Logarithms of the router's distribution over all experts, as in training (train/balance/base.py): softmax, or sigmoids over their sum."""
+    if scores == "sigmoid":
+        log_TE = functional.logsigmoid(logits_TE)
+        return log_TE - log_TE.logsumexp(-1, keepdim=True)
+    return logits_TE.log_softmax(-1)
+
+
 def _some(
     routing: Routing, index: int, experts: int, index_K: Tensor, blocks: int, positions: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -98,7 +107,7 @@ def _some(
         return empty_BE, empty_BE, empty_BE, empty_BE[:, 0]
     block_K = index_K // positions
     logits_KE = routing.logits[index].detach().float()
-    log_KE = logits_KE.log_softmax(-1)
+    log_KE = log_probabilities(logits_KE, routing.layers[index].family.scores)
     weight_KC = routing.weights[index].detach().float()
     weight_KE = torch.zeros_like(logits_KE).scatter(1, routing.indices[index], weight_KC)
     slot_KE = torch.zeros_like(logits_KE).scatter(1, routing.indices[index], 1.0)

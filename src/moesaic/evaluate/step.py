@@ -114,7 +114,7 @@ def run(context: Context) -> Result:
     if report:
         files.write_json(context.out / "reliability.json", report)
     if usage:
-        numbers = [part.layer for part in families.parts(model)]
+        numbers = [part.layer for part in families.Routing(model).layers]
         routing.write(context.out / "routing.parquet", usage, numbers, PLACES)
     if ran:
         files.write_json(context.out / "depth.json", depth_table(model, ran))

@@ -64,7 +64,10 @@ def run(folder: Path, ids_BT: Tensor, top: float = 0.1, seed: int = 0) -> dict[s
             progress.update()
     for handle in handles:
         handle.remove()
-    layers = [item.summary(seed * 1009 + index) for index, item in enumerate(audits)]
+    layers = [
+        {"layer": part.layer} | item.summary(seed * 1009 + index)
+        for index, (part, item) in enumerate(zip(parts, audits, strict=True))
+    ]
     audit.warn(layers)
     routes = [torch.cat(item.index_TK) for item in audits]
     return {"layers": layers, "routing": audit.routing(routes, experts, seed)}

@@ -29,7 +29,7 @@ def run(folder: Path, out: Path, factor: float, assignment: Path | None = None) 
         assignment: assignment.parquet of the split.
 
     Raises:
-        InputError: not an MoE, layers left dense or that skip, an adapter that lies beside the model, an assignment of another model, or an output that exists.
+        InputError: not an MoE, layers that skip or are dense and of another width, an adapter that lies beside the model, an assignment of another model, or an output that exists.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -41,12 +41,17 @@ def run(folder: Path, out: Path, factor: float, assignment: Path | None = None) 
             f"{folder}: its layers skip FFNs by routers of their own, which a dense model has no place for; `moesaic fold` first"
         )
     parts = list(families.parts(model))
-    if len(parts) != model.config.num_hidden_layers:
-        raise InputError(
-            f"{folder}: {len(parts)} of {model.config.num_hidden_layers} layers have experts; all must, to become one dense model"
-        )
+    if not parts:
+        raise InputError(f"{folder}: no layer has experts, there is nothing to merge")
     matrices = [_neurons(part, factor) for part in parts]
     width = matrices[0][0].shape[0]
+    split = {part.layer for part in parts}
+    for layer, block in enumerate(model.model.layers):
+        if layer not in split and block.mlp.gate_proj.out_features != width:
+            raise InputError(
+                f"{folder}: layer {layer} is dense and {block.mlp.gate_proj.out_features} neurons wide, the experts of the others are {width} together; "
+                "a LLaMA has one width"
+            )
     orders = (
         _orders(assignment, model.config, len(parts), width)
         if assignment
@@ -69,9 +74,10 @@ def run(folder: Path, out: Path, factor: float, assignment: Path | None = None) 
     dense: Any = LlamaForCausalLM(config).to(old.dtype)
     own, given = dense.state_dict(), model.state_dict()
     for name, tensor in own.items():
-        if ".mlp." not in name:
+        if ".mlp." not in name or int(name.split(".")[2]) not in split:
             tensor.copy_(given[name])
-    for block, (gate_FD, up_FD, down_DF), order_F in zip(dense.model.layers, matrices, orders, strict=True):
+    blocks = [dense.model.layers[part.layer] for part in parts]
+    for block, (gate_FD, up_FD, down_DF), order_F in zip(blocks, matrices, orders, strict=True):
         block.mlp.gate_proj.weight.copy_(gate_FD[order_F])
         block.mlp.up_proj.weight.copy_(up_FD[order_F])
         block.mlp.down_proj.weight.copy_(down_DF[:, order_F])

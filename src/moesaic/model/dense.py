@@ -129,6 +129,24 @@ def _gguf_file(at: dict[str, Any]) -> Path:
     return path
 
 
+def gguf_config(at: dict[str, Any]) -> Any:
+    """The configuration in a GGUF file of a package or on disk; no weights are read. Raises InputError: no such file, or not GGUF."""
+    from transformers import AutoConfig
+
+    path = _gguf_file(at)
+    try:
+        return AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
+    except (ValueError, IndexError, KeyError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())[:200]
+    return InputError(
+        f"model.at: {path} cannot be read as GGUF ({reason}); fetch it again or give another file"
+    )
+
+
 def _from_gguf(path: Path, tokenizer: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
     """Dequantise a GGUF file into a plain model (transformers refuses to save it otherwise)."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -144,9 +162,7 @@ def _from_gguf(path: Path, tokenizer: str | None, dtype: torch.dtype) -> tuple[A
             **where, dtype=dtype, quantization_config=GgufConfig(dequantize=True)
         )
     except (ValueError, IndexError, KeyError) as error:
-        raise InputError(
-            f"model.at: {path} cannot be read as GGUF ({' '.join(str(error).split())[:200]}); fetch it again or give another file"
-        ) from error
+        raise _unreadable(path, error) from error
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     found = load.load_tokenizer(Path(tokenizer)) if tokenizer else AutoTokenizer.from_pretrained(**where)

@@ -24,7 +24,7 @@ class PackageFile(Strict):
 
 
 class LocalFiles(Strict):
-    """Files or folders on disk: .parquet, .jsonl, .json, .csv (each also .gz or .zst) or text files."""
+    """Files or folders on disk: .parquet, .jsonl, .json, .csv (each also .gz, .bz2 or .zst) or text files."""
 
     kind: Literal["files"]
     path: str

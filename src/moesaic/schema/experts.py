@@ -15,7 +15,7 @@ class Calibration(Strict):
     batch: Positive = 4
     """Blocks per forward pass."""
     holdout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
-    """Share of the blocks (at least one of each domain) that no fit sees: the audit and the refusal of a harmful refit use them. 0: none."""
+    """Share of the blocks (at least one of each domain) that no fit sees; the audit uses them. 0: none, and no audit."""
     folds: Annotated[int, Field(ge=2)] = 2
     """Groups of blocks, each with text of all domains, that are left out in turn to choose the strength of the refit."""
     clusters: Literal["text", "domain"] = "text"

@@ -31,9 +31,7 @@ class Adapter(Strict):
     """lateral: taps on a side."""
     causal: bool = True
     """lateral. false: a centred kernel, for images on which no loss falls."""
-    functions: Annotated[
-        list[Literal["gabor", "gaussian", "laplacian", "derivative"]], Field(min_length=1)
-    ] = ["gabor"]
+    functions: Annotated[list[Literal["gabor", "gaussian", "laplacian"]], Field(min_length=1)] = ["gabor"]
     """Kernels analytic and mosaic: which functions, in turn."""
     share: Fraction = 0.5
     """Kernel mosaic: share of the channels that are analytic."""
