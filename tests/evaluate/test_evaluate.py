@@ -22,6 +22,7 @@ from moesaic.evaluate import bootstrap, compare, harness, likelihood, routing
 from moesaic.evaluate.scores import item_table, task_scores
 from moesaic.model import families
 from moesaic.schema import Evaluate
+from moesaic.train.balance.base import Decision
 
 TOK = project.tokenizer_of_library()
 BASE = {
@@ -100,11 +101,16 @@ def test_routing_hand_count(kind):
         hand = [int((r.indices[layer] == e).sum()) for e in range(4)]
         assert u.slots_NLE.sum(0)[layer].tolist() == hand
         p = r.logits[layer].softmax(-1)
-        if r.layers[layer].family.scores == "sigmoid":
-            p = r.logits[layer].sigmoid() / r.logits[layer].sigmoid().sum(-1, keepdim=True)
         np.testing.assert_allclose(u.entropy_L[layer], float(-(p * p.log()).sum(-1).mean()), rtol=1e-5)
     np.testing.assert_allclose(u.load_LE.sum(-1), 1)
     np.testing.assert_allclose(u.importance_LE.sum(-1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scores", ["softmax", "sigmoid"])
+def test_a_routers_distribution_is_that_of_training(scores):
+    logits_TE = 8 * torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    expected = Decision(logits_TE, torch.zeros(50, 1), torch.ones(50, 1), scores).probability_TE
+    torch.testing.assert_close(routing.log_probabilities(logits_TE, scores).exp(), expected)
 
 
 def test_load_cv_extremes():
