@@ -45,14 +45,16 @@ def student(context: Context) -> Result:
 def load_student(context: Context) -> tuple[Any, str]:
     """The student as the round starts with it, and what names it in the cache.
 
-    In the first round it is cut out of its model (`student` in the settings), in the others it comes from the round before (null).
+    In the first round it is cut out of its model (`student` in the settings; the neurons of a narrower FFN are chosen on the conversations), in the others
+    it comes from the round before (null).
     """
     step, own = context.inputs["student"], context.settings["student"]
     model, digest = stage.load_stage_model(step), sample.model_digest(step)
     if own is None:
         return model, digest
     made = students.make(model, own, ChatStream(context.inputs["chat"], "train"))
-    return made, config.digest([digest, own])
+    chosen_on = [sample.model_digest(context.inputs["chat"])] if own["ffn"] is not None else []
+    return made, config.digest([digest, own, *chosen_on])
 
 
 def _answers(
