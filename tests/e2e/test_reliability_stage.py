@@ -7,7 +7,7 @@ import pytest
 
 from moesaic import config
 from moesaic.flow import manifest, paths
-from moesaic.report import gather, page
+from moesaic.report import gather, sections
 
 SETTINGS = {
     "data": {
@@ -69,7 +69,7 @@ def test_parent_and_moe(tmp_path, monkeypatch):
 
     plan = paths.plan_step(config.load(path), "report")
     run = gather.gather(plan.settings, {name: manifest.read(where) for name, where in plan.inputs.items()})
-    html = page._reliability(run)
+    html = sections._reliability(run)
     assert "safety-tuned-llamas/data/evaluation/I-CoNa.json FOLDER/" in html
     assert html.count("<svg") == 3
     assert "one expert gone, worst" in html
