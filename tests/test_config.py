@@ -36,7 +36,10 @@ BASE = {
         ({"variants": {"v": {"dta": {}}}}, ["variants.v.dta", "a variant may override"]),
         ({"variants": {"dense": {}}}, ["variants.dense"]),
         ({"seed": -1}, ["seed", "-1"]),
-        ({"data": {"domains": {"en/web": {"sources": []}}}}, ["data.domains.en/web"]),
+        (
+            {"data": {"domains": {"en/web": {"sources": [{"at": {"kind": "files", "path": "x"}}]}}}},
+            ["data.domains", "en/web: names are parts of file names"],
+        ),
         (
             {"data": {"domains": {"average": {"sources": [{"at": {"kind": "files", "path": "x"}}]}}}},
             ["data.domains", "average is the name of a mean"],

@@ -1,5 +1,6 @@
 """All data of a run."""
 
+import re
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
@@ -14,20 +15,20 @@ RESERVED = ("average", "held-out")
 
 
 def _free(domains: dict[str, Domain]) -> dict[str, Domain]:
-    taken = [name for name in RESERVED if name in domains]
-    if taken:
-        raise ValueError(f"{taken[0]} is the name of a mean over domains; take another")
+    for name in domains:
+        if name in RESERVED:
+            raise ValueError(f"{name} is the name of a mean over domains; take another")
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise ValueError(
+                f"{name}: names are parts of file names; letters, digits, _, . and - alone, no . or - first"
+            )
     return domains
 
 
 class Data(Strict):
     """All data of a run."""
 
-    domains: Annotated[
-        dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], Domain],
-        Field(min_length=1),
-        AfterValidator(_free),
-    ]
+    domains: Annotated[dict[str, Domain], Field(min_length=1), AfterValidator(_free)]
     """Named parts of the corpus; the names are parts of file names."""
     clean: Clean = Clean()
     """Which documents are kept."""
