@@ -74,7 +74,7 @@ def domains(run: Gathered) -> Iterator[tuple[str, int, str, bool]]:
 
 def conversations(run: Gathered) -> Iterator[tuple[str, int, str]]:
     """(source, conversations kept, where they come from) of the instruction data."""
-    steps = {item.key: item.manifest.settings for item in run.steps}
+    steps = _settings(run)
     places: dict[str, dict[str, None]] = {}
     for source in steps.get("prepare/chat", {}).get("chat", {}).get("sources", []):
         places.setdefault(source["name"], {})[place(source["at"])] = None
@@ -87,7 +87,7 @@ def conversations(run: Gathered) -> Iterator[tuple[str, int, str]]:
 
 def hub_datasets(run: Gathered, points: list[Point]) -> list[str]:
     """Ids of the hub datasets that a model of this history was calibrated or trained on."""
-    steps = {item.key: item.manifest.settings for item in run.steps}
+    steps = _settings(run)
     read = set().union(*map(reads, points))
     corpus = steps.get("prepare/documents", {}).get("domains", {})
     sources = [
@@ -99,6 +99,11 @@ def hub_datasets(run: Gathered, points: list[Point]) -> list[str]:
     if "conversations" in read:
         sources += steps.get("prepare/chat", {}).get("chat", {}).get("sources", [])
     return sorted({source["at"]["dataset"] for source in sources if source["at"]["kind"] == "hub"})
+
+
+def _settings(run: Gathered) -> dict[str, dict[str, Any]]:
+    """Step -> its settings."""
+    return {item.key: item.manifest.settings for item in run.steps}
 
 
 def place(at: Mapping[str, Any]) -> str:

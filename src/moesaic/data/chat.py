@@ -160,10 +160,9 @@ def encode(messages: list[Message], tokenizer: Any) -> tuple[list[int], list[int
         if through[: len(before)] != before or ids[: len(through)] != through:
             raise Dropped("template_mismatch")
         answer = through[len(before) :]
+        # a header of the answer that the generation prompt should have written
         if message["content"] and answer[:1] and answer[0] in special:
-            raise Dropped(
-                "template_mismatch"
-            )  # the header of the answer, which the generation prompt should have written
+            raise Dropped("template_mismatch")
         stop = next((j + 1 for j, token in enumerate(answer) if token in special), len(answer))
         mask[len(before) : len(before) + stop] = [1] * stop
     return ids, mask

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 from moesaic.errors import InputError
-from moesaic.flow import files
+from moesaic.flow import files, local_data
 from moesaic.schema import HubDataset, LocalFiles, Location, PackageFile
 
 log = logging.getLogger("moesaic.fetch")
@@ -232,13 +232,7 @@ def _local(text: str) -> list[File]:
     path = Path(text)
     if path.is_file():
         return [File(text, path)]
-    if path.is_dir():
-        inside = (p for p in path.rglob("*") if p.is_file())
-        found = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(path).parts)]
-    else:
-        base = Path(path.anchor) if path.is_absolute() else Path()
-        pattern = str(path.relative_to(path.anchor)) if path.is_absolute() else text
-        found = [p for p in base.glob(pattern) if p.is_file()] if any(c in text for c in "*?[") else []
+    found = local_data.matching(text)
     if not found:
         raise InputError(
             f"{text}: no file there (given as a path of `kind: files`); paths are relative to the working directory {Path.cwd()}"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moesaic.errors import InputError
-from moesaic.model import families
+from moesaic.model import draws, families
 
 if TYPE_CHECKING:
     from moesaic.train.objectives import Batch
@@ -148,7 +148,7 @@ class Teacher(nn.Module):
             logits_TE, weight_TK, index_TK = output
             own_TE = logits_TE.float()
             log_p_TE = functional.logsigmoid(own_TE) if scores == "sigmoid" else own_TE
-            stream = torch.Generator(device=own_TE.device).manual_seed((self._seed * 4099 + layer) % 2**63)
+            stream = draws.generator(own_TE.device, self._seed, layer)
             uniform_TE = torch.rand(own_TE.shape, generator=stream, device=own_TE.device)
             gumbel_TE = -(-uniform_TE.clamp(1e-20, 1 - 1e-7).log()).log()
             drawn_TK = (log_p_TE + gumbel_TE).topk(index_TK.shape[1], dim=1).indices

@@ -123,15 +123,15 @@ def of_layer(
     """Audit a layer as it was built, on the held-out calibration blocks."""
     experts, neurons = found.assignment.routed_EM.shape
     shared = found.assignment.shared_S.numel()
-    rows = fresh(found.assignment, found.gate_PD, found.up_PD)
+    own = fresh(found.assignment, found.gate_PD, found.up_PD, found.down_PD)
     norm_P = (
         ffn.down_DF.norm(dim=0)[reconstruct.columns(found.assignment)]
-        if rows is None
+        if own is None
         else found.down_PD.norm(dim=1)
     )
     audit = LayerAudit(experts, neurons, seed)
     for batch in activations.held_out():
-        h_TP = reconstruct.inner(batch, found.assignment, rows)
+        h_TP = reconstruct.inner(batch, found.assignment, own)
         contribution_TP = h_TP.abs() * norm_P
         down_EMD = found.down_PD[shared:].view(experts, neurons, -1)
         length_TE = torch.stack(

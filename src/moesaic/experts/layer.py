@@ -71,7 +71,7 @@ def fit(
     if settings["scale"] == "unit" and not family.bias:
         router_ED = router_ED * scale.UNIT_TEMPERATURE
     gate_PD, up_PD, down_PD = stacked(ffn, assignment, seed, index)
-    rows = fresh(assignment, gate_PD, up_PD)
+    own = fresh(assignment, gate_PD, up_PD, down_PD)
     factor = scale.FACTORS[settings["scale"]](assignment.routed_EM.shape[0], per_token)
     weigh = partial(
         scale.weigh,
@@ -82,7 +82,7 @@ def fit(
         scores=family.scores,
     )
     if settings["scale"] == "calibrated":
-        factor *= scale.calibrate(ffn, fitting, assignment, weigh, down_PD, rows)
+        factor *= scale.calibrate(ffn, fitting, assignment, weigh, down_PD, own)
         weigh = partial(weigh, factor=factor)
         audit["factor"] = round(factor, 6)
     if settings["reconstruct"] == "least-squares":
@@ -101,7 +101,7 @@ def fit(
         if held_out:
             audit["error_before_refit"] = round(error(ffn, held_out, assignment, weigh, before_PD), 6)
     if held_out:
-        audit["error"] = round(error(ffn, held_out, assignment, weigh, down_PD, rows), 6)
+        audit["error"] = round(error(ffn, held_out, assignment, weigh, down_PD, own), 6)
     return Layer(assignment, router_ED, bias_E, factor, gate_PD, up_PD, down_PD, audit)
 
 
@@ -111,13 +111,13 @@ def error(
     assignment: Assignment,
     weigh: Any,
     down_PD: Tensor,
-    rows: reconstruct.Rows | None = None,
+    own: Ffn | None = None,
 ) -> float:
     """||MoE output - target|| / ||target|| on the batches, tokens weighted as in the fits."""
     off, size = 0.0, 0.0
     for batch in batches:
         target_TD = batch.weigh(batch.target(ffn))
-        output_TD = batch.weigh(reconstruct.running(batch, assignment, weigh(batch.x_TD), rows) @ down_PD)
+        output_TD = batch.weigh(reconstruct.running(batch, assignment, weigh(batch.x_TD), own) @ down_PD)
         off += float((output_TD - target_TD).square().sum())
         size += float(target_TD.square().sum())
     return (off / max(size, 1e-30)) ** 0.5
@@ -138,9 +138,9 @@ def stacked(ffn: Ffn, assignment: Assignment, seed: int, index: int) -> tuple[Te
     return found[0], found[1], found[2]
 
 
-def fresh(assignment: Assignment, gate_PD: Tensor, up_PD: Tensor) -> reconstruct.Rows | None:
-    """Rows to compute activations with; None where the parent's own can be taken."""
-    return None if assignment.fresh_EM is None else (gate_PD, up_PD)
+def fresh(assignment: Assignment, gate_PD: Tensor, up_PD: Tensor, down_PD: Tensor) -> Ffn | None:
+    """The stacked neurons as an FFN, to compute activations with; None where the parent's can be taken."""
+    return None if assignment.fresh_EM is None else Ffn(gate_PD, up_PD, down_PD.T)
 
 
 def output(
@@ -151,5 +151,5 @@ def output(
     weights_TE = scale.weigh(
         batch.x_TD, layer.router_ED, layer.bias_E, settings["per_token"], layer.factor, scores
     )
-    rows = fresh(layer.assignment, layer.gate_PD, layer.up_PD)
-    return reconstruct.running(batch, layer.assignment, weights_TE, rows) @ layer.down_PD
+    own = fresh(layer.assignment, layer.gate_PD, layer.up_PD, layer.down_PD)
+    return reconstruct.running(batch, layer.assignment, weights_TE, own) @ layer.down_PD

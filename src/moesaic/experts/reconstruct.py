@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from moesaic.experts.assignment import Assignment
 from moesaic.experts.features import Activations, Ffn
@@ -55,23 +54,15 @@ def columns(assignment: Assignment) -> Tensor:
     return torch.cat([assignment.shared_S, assignment.routed_EM.flatten()])
 
 
-Rows = tuple[Tensor, Tensor]
-"""Gate and up rows [P, D] of the stacked neurons, where some are not the parent's (split `drop`)."""
+def inner(batch: Activations, assignment: Assignment, own: Ffn | None) -> Tensor:
+    """Activations [T, P] of the stacked neurons. Args: own: the stacked neurons where some are not the parent's (split `drop`)."""
+    return batch.h_TF.index_select(1, columns(assignment)) if own is None else own.hidden(batch.x_TD)
 
 
-def inner(batch: Activations, assignment: Assignment, rows: Rows | None) -> Tensor:
-    """Activations [T, P] of the stacked neurons. Args: rows: None where all neurons are the parent's."""
-    if rows is None:
-        return batch.h_TF.index_select(1, columns(assignment))
-    return functional.silu(batch.x_TD @ rows[0].T).mul_(batch.x_TD @ rows[1].T)
-
-
-def running(
-    batch: Activations, assignment: Assignment, weights_TE: Tensor, rows: Rows | None = None
-) -> Tensor:
+def running(batch: Activations, assignment: Assignment, weights_TE: Tensor, own: Ffn | None = None) -> Tensor:
     """A [T, P]: activations of the neurons that run, times the weight of their expert."""
     experts, neurons = assignment.routed_EM.shape
-    shared, a_TP = assignment.shared_S.numel(), inner(batch, assignment, rows)
+    shared, a_TP = assignment.shared_S.numel(), inner(batch, assignment, own)
     a_TP[:, shared:].view(-1, experts, neurons).mul_(weights_TE[:, :, None])
     return a_TP
 

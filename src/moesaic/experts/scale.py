@@ -34,13 +34,13 @@ def calibrate(
     assignment: Assignment,
     weigh: Callable[[Tensor], Tensor],
     down_PD: Tensor,
-    rows: reconstruct.Rows | None = None,
+    own: Ffn | None = None,
 ) -> float:
     """The factor on the routed output that brings shared + routed output closest to the dense output (least squares)."""
     shared = assignment.shared_S.numel()
     above, below = 0.0, 0.0
     for batch in batches:
-        a_TP = batch.weigh(reconstruct.running(batch, assignment, weigh(batch.x_TD), rows))
+        a_TP = batch.weigh(reconstruct.running(batch, assignment, weigh(batch.x_TD), own))
         routed_TD = a_TP[:, shared:] @ down_PD[shared:]
         missing_TD = batch.weigh(batch.target(ffn)) - a_TP[:, :shared] @ down_PD[:shared]
         above += float((routed_TD * missing_TD).sum())

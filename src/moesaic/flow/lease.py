@@ -75,10 +75,8 @@ class Lease:
             owner = self._read()
             if owner is not None and owner["token"] == self._token:
                 self.path.unlink(missing_ok=True)
-        except (
-            OSError,
-            InputError,
-        ) as error:  # the step's work is done; a lease without its process is taken over
+        # The step's work is done; a lease without its process is taken over.
+        except (OSError, InputError) as error:
             log.warning("%s: not given back (%s)", self.path, error)
 
     def _content(self) -> str:

@@ -21,7 +21,7 @@ def state(settings: Mapping[str, Any]) -> str:
     found = [
         (path.as_posix(), status.st_size, status.st_mtime_ns)
         for text in sorted(set(named(settings)))
-        for path in _files(text)
+        for path in matching(text)
         for status in (path.stat(),)
     ]
     return json.dumps(found) if found else ""
@@ -42,18 +42,18 @@ def named(settings: Any) -> Iterator[str]:
             yield from named(item)
 
 
-def _files(text: str) -> list[Path]:
-    """Files of a path, folder (but hidden ones) or glob; what is not there is left to the step's own error."""
+def matching(text: str) -> list[Path]:
+    """Files of a path, a folder (but hidden ones) or a glob, sorted; empty where there is none."""
     path = Path(text)
+    if path.is_file():
+        return [path]
     if path.is_dir():
         inside = (item for item in path.rglob("*") if item.is_file())
         return sorted(
             item for item in inside if not any(part.startswith(".") for part in item.relative_to(path).parts)
         )
-    if path.is_file():
-        return [path]
+    if not any(c in text for c in "*?["):
+        return []
     base = Path(path.anchor) if path.is_absolute() else Path()
     pattern = str(path.relative_to(path.anchor)) if path.is_absolute() else text
-    return (
-        sorted(item for item in base.glob(pattern) if item.is_file()) if any(c in text for c in "*?[") else []
-    )
+    return sorted(item for item in base.glob(pattern) if item.is_file())

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moesaic.errors import InputError
-from moesaic.model import families
+from moesaic.model import draws, families
 from moesaic.model.depth import skip
 from moesaic.train import balance
 from moesaic.train.balance import bias
@@ -194,16 +194,14 @@ class Policy(nn.Module):
             found_SM: Tensor = inner(gate_up_SF)
             if not self.training:
                 return found_SM
-            generator = torch.Generator(device=found_SM.device).manual_seed(
-                (self.seed * 4099 + layer + 2048) % 2**63
-            )
+            generator = draws.generator(found_SM.device, self.seed, layer + 2048)
             kept_SM = torch.rand(found_SM.shape, generator=generator, device=found_SM.device) >= rate
             return found_SM * kept_SM / (1.0 - rate)
 
         return activate
 
     def _normal(self, like: Tensor, layer: int) -> Tensor:
-        generator = torch.Generator(device=like.device).manual_seed((self.seed * 4099 + layer) % 2**63)
+        generator = draws.generator(like.device, self.seed, layer)
         return torch.randn(like.shape, generator=generator, device=like.device)
 
     def _drop(self, weight_TK: Tensor, index_TK: Tensor, experts: int, valid_T: Tensor | None) -> Tensor:

@@ -84,10 +84,9 @@ def expand(model: Any, settings: Mapping[str, Any]) -> list[int]:
             inserted.append(len(layers))
             layers.append(new)
             origin.append(index)
-    before = getattr(model.config, "inserted_layers", None) or []
     relabel(model, layers, origin)
-    kept = [number for number, index in enumerate(origin) if index in before and number not in inserted]
-    model.config.inserted_layers = sorted(kept + inserted)
+    before = getattr(model.config, "inserted_layers", None) or []
+    model.config.inserted_layers = sorted({*before, *inserted})
     return inserted
 
 
