@@ -17,7 +17,7 @@ import jinja2
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moesaic.data import sources
+from moesaic.data import chat_template, sources
 from moesaic.data.conversations import Message, chosen, fields, reader
 from moesaic.data.images import records
 from moesaic.data.split import SPLITS, side_of
@@ -170,11 +170,9 @@ def encode(messages: list[Message], tokenizer: Any) -> tuple[list[int], list[int
 
 def _render(messages: list[Message], tokenizer: Any, prompt: bool) -> list[int]:
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+        return chat_template.render(messages, tokenizer, prompt)
     except jinja2.TemplateError as error:
         raise Dropped("template_refuses") from error
-    found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return found
 
 
 def _source(

@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 
 from moesaic import config
+from moesaic.data import chat_template
 from moesaic.errors import InputError
 from moesaic.flow import files, manifest
 from moesaic.flow.manifest import Manifest
@@ -52,16 +54,16 @@ def chat_prompt(tokenizer: Any, question: str) -> list[int]:
     """Token ids of a user's turn and the beginning of the answer, as the chat step renders them for training.
 
     Raises:
-        InputError: the tokenizer has no chat template.
+        InputError: the tokenizer has no chat template, or one that refuses a question without a system prompt.
     """
     if not tokenizer.chat_template:
         raise InputError(
             "model.chat_template: the model's tokenizer has no chat template; give a Jinja file (ChatML, for example)"
         )
-    turns = [{"role": "user", "content": question}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return found
+    try:
+        return chat_template.render([{"role": "user", "content": question}], tokenizer, prompt=True)
+    except jinja2.TemplateError as error:
+        raise InputError(f"model.chat_template: it refuses a lone question ({error})") from error
 
 
 def answer(

@@ -1,0 +1,54 @@
+"""A chat template that writes the date gives the same tokens on every day."""
+
+import copy
+import datetime
+
+import pytest
+
+from moesaic.data import chat, chat_template
+from moesaic.errors import InputError
+from moesaic.generate import sample
+
+NOON = datetime.datetime(2024, 7, 26, 12)
+TALK = [{"role": "user", "content": "Which day?"}, {"role": "assistant", "content": "A Friday."}]
+TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+# As Llama 3.2 and SmolLM3 write it.
+LLAMA = (
+    "{%- if not date_string is defined %}{%- if strftime_now is defined %}{%- set date_string = strftime_now('%d %b %Y') %}{%- else %}"
+    "{%- set date_string = '?' %}{%- endif %}{%- endif %}Today Date: {{ date_string }}\n"
+)
+SMOL = '{%- set today = strftime_now("%d %B %Y") -%}{{ "Today Date: " ~ today ~ "\\n" }}'
+
+
+def with_template(tokenizer, template):
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = template
+    return changed
+
+
+@pytest.mark.parametrize("directive", list(chat_template.DAY))
+def test_every_directive_is_of_one_day(directive):
+    assert chat_template.DAY[directive] == NOON.strftime(directive)
+
+
+@pytest.mark.parametrize(("head", "month"), [(LLAMA, "Jul"), (SMOL, "July")])
+def test_the_date_of_a_template_is_fixed(tokenizer, head, month):
+    dated = with_template(tokenizer, head + TURNS)
+    fixed = with_template(tokenizer, f"Today Date: 26 {month} 2024\n" + TURNS)
+    assert dated.apply_chat_template(TALK, tokenize=False) != fixed.apply_chat_template(TALK, tokenize=False)
+    assert chat.encode(TALK, dated) == chat.encode(TALK, fixed)
+    assert sample.chat_prompt(dated, "Which day?") == sample.chat_prompt(fixed, "Which day?")
+    assert sum(chat.encode(TALK, dated)[1])
+
+
+def test_other_templates_are_left_alone(tokenizer):
+    text = tokenizer.apply_chat_template(TALK, tokenize=False)
+    assert (
+        chat_template.render(TALK, tokenizer, False) == tokenizer(text, add_special_tokens=False)["input_ids"]
+    )
+
+
+def test_a_template_that_refuses_a_lone_question_is_named(tokenizer):
+    strict = with_template(tokenizer, "{{ raise_exception('system prompt first') }}")
+    with pytest.raises(InputError, match=r"model\.chat_template: it refuses a lone question \(system prompt"):
+        sample.chat_prompt(strict, "Which day?")
