@@ -5,12 +5,17 @@ from moesaic.errors import InputError
 from moesaic.flow import hooks, local_data, paths
 from moesaic.flow.step import STEPS
 
+# Every job reads this file too. What it computes is what the main process was started with: a file edited since is not looked at.
 try:
-    CONFIG = moesaic_config.check(config, "config")
+    CONFIG = None if workflow.is_main_process else hooks.inherited()
+    if CONFIG is None:
+        for path in workflow.configfiles:
+            moesaic_config.read(path)  # Snakemake's own reading takes a key that stands twice
+        CONFIG = moesaic_config.check(config, "config")
 except InputError as error:
     raise WorkflowError(str(error)) from None
 
-# The jobs find their configuration and their command in the environment: every job reads this file too.
+# The jobs find their configuration and their command in the environment.
 hooks.prepare(CONFIG)
 
 

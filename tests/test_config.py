@@ -12,7 +12,10 @@ from moesaic.settings import step_settings
 
 BASE = {
     "model": {"at": {"kind": "folder", "path": "m"}},
-    "data": {"domains": {"a": {"sources": [{"at": {"kind": "files", "path": "x"}}]}}},
+    "data": {
+        "domains": {"a": {"sources": [{"at": {"kind": "files", "path": "x"}}]}},
+        "chat": {"sources": [{"at": {"kind": "files", "path": "c"}, "name": "c"}]},
+    },
     "variants": {"v": {}},
 }
 
@@ -51,6 +54,97 @@ def test_wrong_keys_are_named(change, expected):
         config.check(config.merge(BASE, change))
     for part in expected:
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"tune": {"mixture": {"weights": "llama"}}}, "tune.mixture.weights: llama is for domains of text"),
+        ({"tune": {"mixture": {"weights": {"c": 0}}}}, "tune.mixture.weights: all weights are 0"),
+        (
+            {"pretrain": {"mixture": {"weights": {"b": 1}}}},
+            "pretrain.mixture.weights: nothing to train on is called 'b'",
+        ),
+        ({"tune": {"router": {"gate": "tanh"}}}, "tune.router.gate: tanh"),
+        (
+            {"experts": {"family": "mixtral"}, "pretrain": {"router": {"balance": "bias"}}},
+            "pretrain.router.balance: mixtral has no bias",
+        ),
+        ({"tune": {"depth": {"expand": {"method": "slerp"}}}}, "tune.depth: expand.method: slerp"),
+        ({"distill": {"student": {"of": "dense", "per_token": 1}}}, "distill.student: per_token: a dense"),
+        ({"distill": {"student": {"ffn": 64}}}, "distill.student: ffn: the width of a dense student"),
+        ({"distill": {"student": {"per_token": 3}}}, "distill.student.per_token: 3 is more than"),
+        ({"distill": {"teacher": "dense", "teacher_experts": "all"}}, "distill.teacher_experts: all"),
+        ({"distill": {"student_text": ["d"]}}, "distill.student_text: nothing to train on is called 'd'"),
+        (
+            {"evaluate": {"instructions": {"sources": ["d"]}}},
+            "evaluate.instructions.sources: nothing to train on is called 'd'",
+        ),
+        (
+            {"stages": ["construct", "preference"], "data": {"temporal": {"train": 0}}},
+            "data.temporal.train: 0",
+        ),
+        ({"data": {"domains": {"a": {"held_out": True}}}}, "data.domains: all of them are held_out"),
+        ({"data": {"chat": {"sources": []}}}, "stages: tune trains on conversations"),
+        ({"name": "a/b"}, "name: string should match"),
+        ({"variants": {"-a": {}}}, "variants.-a: a variant name"),
+        ({"variants": {False: {}}}, "variants: a name must be text, got False; put it in quotes"),
+        ({"experts": {"layers": {"0": {"split": "actvation"}}}}, "experts.layers: 0.split: input should be"),
+        ({"experts": {"layers": {"5-3": {}}}}, "experts.layers: '5-3' ends before it begins"),
+        ({"experts": {"layers": {"0-99999": {}}}}, "experts.layers: '0-99999' ends before it begins, or"),
+    ],
+)
+def test_what_would_fail_when_a_stage_begins_is_refused_at_once(change, expected):
+    with pytest.raises(InputError) as error:
+        config.check(config.merge(BASE, change))
+    assert expected in str(error.value)
+
+
+def test_layers_hold_the_numbers_that_their_keys_would_hold():
+    changes = {"experts": {"layers": {"0": {"ridge": "1e-4", "clustering": {}}}}}
+    assert config.check(config.merge(BASE, changes)).experts.layers == {
+        "0": {"ridge": 1e-4, "clustering": {}}
+    }
+
+
+def test_a_variant_inherits_what_was_given_and_no_part_of_a_default():
+    changes = {"variants": {"v": {"distill": {"student": {"drop_layers": [1]}}}}, "tune": {"steps": 3}}
+    loaded = config.check(config.merge(BASE, changes))
+    own = config.variant_config(loaded, "v")
+    assert (own.distill.student.per_token, own.distill.student.drop_layers) == (None, [1])
+    assert loaded.distill.student.per_token == 1
+    assert own.tune.steps == 3
+    warm = config.check(config.merge(BASE, {"tune": {"mixture": {"method": "temperature"}}}))
+    assert warm.tune.mixture.weights == config.check(BASE).tune.mixture.weights == "size"
+
+
+def test_an_override_wins_over_the_variant_too(tmp_path):
+    changes = {"variants": {"v": {"tune": {"steps": 5, "batch": 16}}, "w": {}}}
+    (tmp_path / "c.yaml").write_text(json.dumps(config.merge(BASE, changes)))
+    loaded = config.load(tmp_path / "c.yaml", config.parse_override("tune.steps=7"))
+    found = {name: config.variant_config(loaded, name).tune for name in ("v", "w")}
+    assert {name: own.steps for name, own in found.items()} == {"v": 7, "w": 7}
+    assert (found["v"].batch, found["w"].batch) == (16, 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"seed: 1\nseed: 2\n", "the key 'seed' stands twice"),
+        (b"name: 2024-13-45\n", "not valid YAML"),
+        ("name: Größe\n".encode("latin-1"), "not text in UTF-8"),
+    ],
+)
+def test_unreadable_files_are_named(tmp_path, text, expected):
+    (tmp_path / "c.yaml").write_bytes(text)
+    with pytest.raises(InputError, match=re.escape(str(tmp_path / "c.yaml"))) as error:
+        config.load(tmp_path / "c.yaml")
+    assert expected in str(error.value)
+
+
+def test_merge_keys_of_yaml_may_be_overridden(tmp_path):
+    (tmp_path / "c.yaml").write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\n")
+    assert config.read(tmp_path / "c.yaml")["b"] == {"x": 3, "y": 2}
 
 
 def test_all_errors_are_reported_at_once():

@@ -89,7 +89,7 @@ def test_what_cannot_be_planned_is_said(tmp_path, monkeypatch):
         plan.Hardware("K80")
     raw = {
         "model": {"at": {"kind": "gguf", "path": "x.gguf"}}, "variants": {"a": {}},
-        "data": {"domains": {"d": {"sources": [{"at": {"kind": "files", "path": "d"}}]}}},
+        "data": {"domains": {"d": {"sources": [{"at": {"kind": "files", "path": "d"}}]}}}, "stages": ["construct", "pretrain"],
     }  # fmt: skip
     with pytest.raises(InputError, match="run the dense step first"):
         plan.make(config.check(raw), MACHINE)

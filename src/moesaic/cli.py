@@ -27,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, run, and turn the errors that a user may meet into one line and an exit code."""
     arguments = parser().parse_args(argv)
     _environment()
-    _logging(getattr(arguments, "log", None))
     try:
+        _logging(getattr(arguments, "log", None))
         arguments.call(arguments)
     except InputError as error:
         for line in str(error).splitlines():
@@ -42,14 +42,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         logging.getLogger("moesaic").error("error: %s", error)
         sys.exit(1)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            logging.getLogger("moesaic").exception("unexpected error")
-            sys.exit(1)
-        logging.getLogger("moesaic").error(
-            "error: no room left on the disk for %s; free some space and run again, finished steps and checkpoints are kept",
-            error.filename or "a file",
-        )
-        sys.exit(2)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            logging.getLogger("moesaic").error(
+                "error: no room left on the disk for %s; free some space and run again, finished steps and checkpoints are kept",
+                error.filename or "a file",
+            )
+            sys.exit(2)
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            logging.getLogger("moesaic").error(
+                "error: %s: %s; make it writable (or readable), or work in a folder of your own",
+                error.filename or "a file",
+                (error.strerror or "not allowed").lower(),
+            )
+            sys.exit(2)
+        logging.getLogger("moesaic").exception("unexpected error")
+        sys.exit(1)
     except Exception:
         # Into the log file too, not to the terminal alone.
         logging.getLogger("moesaic").exception("unexpected error")

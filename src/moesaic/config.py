@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from moesaic import contradictions
 from moesaic.errors import InputError
 from moesaic.explain import explain, nearest
 from moesaic.schema import Config
@@ -17,8 +19,44 @@ VARIANT_KEYS = ("experts", "pretrain", "tune", "preference", "distill")
 RESERVED_VARIANTS = {"prepare", "dense", "cache", "config"}
 
 
+class Loader(yaml.SafeLoader):
+    """YAML in which no key stands twice: the first one's values would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Of the keys as written; what `<<` brings along may be written anew."""
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge" or not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key.value}' stands twice in one section", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Read a YAML file and check it. Raises InputError naming the key, the value and what is allowed."""
+    """Read a YAML (or JSON) file and check it. Raises InputError naming the key, the value and what is allowed.
+
+    Args:
+        overrides: laid over the file, and over what its variants say of the same keys.
+    """
+    raw = merge(read(path), overrides or {})
+    variants = raw.get("variants")
+    for name, changes in variants.items() if isinstance(variants, Mapping) else ():
+        both = {
+            key: value
+            for key, value in (overrides or {}).items()
+            if key in VARIANT_KEYS and key in (changes or {})
+        }
+        if both:
+            raw["variants"] = merge(raw["variants"], {name: both})
+    return check(raw, str(path))
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """What a file says, unchecked. Raises InputError: missing, not YAML, or a key twice."""
     path = Path(path)
     if not path.is_file():
         raise InputError(
@@ -30,28 +68,34 @@ def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config
             )
         )
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        text = path.read_text(encoding="utf-8-sig")
+        # JSON by its own rules: YAML takes 1e-05 for text, and half a surrogate pair for a character.
+        raw = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not text in UTF-8 ({error}); save it as UTF-8") from error
+    except (yaml.YAMLError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise InputError(f"{path}: expected keys and values at the top level")
-    return check(merge(raw, overrides or {}), str(path))
+    return raw
 
 
 def check(raw: Mapping[str, Any], where: str = "config") -> Config:
     """Validate a plain dict, with every variant merged and checked too. One line per error, all errors at once."""
     config = _validate(raw, where)
     for name, changes in config.variants.items():
-        if name in RESERVED_VARIANTS or not name.replace("-", "").replace("_", "").isalnum():
+        if name in RESERVED_VARIANTS or not re.fullmatch(r"\w[\w-]*", name):
             raise InputError(
-                f"{where}: variants.{name}: a variant name may hold letters, digits, - and _ and not be one of {sorted(RESERVED_VARIANTS)}"
+                f"{where}: variants.{name}: a variant name may hold letters, digits, - (not first) and _ and not be one of {sorted(RESERVED_VARIANTS)}"
             )
         for key in changes:
             if key not in VARIANT_KEYS:
                 raise InputError(
                     f"{where}: variants.{name}.{key}: a variant may override {', '.join(VARIANT_KEYS)}{nearest(key, VARIANT_KEYS)}"
                 )
-        variant_config(config, name, where)
+        faults = list(contradictions.find(variant_config(config, name, where)))
+        if faults:
+            raise InputError("\n".join(f"{where}: variants.{name}: {line}" for line in faults))
     return config
 
 
@@ -59,7 +103,8 @@ def variant_config(config: Config, variant: str, where: str = "config") -> Confi
     """The configuration of one variant: the common keys with that variant's overrides on top."""
     if variant not in config.variants:
         raise InputError(f"{where}: no variant named '{variant}'; variants: {', '.join(config.variants)}")
-    raw = config.model_dump(mode="json")
+    # What was given, without defaults: of `student: {of: dense}` the default student's other keys are no part.
+    raw = config.model_dump(mode="json", exclude_unset=True)
     merged = merge(raw, config.variants[variant])
     return _validate(merged, f"{where}: variants.{variant}")
 
@@ -86,8 +131,8 @@ def parse_override(text: str) -> dict[str, Any]:
     if not sep or not key:
         raise InputError(f"--set {text}: expected key.path=value")
     try:
-        out: Any = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        out: Any = yaml.load(value, Loader)
+    except (yaml.YAMLError, ValueError, AttributeError) as error:
         raise InputError(f"--set {text}: not valid YAML: {' '.join(str(error).split())}") from error
     for part in reversed(key.split(".")):
         out = {part: out}

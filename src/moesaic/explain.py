@@ -1,6 +1,7 @@
 """What is wrong with a configuration, in lines that name the key, the value and what is allowed."""
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, get_args
 
@@ -8,12 +9,19 @@ from pydantic import BaseModel, ValidationError
 
 from moesaic.schema import Config
 
+TAG = re.compile(r"\[|^constrained-|^function-")
+"""What pydantic calls the members of a union that have no name of their own."""
+
 
 def explain(error: ValidationError, raw: Mapping[str, Any]) -> Iterator[str]:
     """One line for each error. Args: raw: what was validated."""
     for item in error.errors(include_url=False):
         location = _strip_tags(item["loc"], raw)
         path = ".".join(str(part) for part in location)
+        if item["loc"][-1:] == ("[key]",):  # a mapping's own key: `no`, `1` or a date without quotes
+            above = ".".join(map(str, _strip_tags(item["loc"][:-2], raw)))
+            yield f"{above}: a name must be text, got {item.get('input')!r}; put it in quotes"
+            continue
         kind, value = item["type"], item.get("input")
         if kind == "extra_forbidden":
             known = _known_keys(location[:-1])
@@ -36,7 +44,11 @@ def _strip_tags(location: tuple[Any, ...], raw: Any) -> list[Any]:
             isinstance(node, list) and isinstance(part, int) and part < len(node)
         ):
             node = node[part]
-        elif i < len(location) - 1 or not isinstance(node, Mapping | list):
+        elif (
+            i < len(location) - 1
+            or not isinstance(node, Mapping | list)
+            or (isinstance(part, str) and TAG.search(part))
+        ):
             continue
         out.append(part)
     return out

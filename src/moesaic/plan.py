@@ -55,6 +55,9 @@ class Hardware:
     """Of a GPU-hour."""
 
     def __post_init__(self) -> None:
+        for name in ("gpus", "mfu"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"--{name}: {getattr(self, name)} is not above 0")
         if self.gpu not in hardware.DENSE_BF16_TFLOPS:
             raise InputError(
                 f"--gpu: {self.gpu} is not known; known: {', '.join(hardware.DENSE_BF16_TFLOPS)}"
@@ -116,23 +119,23 @@ def parent_config(config: Config) -> Any:
     Raises:
         InputError: none of them is there.
     """
-    from transformers import AutoConfig, LlamaConfig
+    from transformers import AutoConfig
 
     done, at = paths.folder("dense") / "model", config.model.at
+    dtype = getattr(torch, config.model.dtype)  # the dense step writes it so, whatever the checkpoint has
     if config.model.shape is not None:
-        dtype = getattr(torch, config.model.dtype)
-        return LlamaConfig(**config.model.shape, dtype=dtype)
+        return _shaped(config.model.shape, dtype)
     if (done / "config.json").is_file():
-        return AutoConfig.from_pretrained(str(done), local_files_only=True)
+        return AutoConfig.from_pretrained(str(done), local_files_only=True, dtype=dtype)
     if at.kind == "folder" and (Path(at.path) / "config.json").is_file():
-        return AutoConfig.from_pretrained(at.path, local_files_only=True)
+        return AutoConfig.from_pretrained(at.path, local_files_only=True, dtype=dtype)
     if at.kind in ("pypi", "npm") or (at.kind == "gguf" and Path(at.path).is_file()):
         found = gguf_config(at.model_dump())
-        found.dtype = getattr(torch, config.model.dtype)
+        found.dtype = dtype
         return found
     if at.kind == "hub":
         try:
-            return AutoConfig.from_pretrained(at.repository, revision=at.revision)
+            return AutoConfig.from_pretrained(at.repository, revision=at.revision, dtype=dtype)
         except OSError as error:
             raise InputError(
                 f"model.at: the hub does not answer for {at.repository} ({str(error).splitlines()[0]}); give model.shape to plan without it"
@@ -140,6 +143,29 @@ def parent_config(config: Config) -> Any:
     raise InputError(
         "model: the parent's shape is not known yet; run the dense step first (snakemake results/dense/manifest.json), or give model.shape"
     )
+
+
+def _shaped(shape: Mapping[str, Any], dtype: torch.dtype) -> Any:
+    """model.shape as a configuration of transformers. Raises InputError: a value that it refuses."""
+    from transformers import LlamaConfig
+
+    # YAML 1.1 takes 1e-05, as config.json has it, for text
+    given = {key: _number(value) for key, value in shape.items() if key not in ("dtype", "torch_dtype")}
+    try:
+        return LlamaConfig(**given, dtype=dtype)
+    except Exception as error:  # transformers' own kinds of errors differ between its versions
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"model.shape: transformers refuses it ({reason}); give fields of the parent's config.json"
+        ) from error
+
+
+def _number(value: Any) -> Any:
+    """A float that is written as text; anything else as it is."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def make(config: Config, machine: Hardware) -> list[Plan]:
@@ -162,10 +188,13 @@ def make(config: Config, machine: Hardware) -> list[Plan]:
         family, reasons = families.choose(shape, dense_config, settings["family"])
         with torch.device("meta"):
             moe = families.build(family, dense_config, shape)
-        stages = []
+        stages, before = [], moe
         for name in config.stages:
-            if name != "construct":
-                stages.append(_training(variant_config(config, variant), variant, name, moe, dense, machine))
+            if name == "construct":
+                continue
+            stages.append(_training(variant_config(config, variant), variant, name, before, dense, machine))
+            deep = step_settings(config, name, variant)[name].get("depth")
+            before = deepened(before, dense, deep) if deep else before
         plans.append(
             Plan(
                 variant,

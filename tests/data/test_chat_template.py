@@ -2,12 +2,13 @@
 
 import copy
 import datetime
+import types
 
 import pytest
 
 from moesaic.data import chat, chat_template
 from moesaic.errors import InputError
-from moesaic.generate import sample
+from moesaic.generate import decode, sample
 
 NOON = datetime.datetime(2024, 7, 26, 12)
 TALK = [{"role": "user", "content": "Which day?"}, {"role": "assistant", "content": "A Friday."}]
@@ -52,3 +53,16 @@ def test_a_template_that_refuses_a_lone_question_is_named(tokenizer):
     strict = with_template(tokenizer, "{{ raise_exception('system prompt first') }}")
     with pytest.raises(InputError, match=r"model\.chat_template: it refuses a lone question \(system prompt"):
         sample.chat_prompt(strict, "Which day?")
+
+
+def test_an_answer_ends_where_the_template_ends_the_turn(tokenizer):
+    """A base model with a template of its own: its end of sequence is not the end of a turn."""
+    base = with_template(tokenizer, TURNS)
+    base.eos_token = "<|endoftext|>"
+    turn = base.convert_tokens_to_ids("<|im_end|>")
+    assert chat_template.end_of_turn(base) == turn != base.eos_token_id
+    assert decode.end_tokens(types.SimpleNamespace(generation_config=None), base) == {turn, base.eos_token_id}
+    ids, mask = chat.encode(TALK, base)
+    assert ids[max(i for i, on in enumerate(mask) if on)] == turn
+    assert chat_template.end_of_turn(with_template(tokenizer, None)) is None
+    assert chat_template.end_of_turn(with_template(tokenizer, "{{ raise_exception('no') }}")) is None

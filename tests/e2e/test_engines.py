@@ -1,6 +1,7 @@
 """DeepSpeed ZeRO and FSDP2 on CPU ranks (gloo): the losses of plain torch, and checkpoints that another number of ranks takes up."""
 
 import importlib.util
+import json
 import shutil
 import signal
 import subprocess
@@ -9,10 +10,12 @@ from pathlib import Path
 
 import project
 import pytest
+import torch
 import yaml
 
 from moesaic import config
 from moesaic.flow import metrics
+from moesaic.model import load
 
 STEPS = 20
 ROOT = Path(__file__).parents[2]
@@ -74,6 +77,27 @@ def test_the_losses_of_plain_torch(prepared, plain, tmp_path, engine):
 
     _, info = AutoModelForCausalLM.from_pretrained(folder / OUT / "model", output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_bfloat16_on_the_way_leaves_no_trace(prepared, tmp_path, stage):
+    """What "auto" becomes on a GPU: DeepSpeed casts the module, the result is float32 all the same, and what is frozen is not touched."""
+    folder = copy(prepared, tmp_path / "p", f"zero{stage}")
+    template = json.loads((ROOT / f"config/deepspeed/zero{stage}.json").read_text())
+    (folder / "bf16.json").write_text(json.dumps(template | {"bf16": {"enabled": True}}))
+    path = folder / "config.yaml"
+    own = {
+        "steps": 3,
+        "optimizer": {"freeze_embeddings": True},
+        "engine": {"kind": "deepspeed", "deepspeed": "bf16.json"},
+    }
+    path.write_text(yaml.safe_dump(config.merge(yaml.safe_load(path.read_text()), {"pretrain": own})))
+    losses(folder, 2)
+    before, after = (load.load_model(folder / name / "model") for name in (OUT.with_name("construct"), OUT))
+    assert after.dtype == torch.float32
+    name = "model.embed_tokens.weight"
+    assert torch.equal(before.state_dict()[name], after.state_dict()[name])
+    assert any(not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(

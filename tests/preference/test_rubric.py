@@ -84,3 +84,10 @@ def test_a_tokenizer_that_joins_the_score_to_what_is_before_is_refused():
 
     with pytest.raises(InputError, match=r"preference\.rubric\.read"):
         rubric.endings(joined)
+
+
+def test_places_may_stand_in_any_order():
+    assert (
+        rubric.fill("A: {answer}\nQ: {question}\n", "why {answer}?", "so {question}")
+        == "A: so {question}\nQ: why {answer}?"
+    )

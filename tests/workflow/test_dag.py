@@ -9,6 +9,9 @@ import project
 import pytest
 import yaml
 
+from moesaic import config
+from moesaic.flow import hooks, manifest, track
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -148,6 +151,22 @@ def test_a_typo_stops_the_run_before_any_job(tmp_path):
     assert done.returncode != 0
     assert "distill.stps: unknown key (value 3); did you mean 'steps'?" in done.stdout + done.stderr
     assert not (tmp_path / "results").exists()
+
+
+def test_a_queued_job_sees_no_later_edit(tmp_path, monkeypatch):
+    project.make(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(track, "start", lambda settings, results: "")
+    for name in ("CONFIG", "PARENT_RUN", "GIT_COMMIT", "TRACKING_URI", "EXPERIMENT"):
+        monkeypatch.setenv(f"MOESAIC_{name}", "")
+    own = config.load(tmp_path / "config.yaml", {"seed": 41})
+    hooks.start(own)
+    hooks.prepare(own)
+    change(tmp_path, "seed", 42)
+    change(tmp_path, "distill.stps", 3)
+    job = ("--mode", "remote", "--no-hooks", "--target-jobs", "documents:", "--allowed-rules", "documents")
+    snakemake(tmp_path, *job, "--force")
+    assert manifest.read(tmp_path / "results/prepare/documents").settings["seed"] == 41
 
 
 def test_the_default_configuration_plans_the_whole_chain(tmp_path):

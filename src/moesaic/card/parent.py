@@ -74,7 +74,9 @@ def read_card(path: Path, name: str | None = None) -> Parent:
     except ValueError as error:
         log.warning("%s: not a card that hubs read (%s)", path, error)
         return Parent(name)
-    return Parent(name, data.license, data.license_name, data.license_link, _list(data.language))
+    licenses = _list(data.license)
+    license = " and ".join(licenses) or None  # several are "other" to hubs (metadata.py)
+    return Parent(name, license, data.license_name, data.license_link, _list(data.language))
 
 
 def read_gguf(path: Path) -> Parent:

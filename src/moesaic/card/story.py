@@ -58,7 +58,13 @@ def reads(point: Point) -> set[str]:
 
 def trained_tokens(points: list[Point]) -> int:
     """Tokens of all training since the parent."""
-    return sum(point.model.metrics["tokens"] for point in points if point.stage in TRAINED)
+    return sum(done(point.model.metrics, "tokens") for point in points if point.stage in TRAINED)
+
+
+def done(metrics: Mapping[str, Any], key: str) -> int:
+    """Steps or tokens of a training stage, over all its rounds: a manifest's own figure is of the last one."""
+    rounds = metrics.get("rounds") or [metrics]
+    return sum(item.get(key, metrics[key]) for item in rounds)
 
 
 def domains(run: Gathered) -> Iterator[tuple[str, int, str, bool]]:
@@ -138,7 +144,7 @@ def _construct(experts: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
 
 def _training(stage: str, settings: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     rate = settings["optimizer"]["lr"]
-    parts = [f"{metrics['steps']:,} steps, {metrics['tokens']:,} tokens, learning rate {rate:g}"]
+    parts = [f"{done(metrics, 'steps'):,} steps, {done(metrics, 'tokens'):,} tokens, learning rate {rate:g}"]
     match stage:
         case "pretrain":
             parts.append(f"next-token loss on the text below, mixture `{settings['mixture']['method']}`")

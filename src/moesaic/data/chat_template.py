@@ -6,6 +6,8 @@ made again after an interruption past midnight: here that function gives one fix
 
 from typing import Any
 
+import jinja2
+
 DAY = {
     "%d": "26", "%-d": "26", "%e": "26", "%m": "07", "%-m": "7", "%b": "Jul", "%B": "July", "%Y": "2024", "%y": "24", "%a": "Fri", "%A": "Friday",
     "%j": "208", "%F": "2024-07-26", "%H": "12", "%I": "12", "%M": "00", "%S": "00", "%T": "12:00:00", "%p": "PM",
@@ -32,3 +34,20 @@ def render(messages: list[dict[str, str]], tokenizer: Any, prompt: bool) -> list
     )
     found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return found
+
+
+def end_of_turn(tokenizer: Any) -> int | None:
+    """The special token that ends an answer in the template; None without a template or such a token.
+
+    Of a base model that was given a template it is another one than the tokenizer's end of sequence.
+    """
+    if not tokenizer.chat_template:
+        return None
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        before, through = render(talk[:1], tokenizer, True), render(talk, tokenizer, False)
+    except jinja2.TemplateError:
+        return None
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    answer = through[len(before) :] if through[: len(before)] == before else []
+    return next((token for token in answer if token in special), None)

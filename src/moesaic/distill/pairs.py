@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +35,11 @@ class CorpusRow(PairRow):
     """A pair and a block of the corpus beside it."""
 
     corpus: Row
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The tokens that are read, of both answers and the block."""
+        return np.concatenate([super().ids, self.corpus.ids])
 
 
 class CorpusStream(pairs.PairStream):

@@ -40,5 +40,8 @@ def _on_samples(context: Context) -> Result | None:
     result = loop.train(job)
     if result is not None:
         before = [] if context.settings["distill"]["student"] else context.inputs["student"].metrics["rounds"]
-        result.metrics["rounds"] = [*before, told | {"steps": result.metrics["steps"]}]
+        result.metrics["rounds"] = [
+            *before,
+            told | {key: result.metrics[key] for key in ("steps", "tokens")},
+        ]
     return result

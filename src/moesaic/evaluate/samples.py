@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from moesaic.generate.decode import end_tokens
 from moesaic.generate.sample import chat_prompt
 
 PROMPTS = (
@@ -34,8 +35,8 @@ def generate(
         kinds.append("chat")
         shown.append(QUESTION)
         ids.append(chat_prompt(tokenizer, QUESTION))
-    ends = tokenizer.eos_token_id
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends if ends is not None else 0)
+    ends = sorted(end_tokens(model, tokenizer))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
     longest = max(len(item) for item in ids)
     # Padded on the left, so that all sequences go on at the same column.
     tokens = torch.tensor([[pad] * (longest - len(item)) + item for item in ids], device=model.device)

@@ -120,7 +120,10 @@ def identity(context: Context, source: str) -> str:
     # Only what the harness reads: other texts for the routers or the attacks change no task.
     aside = ("stats.json", "texts.jsonl", "attack.jsonl")
     data = [(item.path, item.sha256) for item in context.inputs[source].outputs if item.path not in aside]
-    return digest({"model": sorted(model), "tasks": sorted(data)})
+    found: dict[str, Any] = {"model": sorted(model), "tasks": sorted(data)}
+    if own := context.inputs[source].metrics.get("own"):
+        found["own"] = own
+    return digest(found)
 
 
 def loaded(context: Context) -> tuple[Any, Any]:

@@ -15,9 +15,11 @@ from typing import Any
 
 import yaml
 
+from moesaic.config import digest
 from moesaic.data import sources
 from moesaic.errors import InputError
 from moesaic.flow import files
+from moesaic.flow.local_data import matching
 from moesaic.flow.step import Context, Result
 from moesaic.schema import PackageFile
 
@@ -70,7 +72,15 @@ def run(context: Context) -> Result:
     files.write_json(context.out / "stats.json", stats)
     metrics = {name: {"rows": item["rows"], "chance": item["chance"]} for name, item in stats.items()}
     external = [name for name in wanted if name not in SUITE]
-    return Result([*stats, "stats.json"], {"tasks": metrics, "external": external})
+    found: dict[str, Any] = {"tasks": metrics, "external": external}
+    if context.settings["include_path"]:
+        found["own"] = folder_digest(Path(context.settings["include_path"]))
+    return Result([*stats, "stats.json"], found)
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 of the names and contents of the files in the user's own task folder: scores are kept for these (shards.identity)."""
+    return digest({path.relative_to(folder).as_posix(): files.sha256(path) for path in matching(str(folder))})
 
 
 def check_names(names: list[str], include_path: str | None) -> None:

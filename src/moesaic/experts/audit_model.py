@@ -16,6 +16,7 @@ from moesaic.experts import audit
 from moesaic.flow import manifest
 from moesaic.flow.progress import Progress
 from moesaic.model import families, load
+from moesaic.model.depth import skip
 
 
 def blocks(tokens: Path, per_domain: int) -> Tensor:
@@ -40,6 +41,10 @@ def run(folder: Path, ids_BT: Tensor, top: float = 0.1, seed: int = 0) -> dict[s
     if not parts:
         raise InputError(
             f"{folder}: {model.config.model_type} is not an MoE that can be audited; known: {', '.join(families.FAMILIES)}"
+        )
+    if skip.layers(model):
+        raise InputError(
+            f"{folder}: its layers skip tokens, and what a skipped router would choose is not known; make it a standard model first (moesaic fold)"
         )
     if int(ids_BT.max()) >= model.config.vocab_size:
         raise InputError(

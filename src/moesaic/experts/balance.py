@@ -52,7 +52,7 @@ def fit(
         direction_D = torch.linalg.solve(gram_DD, x_TD.sum(dim=0).double()).float()
         one_T = x_TD @ direction_D
     bias_E = torch.zeros(router_ED.shape[0])
-    step = float(score_TE.std(dim=1).mean()) * 0.1
+    step = float(score_TE.std(dim=1, unbiased=False).mean()) * 0.1
     for turn in range(STEPS):
         load_E = _load(score_TE + one_T[:, None] * bias_E, per_token)
         bias_E += step * (1 - turn / STEPS) * (load_E.mean() - load_E).sign()

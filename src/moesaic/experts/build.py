@@ -87,7 +87,8 @@ class Builder:
         self._save(index, module)
         with files.atomic_path(self.folder / f"proof-{index + 1:03}.safetensors") as temporary:
             _save_file(hidden, temporary)
-        (self.folder / f"proof-{index:03}.safetensors").unlink(missing_ok=True)
+        # not the one before this layer: until the walk has noted this layer as done, a kill takes it up from there
+        (self.folder / f"proof-{index - 1:03}.safetensors").unlink(missing_ok=True)
         self.proof = hidden
 
     def resume(self, index: int) -> None:

@@ -46,7 +46,13 @@ def by_text(texts: list[str], count: int, seed: int) -> Tensor:
         raise InputError(
             f"experts.calibration.tokens: {len(texts)} calibration blocks cannot form {count} clusters; take more tokens or fewer experts"
         )
-    words = TfidfVectorizer(sublinear_tf=True, min_df=2, max_df=0.9, max_features=50_000).fit_transform(texts)
+    vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=2, max_df=0.9, max_features=50_000)
+    try:
+        words = vectorizer.fit_transform(texts)
+    except ValueError:  # no word in two blocks: writing without spaces, or few and unlike blocks
+        log.info("calibration text shares no words, its pieces of two to four characters are compared")
+        pieces = TfidfVectorizer(sublinear_tf=True, analyzer="char", ngram_range=(1, 4), max_features=50_000)
+        words = pieces.fit_transform(texts)
     width = max(2, min(TOPICS, min(words.shape) - 1))
     embedded = normalize(TruncatedSVD(width, random_state=seed).fit_transform(words))
     labels = KMeans(count, n_init=10, random_state=seed).fit_predict(embedded)

@@ -3,6 +3,7 @@
 Shapes: F dense FFN width, S shared neurons, E experts, M neurons per expert.
 """
 
+import math
 from typing import Any
 
 from moesaic.errors import InputError
@@ -43,7 +44,7 @@ def sizes(ffn: int, settings: dict[str, Any]) -> Sizes:
     neurons = (ffn - shared) // pieces
     if settings["split"] == "sharing-inner":
         wider = neurons * (1 + settings["sharing"]["overlap"])
-        neurons = min(round(wider / MULTIPLE) * MULTIPLE, ffn - shared)
+        neurons = min(math.ceil(wider / MULTIPLE - 1e-9) * MULTIPLE, ffn - shared)
     if neurons % MULTIPLE:
         raise InputError(
             f"experts.experts: experts of {neurons} neurons; torch's grouped matrix product needs a multiple of {MULTIPLE} "

@@ -11,6 +11,7 @@ KINDS = ("files", "folder", "gguf")
 """Of a source, whose `path` lies on this file system."""
 KEYS = ("include_path", "tram", "timebench", "mctaco", "folder", "tokenizer", "chat_template")
 """Settings that name a file or folder themselves."""
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".PNG", ".JPG", ".JPEG")
 
 
 def state(settings: Mapping[str, Any]) -> str:
@@ -30,6 +31,9 @@ def state(settings: Mapping[str, Any]) -> str:
 def named(settings: Any) -> Iterator[str]:
     """The paths in a step's settings."""
     if isinstance(settings, Mapping):
+        at = settings.get("at")
+        if isinstance(at, Mapping) and at.get("kind") == "files" and settings.get("images", at) is None:
+            yield from pictures(at["path"])
         if settings.get("kind") in KINDS and "path" in settings:
             yield settings["path"]
         for key, value in settings.items():
@@ -40,6 +44,13 @@ def named(settings: Any) -> Iterator[str]:
     elif isinstance(settings, list | tuple):
         for item in settings:
             yield from named(item)
+
+
+def pictures(table: str) -> Iterator[str]:
+    """Globs of the pictures beside a table of them, below its folder; in the working directory, which holds results too, not below it."""
+    folder = Path(table) if Path(table).is_dir() else Path(table).parent
+    below = "" if folder == Path() else "**/"
+    yield from (f"{folder.as_posix()}/{below}*{suffix}" for suffix in PICTURES)
 
 
 def matching(text: str) -> list[Path]:

@@ -46,6 +46,7 @@ def main(folder: str) -> None:
     signals.install()
     task = json.loads((Path(folder) / "task.json").read_text(encoding="utf-8"))
     rank = _environment(task)
+    _device()
     _logging(rank)
     if task["launcher"] is not None:
         threading.Thread(target=_watch, args=(task["launcher"],), name="watch", daemon=True).start()
@@ -100,6 +101,14 @@ def _environment(task: dict[str, Any]) -> int:
         else:
             os.environ[name] = value
     return int(environment.rank)
+
+
+def _device() -> None:
+    """The GPU of this rank, for steps too that build no engine."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
 
 
 def _logging(rank: int) -> None:

@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moesaic.data import chat_template
 from moesaic.errors import InputError
+from moesaic.model import grouped
 
 
 @dataclass(frozen=True)
@@ -53,18 +55,21 @@ def device() -> torch.device:
 
 def precision(where: torch.device) -> Any:
     """The products' precision in training (train/engine.py), so that log-probabilities are those of the training pass."""
-    bf16 = where.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.autocast("cuda", torch.bfloat16) if bf16 else contextlib.nullcontext()
+    if where.type != "cuda" or not torch.cuda.is_bf16_supported():
+        return contextlib.nullcontext()
+    grouped.register()
+    return torch.autocast("cuda", torch.bfloat16)
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """Tokens that end an answer: the tokenizer's, and those that the model's generation_config.json lists.
+    """Tokens that end an answer: the tokenizer's, those that the model's generation_config.json lists, and the one that ends a turn of the chat template.
 
     Raises:
         InputError: neither has one.
     """
     found: set[int] = set()
-    for value in (tokenizer.eos_token_id, getattr(model.generation_config, "eos_token_id", None)):
+    listed = getattr(model.generation_config, "eos_token_id", None)
+    for value in (tokenizer.eos_token_id, listed, chat_template.end_of_turn(tokenizer)):
         if value is not None:
             found |= set(value) if isinstance(value, list | tuple) else {int(value)}
     if not found:

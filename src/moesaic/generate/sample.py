@@ -79,6 +79,8 @@ def answer(
     Raises:
         Interrupted: asked to stop; what was made is kept. InputError: see decode.decode and engine_vllm.Vllm.
     """
+    if not prompts:
+        return []
     ends = end_tokens(model, tokenizer)
     identity = {
         "what": "answers", "version": VERSION, "model": model_digest, "decoding": asdict(plan.decoding), "draws": plan.draws,
@@ -86,6 +88,8 @@ def answer(
     }  # fmt: skip
     if plan.engine != "transformers":
         identity["engine"] = plan.engine
+    if ends != {tokenizer.eos_token_id}:
+        identity["ends"] = sorted(ends)
     keys = [prompt.id for prompt in prompts]
     longest = max(len(prompt.ids) for prompt in prompts)
     engine: Engine = ENGINES[plan.engine](model, folder, longest, plan.decoding.new_tokens, plan.batch)

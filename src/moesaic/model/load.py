@@ -40,6 +40,16 @@ def check_folder(folder: Path, key: str) -> dict[str, Any]:
     return config
 
 
+def note_dtype(folder: Path, dtype: torch.dtype) -> None:
+    """Let config.json name the dtype of the weights beside it; transformers writes that of the model in memory, which an engine may have cast."""
+    path = folder / "config.json"
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    key = "torch_dtype" if "torch_dtype" in raw else "dtype"
+    name = str(dtype).removeprefix("torch.")
+    if raw.get(key) != name:
+        path.write_text(json.dumps(raw | {key: name}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def damaged(key: str, where: Path, error: Exception) -> InputError:
     """The error for weights that cannot be read."""
     return InputError(

@@ -231,7 +231,8 @@ def tokens(folder: Path, size: int) -> dict[str, Any]:
         "token_list": [words.get(index, f"<unused {index}>") for index in range(size)],
         "token_types": [special.get(index, NORMAL if index in words else USER) for index in range(size)],
         "token_merges": merges,
-        "add_bos_token": False,
+        "add_bos_token": tokenizer.bos_token_id is not None
+        and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id],
     }
     for key in ("bos", "eos", "pad"):
         if getattr(tokenizer, f"{key}_token_id") is not None:

@@ -52,6 +52,7 @@ def run(context: Context) -> Result:
         if pair is not None:
             chosen[name] = pair
     if reference_step is not model_step:
+        del model  # never two of them on the device
         model = stage.load_stage_model(reference_step).to(decode.device())
     pairs = _pairs(context, model, reference_step, by_id, records, chosen)
     files.write_lines(context.out / PAIRS, pairs)

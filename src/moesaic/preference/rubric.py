@@ -46,9 +46,8 @@ def load(text: str, where: str) -> dict[str, str]:
 
 def fill(template: str, question: str, answer: str) -> str:
     """The critic's prompt; braces in question or answer stay what they are."""
-    before, _, rest = template.partition("{question}")
-    middle, _, after = rest.partition("{answer}")
-    return f"{before}{question}{middle}{answer}{after}".rstrip("\n")
+    given = {"{question}": question, "{answer}": answer}
+    return re.sub(r"\{question\}|\{answer\}", lambda found: given[found[0]], template).rstrip("\n")
 
 
 def parse(text: str) -> float | None:

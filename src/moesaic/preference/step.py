@@ -42,6 +42,8 @@ def run(context: Context) -> Result | None:
         result.metrics["rounds"] = [
             *context.inputs["model"].metrics.get("rounds", []),
             {
+                "steps": result.metrics["steps"],
+                "tokens": result.metrics["tokens"],
                 "train": len(train),
                 "validation": len(held),
                 "counts": dict(

@@ -53,14 +53,16 @@ def html(run: Gathered, found: Sequence[dict[str, Any]]) -> str:
             "(plain peft loads its half for text).</p>\n"
             f"<pre><code>{escape(load)}</code></pre>\n"
         )
-    export = (
-        f"moesaic export --variant {point.variant} --stage {point.stage} OUT  # a copy with a model card, to give away\n"
-        if point.variant
-        else ""
-    )
+    export, served = "", path
+    if point.variant:
+        # with the tensors that vLLM's classes ask for: without them some architectures answer wrongly there, without a word
+        export, served = (
+            f"moesaic export --variant {point.variant} --stage {point.stage} --for vllm OUT  # a copy with a model card, to give away\n",
+            "OUT",
+        )
     shell = (
-        f"{export}lm_eval --model hf --model_args pretrained={path} --tasks piqa,hellaswag\n"
-        f"vllm serve {path}\n"
+        f"lm_eval --model hf --model_args pretrained={path} --tasks piqa,hellaswag\n"
+        f"{export}vllm serve {served}\n"
         "make ui        # MLflow with all runs on http://127.0.0.1:5000\n"
         "moesaic summary # the first table, in the terminal"
     )

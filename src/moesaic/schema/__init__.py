@@ -43,8 +43,8 @@ Stage = Literal["construct", "pretrain", "tune", "preference", "distill"]
 class Config(Strict):
     """A whole run."""
 
-    name: str = "default"
-    """Name of the run in MLflow and in the report."""
+    name: Annotated[str, Field(pattern=r"^[^/:'\"%]+$")] = "default"
+    """Name of the run in MLflow and in the report; without / : ' " %, which MLflow's registry of models refuses."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Every random choice follows from it; below 2^32, the most that scikit-learn takes."""
     stages: list[Stage] = ["construct", "pretrain", "tune", "distill"]

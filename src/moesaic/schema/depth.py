@@ -94,6 +94,10 @@ class Depth(Strict):
         static = self.skip is not None and self.skip.method == "static"
         if self.expand is None and self.skip is None:
             raise ValueError("give expand, skip or both")
+        if self.expand is not None and self.expand.method in ("slerp", "mean") and self.of == "stage":
+            raise ValueError(
+                f"expand.method: {self.expand.method} merges two FFNs, which an MoE's layers do not have; take zero or copy, or of: dense"
+            )
         if static and self.expand is not None:
             raise ValueError(
                 "skip.method static would take out what expand puts in, which adds nothing yet; give one of the two"

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from moesaic.schema.base import Count, Fraction, Positive, Strict
 
@@ -129,6 +129,29 @@ class Experts(Method):
     """Other methods for some layers: '0', '3-5' or '2,4' -> keys of this section that are not sizes, e.g. {'0-1': {split: random}}."""
     calibration: Calibration = Calibration()
 
+    @field_validator("layers")
+    @classmethod
+    def _layers_as_methods(cls, given: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Values as the keys of the section itself would read them (1e-4 is text in YAML 1.1)."""
+        found = {}
+        for key, changes in given.items():
+            layer_numbers(key)
+            unknown = sorted(set(changes) - set(Method.model_fields))
+            if unknown:
+                raise ValueError(
+                    f"{key}.{unknown[0]}: not a key that may differ by layer; allowed: {', '.join(Method.model_fields)}"
+                )
+            try:
+                own = Method.model_validate(changes)
+            except ValidationError as error:
+                first = error.errors()[0]
+                place = ".".join(map(str, (key, *first["loc"])))
+                raise ValueError(
+                    f"{place}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
+                ) from None
+            found[key] = own.model_dump(mode="json", exclude_unset=True)
+        return found
+
     @model_validator(mode="after")
     def _consistent(self) -> "Experts":
         if self.per_token > self.experts:
@@ -151,15 +174,13 @@ class Experts(Method):
                 f"router: copies of the FFN (split {self.split}) contribute alike, so nothing can be fitted to them; set it to random"
             )
         for key, changes in self.layers.items():
-            layer_numbers(key)
-            unknown = sorted(set(changes) - set(Method.model_fields))
-            if unknown:
-                raise ValueError(
-                    f"layers.{key}.{unknown[0]}: not a key that may differ by layer; allowed: {', '.join(Method.model_fields)}"
-                )
             merged = Method.model_validate(
                 {name: getattr(self, name) for name in Method.model_fields} | changes
             )
+            if copying and (merged.reconstruct != "none" or merged.router != "random"):
+                raise ValueError(
+                    f"layers.{key}: copies of the FFN (split {merged.split}) need reconstruct: none and router: random"
+                )
             if (merged.split in ("copy", "drop")) != copying or (merged.split == "sharing-inner") != (
                 self.split == "sharing-inner"
             ):
@@ -175,8 +196,8 @@ def layer_numbers(text: str) -> list[int]:
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdigit() or (dash and not last.isdigit()):
-            raise ValueError(
-                f"layers: '{text}' is not a layer or a range of layers, such as '0' or '3-5' or '2,4-6'"
-            )
+            raise ValueError(f"'{text}' is not a layer or a range of layers, such as '0' or '3-5' or '2,4-6'")
+        if int(last if dash else first) < int(first) or len(last if dash else first) > 4:
+            raise ValueError(f"'{text}' ends before it begins, or beyond any model's layers")
         found += range(int(first), int(last if dash else first) + 1)
     return found

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from moesaic.schema.base import Count, Fraction, NonNegative, Positive, Strict
 from moesaic.schema.samples import PairOptions, Samples
-from moesaic.schema.training import Mixture, Training
+from moesaic.schema.training import Mixture, SetMixture, Training
 
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
@@ -167,6 +167,14 @@ class Student(Strict):
     pruning_rows: Positive = 16
     """Training rows on which `ffn` measures the neurons."""
 
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> "Student":
+        if self.of == "dense" and self.per_token is not None:
+            raise ValueError("per_token: a dense student has no experts; leave it out, or set of: moe")
+        if self.of == "moe" and self.ffn is not None:
+            raise ValueError("ffn: the width of a dense student; set of: dense, or leave it out")
+        return self
+
 
 class Distill(Teaching):
     """Distillation into the MoE or a sparser, smaller student."""
@@ -192,7 +200,7 @@ class Distill(Teaching):
     """samples: share of the questions kept for validation."""
     epochs: Annotated[float, Field(gt=0.0)] | None = None
     """samples: instead of `steps`, how often a round goes through its pairs, since their number is known only when they are there."""
-    mixture: Mixture = Mixture(weights="size")
+    mixture: SetMixture = SetMixture()
 
     @model_validator(mode="after")
     def _samples_fit(self) -> "Distill":

@@ -36,6 +36,8 @@ class Engine:
         self.device = self.accelerator.device
         self.clock = Clock(self.device)
         self.settings, self.steps = settings["optimizer"], settings["steps"]
+        # of the model as it came, and as it is saved: DeepSpeed casts it
+        self.dtypes = {name: p.dtype for name, p in trainee.model.named_parameters()}
         if self.settings["freeze_embeddings"]:
             for module in (trainee.model.get_input_embeddings(), trainee.model.get_output_embeddings()):
                 module.weight.requires_grad_(False)
@@ -183,6 +185,11 @@ def build(trainee: Any, settings: Mapping[str, Any]) -> Engine:
         from moesaic.train.engine_deepspeed import DeepSpeedEngine
 
         return DeepSpeedEngine(trainee, settings)
+    if any(p.dtype == torch.bfloat16 for p in trainee.model.parameters() if p.requires_grad):
+        log.warning(
+            "the trained weights are bfloat16: an update below 1/256 of a weight is lost, and norms may not move at all; "
+            "model.dtype: float32 mends it, and products are bfloat16 on a GPU all the same"
+        )
     if settings["engine"]["kind"] == "fsdp":
         from moesaic.train.engine_fsdp import FsdpEngine
 

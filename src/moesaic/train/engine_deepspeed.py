@@ -81,7 +81,7 @@ class DeepSpeedEngine(engine.Engine):
             import deepspeed
         except ImportError as error:
             raise InputError(
-                "engine.kind: deepspeed is not installed; pip install 'moesaic[deepspeed]', or set engine.kind: torch"
+                "engine.kind: deepspeed is not installed; pip install -e '.[deepspeed]' in the clone, or set engine.kind: torch"
             ) from error
         template = settings["engine"]["json"]
         self.stage = template["zero_optimization"]["stage"]
@@ -99,6 +99,13 @@ class DeepSpeedEngine(engine.Engine):
         resolved = resolve(
             template, settings["micro_batch"], self.passes, self.world, settings["optimizer"]["clip"], trainee.model.config.hidden_size, bf16
         )  # fmt: skip
+        # In bfloat16 DeepSpeed keeps float32 copies of what is trained, and casts the rest in place.
+        cast = resolved["bf16"]["enabled"]
+        self.frozen = {
+            name: p.detach().cpu().clone()
+            for name, p in self._named()
+            if self.main and cast and not p.requires_grad and p.dtype != torch.bfloat16
+        }
         if self.stage == 3:
             # the head is used by the loss itself, not by a module's forward pass
             deepspeed.zero.register_external_parameter(trainee, trainee.model.get_output_embeddings().weight)
@@ -140,7 +147,8 @@ class DeepSpeedEngine(engine.Engine):
         for name, parameter in self._named():
             if not parameter.requires_grad:
                 with GatheredParameters([parameter], enabled=self.stage == 3):
-                    found[name] = parameter.detach().cpu().clone()
+                    kept = self.frozen.get(name)
+                    found[name] = parameter.detach().cpu().clone() if kept is None else kept
             else:
                 found[name] = (
                     safe_get_full_fp32_param(parameter).detach().cpu().view(_shape(parameter)).clone()
@@ -193,7 +201,8 @@ class DeepSpeedEngine(engine.Engine):
         self._link()
         for name, parameter in self.parameters.items():
             for key in STATES:
-                safe_set_full_optimizer_state(parameter, tensors[f"{name}/{key}"].to(self.device), key)
+                if f"{name}/{key}" in tensors:  # none of a parameter that never had a gradient
+                    safe_set_full_optimizer_state(parameter, tensors[f"{name}/{key}"].to(self.device), key)
 
     def _link(self) -> None:
         """Let parameters find their piece of the optimizer's state. DeepSpeed does it once, after the first group's first step, when the

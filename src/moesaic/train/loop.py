@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import logging
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,6 +49,7 @@ def train(job: Job) -> Result | None:
         raise InputError(f"{context.name}.{policy.EXPORT}")  # now, and not after a week
     torch.manual_seed(context.settings["seed"])
     counted = size.count(job.trainee.model)  # before an engine cuts the parameters up
+    _check_batch(settings, int(os.environ.get("WORLD_SIZE", "1")))
     engine = build(job.trainee, settings)
     _check_batch(settings, engine.world)
     sampler = Sampler(
@@ -55,6 +57,23 @@ def train(job: Job) -> Result | None:
     )
     folder = context.work / "checkpoints"
     writer = checkpoint.Writer(folder, settings["keep_checkpoints"], settings["keep_every"])
+    try:
+        return _run(job, engine, sampler, writer, folder, counted)
+    except InputError:
+        writer.wait()  # on several ranks the process ends at once, and with it a save in the background
+        raise
+
+
+def _run(
+    job: Job,
+    engine: Engine,
+    sampler: Sampler,
+    writer: checkpoint.Writer,
+    folder: Path,
+    counted: size.Size,
+) -> Result | None:
+    """The loop, from where the checkpoint in the folder is."""
+    settings, context = job.settings, job.context
     state = _resume(job, engine, sampler, folder)
     start, seen = (state["step"], state["tokens"]) if state else (0, 0)
     if job.mixture.OBSERVES and job.mixture.reference is None:
@@ -250,7 +269,11 @@ def _finish(
     speed: float,
 ) -> Result:
     model: Any = job.trainee.model
-    state = {name: tensor for name, tensor in weights.items() if not name.startswith("policy.")}
+    state = {
+        name: tensor.to(engine.dtypes.get(name, tensor.dtype))
+        for name, tensor in weights.items()
+        if not name.startswith("policy.")
+    }
     adapter = adapt.finish(model, state, job)
     if adapter is not None:
         state, counted = adapter.state, adapter.size
@@ -258,6 +281,7 @@ def _finish(
         state["lm_head.weight"] = state[_input_name(model)]
     with files.atomic_path(job.context.out / "model") as folder:
         depth.save(model, folder, state)
+        load.note_dtype(folder, next(iter(engine.dtypes.values())))
         load.load_tokenizer(job.tokenizer_from).save_pretrained(folder)
     epochs = sampler.epochs()
     for name, value in epochs.items():

@@ -157,7 +157,8 @@ class Reader:
                     f"mixture.probe.layers: {wrong[0] if wrong else 'empty'}: take layers {what}: {', '.join(map(str, there))}"
                 )
         if parts:
-            self.width = int(parts[self.layers[0]].router.weight.shape[0])
+            weight = parts[self.layers[0]].router.weight
+            self.width = int(getattr(weight, "ds_shape", weight.shape)[0])  # ZeRO-3 holds a piece of it
             self.modules = [parts[layer].router for layer in self.layers]
         else:
             self.width = int(decoder.config.hidden_size)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moesaic.data.mixtures import prior, references
-from moesaic.data.mixtures.base import Mixture, Observation, bounded
+from moesaic.data.mixtures.base import Mixture, Observation, bounded, smoothed
 from moesaic.errors import InputError
 
 
@@ -73,5 +73,4 @@ class DynamicPaper(Dynamic):
 
     @staticmethod
     def fit(weights: Mapping[str, float], settings: Mapping[str, Any]) -> dict[str, float]:
-        c = settings["smoothing"]
-        return {name: (1 - c) * value + c / len(weights) for name, value in weights.items()}
+        return smoothed(weights, settings["smoothing"])

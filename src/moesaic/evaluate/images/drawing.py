@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moesaic.generate.decode import end_tokens
 from moesaic.model.adapters.layout import ImageTokens
 
 CAPTION_TOKENS = 24
@@ -57,8 +58,8 @@ def describe(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]]) -> li
     """Greedy answers to prompts that end where the answer begins."""
     from transformers import GenerationConfig
 
-    ends = tokenizer.eos_token_id
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or 0)
+    ends = sorted(end_tokens(model, tokenizer))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
     ids_BT, mask_BT = padded(prompts, pad, model.device)
     settings = GenerationConfig(
         max_new_tokens=CAPTION_TOKENS, do_sample=False, pad_token_id=pad, eos_token_id=ends

@@ -25,8 +25,7 @@ def fit(
     seed: int,
     layer: int,
 ) -> Tensor:
-    """Router weights [E, D]; two passes over the batches (the first for the experts' mean contribution)."""
-    batches = list(batches)
+    """Router weights [E, D]; three passes over the batches, of which none is kept (the first for the experts' mean contribution)."""
     experts = assignment.routed_EM.shape[0]
     grams_EMM = contribution.grams(ffn, assignment)
     lengths = [contribution.lengths(batch, assignment, grams_EMM) for batch in batches]
@@ -40,5 +39,5 @@ def fit(
     tokens = counts_E.sum()
     rows_ED = sums_ED / counts_E.clamp_min(1)[:, None] - sums_ED.sum(dim=0) / tokens
     for batch in batches:
-        square += float((batch.x_TD @ rows_ED.T).var(dim=1).sum())
+        square += float((batch.x_TD @ rows_ED.T).var(dim=1, unbiased=False).sum())
     return rows_ED / max(square / float(tokens), 1e-12) ** 0.5

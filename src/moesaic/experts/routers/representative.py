@@ -27,7 +27,6 @@ def fit(
     layer: int,
 ) -> Tensor:
     """Router weights [E, D]."""
-    batches = list(batches)
     neurons_E = representatives(ffn, batches, assignment)
     return contribution.regress(
         batches,
@@ -38,7 +37,7 @@ def fit(
     )
 
 
-def representatives(ffn: Ffn, batches: list[Activations], assignment: Assignment) -> Tensor:
+def representatives(ffn: Ffn, batches: Iterable[Activations], assignment: Assignment) -> Tensor:
     """The neuron of each expert whose contributions over the tokens correlate most with the expert's mean contribution [E]."""
     norm_F = ffn.down_DF.norm(dim=0)
     experts = assignment.routed_EM.shape[0]

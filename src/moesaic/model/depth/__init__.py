@@ -33,6 +33,8 @@ def prune(model: Any, layers: list[int], settings: Mapping[str, Any], text: Text
         model.to("cuda")
     found = static.influence(model, text(settings["calibration"]), settings["unit"])
     static.prune(model, static.choose(found, layers, settings["capacity"]), settings["unit"])
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 METHODS: dict[str, Callable[[Any, list[int], Mapping[str, Any], Text], None]] = {

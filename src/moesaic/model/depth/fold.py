@@ -10,6 +10,7 @@ What is exact and what is not:
 - A layer that adds nothing at all (an inserted one with a zero output projection of attention and a zero FFN) is taken out: exact.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,10 +51,11 @@ def fold(model: Any, approximate: bool = False, shares: Mapping[int, float] | No
     """
     found = skip.layers(model)
     standard = type(model)(model.config)
-    standard = standard.to(next(model.parameters()).dtype)
     state = {name: value for name, value in model.state_dict().items() if ".depth_router." not in name}
-    standard.load_state_dict(state)
+    # assigned, so that each keeps its own dtype: routers' biases are float32 in a bfloat16 model
+    standard.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
     standard.tie_weights()
+    standard.generation_config = copy.deepcopy(model.generation_config)
     out = Folded(standard.eval())
     for index, item in found.items():
         share = item.share if shares is None else shares[index]

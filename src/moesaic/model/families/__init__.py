@@ -37,6 +37,10 @@ def check_parent(config: Any) -> None:
         raise InputError(
             "model.at: sliding-window attention (config.json: sliding_window) has no counterpart in the MoE families; use a checkpoint without it"
         )
+    if config.hidden_act not in ("silu", "swish"):
+        raise InputError(
+            f"model.at: activation {config.hidden_act} (config.json: hidden_act) is not supported; experts are fitted for silu, as LLaMA has it"
+        )
     for key in ("attention_bias", "mlp_bias"):
         if getattr(config, key, False):
             raise InputError(
