@@ -1,6 +1,6 @@
 """From a maximally skewed router: what each balancing method makes of the load, and what it costs in loss.
 
-    snakemake --profile profiles/local results/dense/manifest.json results/prepare/tokens/manifest.json
+    snakemake --profile profiles/local --cores 2 results/dense/manifest.json results/prepare/tokens/manifest.json
     python benchmarks/balance.py
 
 The dense parent's last FFNs, upcycled: half of each is shared, the other half copied 8 times, 2 of the copies run. The start is the parent itself

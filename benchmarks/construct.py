@@ -1,6 +1,6 @@
 """Perplexity before any training and after a little, by construction method, beside the dense parent and a pruned control.
 
-    snakemake --profile profiles/local results/dense/manifest.json results/prepare/tokens/manifest.json
+    snakemake --profile profiles/local --cores 2 results/dense/manifest.json results/prepare/tokens/manifest.json
     python benchmarks/construct.py --active 0.5 --seeds 1
 
 Rows already in the output file are not made again, so the run can be interrupted and extended. Calibration text is training text, test text

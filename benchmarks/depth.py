@@ -1,6 +1,6 @@
 """Depth on the real parent: held-out loss, realised sparsity and measured tokens/s of DLO, Router-Tuning and static pruning beside the dense-expanded model.
 
-    snakemake --profile profiles/local results/prepare/tokens/manifest.json
+    snakemake --profile profiles/local --cores 2 results/prepare/tokens/manifest.json
     python benchmarks/depth.py                                   # minutes on 2 cores: shows that it works, not what it is worth
     python benchmarks/depth.py --steps 2000 --rows 16 --length 2048 --blocks 64
 

@@ -1,6 +1,6 @@
 """Every split method x 0, 1, 2 shared experts x two architectures on a real model: is the conversion exact?
 
-    snakemake --profile profiles/local results/dense/manifest.json results/prepare/tokens/manifest.json
+    snakemake --profile profiles/local --cores 2 results/dense/manifest.json results/prepare/tokens/manifest.json
     python benchmarks/exact.py
 
 For each: with all experts on and unit weights, the largest difference to the dense parent's logits; the saved model read by plain

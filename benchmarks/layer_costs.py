@@ -1,6 +1,6 @@
 """What each layer costs when it alone is split, beside what `experts.dense_layers` predicts: nats a token, and the rank correlation.
 
-    snakemake --profile profiles/local results/dense/manifest.json results/prepare/tokens/manifest.json
+    snakemake --profile profiles/local --cores 2 results/dense/manifest.json results/prepare/tokens/manifest.json
     python benchmarks/layer_costs.py
 
 Each layer is fitted on the dense parent's inputs (`compensate: 0`), put into the otherwise dense parent, and measured on training text of the

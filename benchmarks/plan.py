@@ -1,6 +1,6 @@
 """Is the planner's memory right? Predicted against measured peak of real training steps on the CPU.
 
-    snakemake --profile profiles/local results/dense/manifest.json
+    snakemake --profile profiles/local --cores 2 results/dense/manifest.json
     python benchmarks/plan.py
 
 Each row trains a few steps in a process of its own: an MoE of the parent's widths with random weights, float32, plain torch. Measured: the peak of

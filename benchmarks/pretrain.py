@@ -1,6 +1,6 @@
 """Continual pre-training step: our loop beside plain transformers (its grouped and its eager experts) and the dense parent, in one run.
 
-    snakemake --profile profiles/local results/dense/manifest.json
+    snakemake --profile profiles/local --cores 2 results/dense/manifest.json
     python benchmarks/pretrain.py --repetitions 5                     # CPU
     python benchmarks/pretrain.py --micro-batch 16 --length 2048      # GPU: bfloat16 products, memory and MFU too
 

@@ -4,6 +4,7 @@ from moesaic import config as moesaic_config
 from moesaic.errors import InputError
 from moesaic.flow import hooks, local_data, paths
 from moesaic.flow.step import STEPS
+from moesaic.settings import compared
 
 # Every job reads this file too. What it computes is what the main process was started with: a file edited since is not looked at.
 try:
@@ -50,7 +51,7 @@ def settings(step, stage=None):
     def text(wildcards):
         found = plan(step, wildcards, stage).settings
         state = local_data.state(found) if step in local_data.STEPS else ""
-        return json.dumps(found, sort_keys=True) + state
+        return json.dumps(compared(found), sort_keys=True) + state
 
     return text
 

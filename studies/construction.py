@@ -1,6 +1,6 @@
 """Study: which construction is how good, before and after the same little training, over seeds.
 
-    snakemake --profile profiles/local results/dense/manifest.json results/prepare/tokens/manifest.json
+    snakemake --profile profiles/local --cores 2 results/dense/manifest.json results/prepare/tokens/manifest.json
     python studies/construction.py            # about an hour on two cores; goes on where it stopped
     python studies/construction.py --show     # table and plot of what is there
 

@@ -1,6 +1,6 @@
 """Which distillation loss: a dense SmolLM2 teaches a sparser MoE made from it; every loss at equal tokens, over seeds.
 
-    snakemake --profile profiles/local results/dense/manifest.json results/prepare/tokens/manifest.json
+    snakemake --profile profiles/local --cores 2 results/dense/manifest.json results/prepare/tokens/manifest.json
     python studies/distillation.py --steps 60 --seeds 0 1 2          # one JSON line per finished run; killed, it goes on where it stopped
     python studies/distillation.py --table                           # means and 95 % intervals over the seeds
     python studies/distillation.py --table --plot docs/studies/distillation --steps 60
@@ -9,7 +9,7 @@
 All runs of a seed see the same rows in the same order. They are runs of the workflow's own steps, so checkpoints, resume and telemetry are its own.
 The rows on sampled answers (sampled.py) end at the same number of tokens and ask the questions of results/prepare/chat, which also ROUGE-L needs:
 
-    snakemake --profile profiles/local results/prepare/chat/manifest.json
+    snakemake --profile profiles/local --cores 2 results/prepare/chat/manifest.json
     python studies/distillation.py --losses none sft dpkd-fixed dpkd-refreshed dpkd-guarded --questions 40
 """
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moesaic.config import variant_config
+from moesaic.config import VARIANT_KEYS, variant_config
 from moesaic.errors import InputError
 from moesaic.evaluate import presets
 from moesaic.schema import Config
@@ -20,6 +20,8 @@ TOLD_KEYS = ("name", "license", "shape")
 """Keys of `model` that say what the parent is to cards and plans; no step reads them."""
 SAMPLE_KEYS = ("samples", "rounds", "pairs", "score_batch", "validation", "epochs")
 """Keys of `distill` that are read only where its data is samples."""
+HOUSEKEEPING = ("engine", "save_every", "keep_checkpoints", "keep_every", "log_samples")
+"""Keys of a training stage that change how it runs and not what it computes: a checkpoint may be taken up with others, and a finished stage is not run again."""
 ALONE = ("shards", "instructions", "blocks", "conversations", "pictures", "judge")
 """Keys of evaluate that its shards do not depend on."""
 
@@ -190,6 +192,16 @@ def teacher_settings(config: Config, stage: str, variant: str) -> dict[str, Any]
         held_out = sorted(name for name, domain in raw["data"]["domains"].items() if domain["held_out"])
         found |= {"document_mask": own["document_mask"], "held_out": held_out}
     return found
+
+
+def compared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A step's settings without HOUSEKEEPING: what decides whether a finished step is still what the configuration asks for."""
+    return {
+        key: {name: item for name, item in value.items() if name not in HOUSEKEEPING}
+        if key in VARIANT_KEYS and isinstance(value, Mapping)
+        else value
+        for key, value in settings.items()
+    }
 
 
 def sampled(config: Config) -> bool:

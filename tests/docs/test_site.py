@@ -20,6 +20,7 @@ BASE = {
     "model": {"at": {"kind": "folder", "path": "m"}},
     "data": {"domains": {"a": {"sources": [{"at": {"kind": "files", "path": "x"}}]}}},
     "variants": {"v": {}},
+    "stages": ["construct", "pretrain"],
 }
 
 

@@ -110,6 +110,18 @@ def test_a_changed_key_reruns_its_step_and_what_is_below(finished, key, value, e
     assert planned(folder) == {}
 
 
+def test_how_a_stage_runs_is_no_reason_to_run_it_again(finished):
+    folder = finished[0]
+    path = folder / "config.yaml"
+    before = path.read_text()
+    try:
+        change(folder, "pretrain.keep_checkpoints", 7)
+        change(folder, "tune.engine.gradient_checkpointing", True)
+        assert planned(folder) == {}
+    finally:
+        path.write_text(before)
+
+
 def test_an_edited_file_counts_like_a_changed_key(finished):
     folder = finished[0]
     path = folder / "chat.json"

@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from moesaic import config as configuration
 from moesaic.errors import InputError
 from moesaic.flow import files, manifest
 from moesaic.flow.manifest import Manifest
 from moesaic.flow.step import STEPS
 from moesaic.flow.told import Place
+from moesaic.settings import compared
 
 
 def finished(found: Iterable[Place]) -> set[Path]:
@@ -39,9 +39,8 @@ def _made(place: Place) -> bool:
 
 
 def _configured(place: Place, done: Manifest) -> bool:
-    return (done.settings_digest, done.step_version) == (
-        configuration.digest(place.settings),
-        STEPS[place.step].version,
+    return (
+        compared(done.settings) == compared(place.settings) and done.step_version == STEPS[place.step].version
     )
 
 

@@ -1,6 +1,6 @@
 """Log-probabilities of given answers under a model: summed over the answer's tokens, with their number.
 
-Shapes: B sequences, T their longest length, N answer tokens, D model width.
+Shapes: I answers, B different sequences, T their longest length, N answer tokens, D model width.
 """
 
 import hashlib
@@ -27,6 +27,11 @@ class Scored:
     prompt: list[int]
     answer: list[int]
 
+    @property
+    def read(self) -> tuple[int, ...]:
+        """What the model reads: all but the last token. Answers that differ in that one alone share a sequence."""
+        return (*self.prompt, *self.answer[:-1])
+
 
 def score(
     model: Any, model_digest: str, items: Sequence[Scored], batch: int, name: str, part: int = 256, shard: int = 0, shards: int = 1,
@@ -35,7 +40,7 @@ def score(
     """Records {id, logp, tokens} of this shard's answers, in order: log p(answer | prompt) in nats, and the answer's tokens.
 
     Args:
-        batch: sequences per forward pass. part: answers between two saved files.
+        batch: sequences per forward pass (of answers that differ in their last token only: one for all). part: answers between two saved files.
 
     Raises:
         Interrupted: asked to stop; what was made is kept.
@@ -44,10 +49,13 @@ def score(
     work = parts.Work(name, "answers", identity, [item.id for item in items], part, shard, shards, cache)
 
     def one(rows: range) -> list[dict[str, Any]]:
-        order = sorted(rows, key=lambda i: (-len(items[i].prompt) - len(items[i].answer), i))
+        shared: dict[tuple[int, ...], list[int]] = {}
+        for i in rows:
+            shared.setdefault(items[i].read, []).append(i)
+        order = sorted(shared.values(), key=lambda group: (-len(items[group[0]].read), group[0]))
         found: dict[int, dict[str, Any]] = {}
         for begin in range(0, len(order), batch):
-            group = order[begin : begin + batch]
+            group = [i for alike in order[begin : begin + batch] for i in alike]
             for i, value in zip(group, log_probabilities(model, [items[i] for i in group]), strict=True):
                 found[i] = {"id": items[i].id, "logp": value, "tokens": len(items[i].answer)}
         return [found[i] for i in rows]
@@ -59,31 +67,34 @@ def score(
 def log_probabilities(model: Any, items: Sequence[Scored]) -> list[float]:
     """Summed log p(answer | prompt) of each item, nats; one forward pass, padded on the right."""
     where = model.device
-    longest = max(len(item.prompt) + len(item.answer) for item in items)
-    ids_BT = np.zeros((len(items), longest), dtype=np.int64)
-    mask_BT = np.zeros((len(items), longest), dtype=np.int64)
+    place = {read: b for b, read in enumerate(dict.fromkeys(item.read for item in items))}
+    longest = max(map(len, place))
+    ids_BT = np.zeros((len(place), longest), dtype=np.int64)
+    mask_BT = np.zeros((len(place), longest), dtype=np.int64)
+    for read, b in place.items():
+        ids_BT[b, : len(read)], mask_BT[b, : len(read)] = read, 1
     rows: list[int] = []
     columns: list[int] = []
     targets: list[int] = []
-    for b, item in enumerate(items):
+    owners: list[int] = []
+    for i, item in enumerate(items):
         assert item.prompt, "an answer needs a prompt: its first token is predicted from the prompt's last"
         assert item.answer, "an answer without tokens has no probability"
-        size = len(item.prompt) + len(item.answer)
-        ids_BT[b, :size], mask_BT[b, :size] = [*item.prompt, *item.answer], 1
-        rows += [b] * len(item.answer)
-        columns += range(len(item.prompt) - 1, size - 1)
+        rows += [place[item.read]] * len(item.answer)
+        columns += range(len(item.prompt) - 1, len(item.read))
         targets += item.answer
+        owners += [i] * len(item.answer)
     with precision(where):
         hidden_BTD = model.base_model(
             input_ids=torch.from_numpy(ids_BT).to(where),
             attention_mask=None if mask_BT.all() else torch.from_numpy(mask_BT).to(where),
             use_cache=False,
         ).last_hidden_state
-        row_N = torch.tensor(rows, device=where)
-        hidden_ND = hidden_BTD[row_N, torch.tensor(columns, device=where)]
+        hidden_ND = hidden_BTD[torch.tensor(rows, device=where), torch.tensor(columns, device=where)]
         nats_N, _ = target_nats(model, hidden_ND, torch.tensor(targets, device=where))
-    sums_B = torch.zeros(len(items), dtype=torch.float64, device=where).index_add_(0, row_N, nats_N.double())
-    return [-value for value in sums_B.tolist()]
+    sums_I = torch.zeros(len(items), dtype=torch.float64, device=where)
+    sums_I.index_add_(0, torch.tensor(owners, device=where), nats_N.double())
+    return [-value for value in sums_I.tolist()]
 
 
 def digest(items: Sequence[Scored]) -> str:

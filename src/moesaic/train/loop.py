@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from moesaic import config
 from moesaic.data.sampler import Sample, Sampler
@@ -22,9 +21,9 @@ from moesaic.errors import InputError, Interrupted
 from moesaic.flow import files, manifest, signals
 from moesaic.flow.progress import Progress
 from moesaic.flow.step import Result
-from moesaic.model import depth, load, size
-from moesaic.model.adapters import beside
-from moesaic.train import adapt, checkpoint, hardware, policy, probe
+from moesaic.model import size
+from moesaic.settings import HOUSEKEEPING
+from moesaic.train import checkpoint, finish, hardware, policy, probe
 from moesaic.train.engine import Engine, build
 from moesaic.train.job import Job
 from moesaic.train.recorder import Recorder
@@ -33,9 +32,6 @@ from moesaic.train.sums import Sums
 from moesaic.train.validation import observation, reference, validate
 
 log = logging.getLogger("moesaic.train")
-
-TOPOLOGY = ("engine", "save_every", "keep_checkpoints", "keep_every", "log_samples")
-"""Settings that change how a stage runs and not what it computes: a checkpoint may be taken up with others."""
 
 
 def train(job: Job) -> Result | None:
@@ -138,7 +134,9 @@ def _run(
     weights = engine.weights()  # all ranks have a part in it
     if job.trainee.policy is not None:
         job.trainee.policy.fold(job.trainee.model, weights)
-    result = _finish(job, engine, sampler, weights, counted, loss, done, seen, speed) if engine.main else None
+    result = (
+        finish.save(job, engine, sampler, weights, counted, loss, done, seen, speed) if engine.main else None
+    )
     # No barrier here: the other ranks have nothing left to wait for, and a rank that waits can hang.
     if engine.main:
         writer.wait()
@@ -193,7 +191,7 @@ def _step(
 def _identity(job: Job) -> str:
     """Digest of everything that the result depends on: a checkpoint of another identity is not ours to go on from."""
     inputs = {name: files.sha256(item.folder / manifest.NAME) for name, item in job.context.inputs.items()}
-    own = {key: value for key, value in job.settings.items() if key not in TOPOLOGY}
+    own = {key: value for key, value in job.settings.items() if key not in HOUSEKEEPING}
     settings = job.context.settings | {job.context.name.split("/")[-1]: own}
     return config.digest({"settings": settings, "inputs": inputs})
 
@@ -255,67 +253,6 @@ def _snapshot(
             "rng": checkpoint.rng_state(),
         }
         writer.save(step, tensors, state)
-
-
-def _finish(
-    job: Job,
-    engine: Engine,
-    sampler: Sampler,
-    weights: Mapping[str, Tensor],
-    counted: size.Size,
-    loss: float,
-    done: int,
-    seen: int,
-    speed: float,
-) -> Result:
-    model: Any = job.trainee.model
-    state = {
-        name: tensor.to(engine.dtypes.get(name, tensor.dtype))
-        for name, tensor in weights.items()
-        if not name.startswith("policy.")
-    }
-    adapter = adapt.finish(model, state, job)
-    if adapter is not None:
-        state, counted = adapter.state, adapter.size
-    if model.config.tie_word_embeddings:
-        state["lm_head.weight"] = state[_input_name(model)]
-    with files.atomic_path(job.context.out / "model") as folder:
-        depth.save(model, folder, state)
-        load.note_dtype(folder, next(iter(engine.dtypes.values())))
-        load.load_tokenizer(job.tokenizer_from).save_pretrained(folder)
-    epochs = sampler.epochs()
-    for name, value in epochs.items():
-        if value > 1:
-            log.info("%s: domain %s was gone through %.1f times", job.context.name, name, value)
-    result = {
-        "architecture": model.config.architectures[0],
-        "vocab_size": model.config.vocab_size,
-        "steps": done,
-        "tokens": seen,
-        "final_loss": round(loss, 6) if math.isfinite(loss) else None,
-        "drawn": dict(sampler.drawn),
-        "epochs": {name: round(value, 4) for name, value in epochs.items()},
-        "parameters": counted.total,
-        "active_parameters": counted.running(depth.shares(model)),
-    }
-    if adapter is not None:
-        result["adapter"] = adapter.facts
-    deep = depth.facts(model)
-    if deep:
-        result["depth"] = deep
-    measured = {
-        "tokens_per_second": speed,
-        "ranks": engine.world,
-        "device": str(engine.device),
-        "memory_gb": hardware.memory_gb(),
-    }
-    return Result(["model"] if adapter is None else ["model", beside.FOLDER], result, measured)
-
-
-def _input_name(model: Any) -> str:
-    """Name of the token embeddings' weight."""
-    wanted = model.get_input_embeddings()
-    return next(f"{name}.weight" for name, module in model.named_modules() if module is wanted)
 
 
 def _check_batch(settings: Mapping[str, Any], world: int) -> None:

@@ -21,7 +21,7 @@ def run(context: Context) -> Result:
         import astropy  # noqa: F401
     except ModuleNotFoundError as error:
         raise InputError(
-            "data.science: the answers are computed with astropy; pip install 'moesaic[science]'"
+            "data.science: the answers are computed with astropy; pip install -e '.[science]' in the clone"
         ) from error
     from moesaic.evaluate.science import export, generate
     from moesaic.flow.progress import Progress

@@ -29,7 +29,7 @@ def attach(model: Any, rank: int, alpha: float, targets: Sequence[str], expert_r
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise InputError("adapter.method: lora needs peft; pip install 'moesaic[lora]'") from error
+        raise InputError("adapter.method: lora needs peft; pip install -e '.[lora]' in the clone") from error
     experts = [part.experts for part in families.parts(model)]
     if expert_rank and not experts:
         raise InputError("adapter.expert_rank: this model has no experts; leave it null")
