@@ -324,3 +324,21 @@ def test_a_parent_is_planned_in_the_dtype_that_it_will_have(tmp_path, monkeypatc
 def test_no_machine_is_refused(wrong):
     with pytest.raises(InputError, match="is not above 0"):
         plan.Hardware(**wrong)
+
+
+def test_stages_after_new_layers_are_planned_with_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_llama().save_pretrained(tmp_path / "parent")
+    raw = {
+        "model": {"at": {"kind": "folder", "path": "parent"}}, "variants": {"a": {}}, "stages": ["construct", "tune", "distill"],
+        "data": {
+            "domains": {"d": {"sources": [{"at": {"kind": "files", "path": "d"}}]}},
+            "chat": {"sources": [{"name": "c", "at": {"kind": "files", "path": "c"}}]},
+        },
+        "experts": {"experts": 4, "per_token": 2},
+    }  # fmt: skip
+    plain = {stage.name: stage.flops for stage in plan.make(config.check(raw), MACHINE)[0].stages}
+    deep = config.check(config.merge(raw, {"tune": {"depth": {"expand": {"every": 1}}}}))
+    found = {stage.name: stage.flops for stage in plan.make(deep, MACHINE)[0].stages}
+    assert found["tune"] > 1.3 * plain["tune"]
+    assert found["distill"] > 1.3 * plain["distill"]

@@ -192,8 +192,12 @@ def test_rounds_belong_to_the_history(loaded, tmp_path, monkeypatch):
             if not path.exists():
                 files.write_json(path, {})
         files.write_json(plan.out / "model" / "config.json", shape)
-        manifest.write(plan.out, "distill", 2, plan.settings, plan.inputs, ["model"], metrics)
-    exported(sampled)
+        own = [{"steps": 5, "tokens": 700}] * (1 if part else 2)
+        manifest.write(
+            plan.out, "distill", 2, plan.settings, plan.inputs, ["model"], metrics | {"rounds": own}
+        )
+    _, made = exported(sampled)
+    assert "10 steps, 1,400 tokens" in made.text, "of both rounds"
     again(sampled, "tune", "activation", final_loss=2.7)
     exported(sampled, "tune")
     with pytest.raises(
@@ -229,6 +233,7 @@ def test_a_stage_begun_from_the_dense_parent_leaves_the_earlier_ones_out(loaded)
         ("no metadata at all", None, {}),
         (None, "apache-2.0", {"license": "apache-2.0"}),
         (PARENT_CARD, "mit", {"license": "mit"}),
+        ("---\nlicense:\n- mit\n---\n", None, {"license": "mit"}),
         (None, "My Own Licence, v2", {"license": "other", "license_name": "my-own-licence-v2"}),
     ],
 )

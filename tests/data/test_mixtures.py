@@ -147,8 +147,9 @@ def test_published_references_and_bad_settings():
         build("dynamic").observe(Observation(dict.fromkeys(DOMAINS, 1.0) | {"b": math.nan}))
 
 
-def test_domains_at_zero_stay_at_zero():
-    mixture = build("dynamic", weights={"a": 1.0, "b": 1.0, "c": 2.0, "d": 0.0})
+@pytest.mark.parametrize("method", ["dynamic", "dynamic-paper"])
+def test_domains_at_zero_stay_at_zero(method):
+    mixture = build(method, weights={"a": 1.0, "b": 1.0, "c": 2.0, "d": 0.0})
     mixture.observe(Observation(dict.fromkeys(DOMAINS, 3.0)))
     assert mixture.weights["d"] == 0.0
     assert mixture.weights["c"] > mixture.weights["a"]

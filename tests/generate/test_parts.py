@@ -142,3 +142,24 @@ def test_scores_equal_a_plain_forward_pass_and_ignore_the_batch(tmp_path, llama)
         assert record["logp"] == pytest.approx(expected, rel=1e-5)
     other = score.score(tiny_llama(seed=1), "other", items, 3, "s", part=4, cache=tmp_path)
     assert other != found, "another model's scores must not come from the first one's cache"
+
+
+def test_answers_that_differ_in_their_last_token_share_a_sequence(tmp_path, llama, monkeypatch):
+    items = [
+        score.Scored(f"{prompt.id}={value}", prompt.ids, [50, 60 + value])
+        for prompt in prompts(3)
+        for value in range(6)
+    ]
+    sequences = []
+    right = llama.base_model.forward
+    monkeypatch.setattr(
+        llama.base_model,
+        "forward",
+        lambda **given: sequences.append(len(given["input_ids"])) or right(**given),
+    )
+    found = score.score(llama, "m", items, 2, "s", cache=tmp_path)
+    assert sum(sequences) == 3
+    assert [record["id"] for record in found] == [item.id for item in items]
+    for item, record in zip(items, found, strict=True):
+        alone = score.log_probabilities(llama, [item])[0]
+        assert record["logp"] == pytest.approx(alone, rel=1e-5)

@@ -209,3 +209,17 @@ def test_the_planner_counts_what_runs():
     pruned = flops(skip={"method": "static", "capacity": 0.6, "unit": "ffn"})
     assert plan.flops_per_token(dense, 64, True) - pruned == pytest.approx(6 * 3 * 48 * 96)
     assert dense.config.num_hidden_layers == 3, "the model that the plan is about is left alone"
+
+
+def test_a_folded_model_keeps_what_is_not_its_layers(tmp_path):
+    model = tiny_moe(tmp_path, tiny_llama().to(torch.bfloat16), family="glm4_moe", shared_experts=2).model
+    bias = model.model.layers[0].mlp.gate.e_score_correction_bias
+    bias.copy_(torch.linspace(0.1234567, 0.4, len(bias)))
+    model.generation_config.eos_token_id = [2, 7]
+    skip.attach(model, [], [1])
+    folded = depth.fold.fold(model).model
+    assert folded.generation_config.eos_token_id == [2, 7]
+    found = folded.model.layers[0].mlp.gate.e_score_correction_bias
+    assert found.dtype == torch.float32
+    assert torch.equal(found, bias)
+    assert folded.dtype == torch.bfloat16

@@ -138,3 +138,25 @@ def test_half_of_what_was_trained_is_refused(tmp_path, tokenizer):
 def test_rotary_pairs_are_neighbours():
     weight = torch.arange(8.0)[:, None]
     assert to_gguf.pairs(weight, 2, 4)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+
+
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+DIGITS = {"type": "Digits", "individual_digits": True}
+QWEN = {"type": "Split", "pattern": {"Regex": to_gguf.SPLIT % ""}, "behavior": "Isolated", "invert": False}
+
+
+@pytest.mark.parametrize(
+    ("steps", "name"),
+    [
+        ([BYTES], "gpt-2"),
+        ([DIGITS, BYTES], "smollm"),
+        ([QWEN, BYTES | {"use_regex": False}], "qwen2"),
+        ([DIGITS | {"individual_digits": False}, BYTES], None),
+        ([DIGITS, BYTES | {"add_prefix_space": True}], None),
+        ([QWEN, DIGITS, BYTES | {"use_regex": False}], None),
+        ([QWEN | {"pattern": {"Regex": "[0-9]"}}, BYTES | {"use_regex": False}], None),
+        ([QWEN | {"invert": True}, BYTES | {"use_regex": False}], None),
+    ],
+)
+def test_a_pre_tokenizer_has_its_name_or_none(steps, name):
+    assert to_gguf.pre_tokenizer(steps) == name

@@ -193,6 +193,24 @@ def pairs(weight_ID: Tensor, heads: int, head: int) -> Tensor:
     return weight_ID.view(heads, 2, head // 2, -1).transpose(1, 2).reshape(weight_ID.shape)
 
 
+def pre_tokenizer(steps: list[dict[str, Any]]) -> str | None:
+    """llama.cpp's name of a list of steps; None where another name's rules would cut the text elsewhere."""
+    *before, last = steps
+    if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
+        return None
+    plain = last.get("use_regex", True)
+    match [step.get("type") for step in before]:
+        case []:
+            return "gpt-2" if plain else None
+        case ["Digits"]:
+            return "smollm" if plain and before[0].get("individual_digits") else None
+        case ["Split"]:
+            step = before[0]
+            isolated = step.get("behavior", "Isolated") == "Isolated" and not step.get("invert")
+            return PATTERNS.get(step["pattern"].get("Regex")) if isolated and not plain else None
+    return None
+
+
 def tokens(folder: Path, size: int) -> dict[str, Any]:
     """Metadata of a byte-level BPE tokenizer, by the names of the writer's methods.
 
@@ -213,10 +231,9 @@ def tokens(folder: Path, size: int) -> dict[str, Any]:
         raise InputError(
             f"{path}: only byte-level BPE tokenizers without a normalizer are written as GGUF; use llama.cpp's own converter for this one"
         )
-    regex = next((step["pattern"].get("Regex") for step in steps if step.get("type") == "Split"), None)
-    name = "smollm" if "Digits" in kinds else "gpt-2" if regex is None else PATTERNS.get(regex)
+    name = pre_tokenizer(steps)
     if name is None:
-        raise InputError(f"{path}: its pre-tokenizer has no name in llama.cpp that is known here: {regex}")
+        raise InputError(f"{path}: its pre-tokenizer has no name in llama.cpp that is known here: {steps}")
     tokenizer = load.load_tokenizer(folder)
     special = {item["id"]: CONTROL if item["special"] else USER for item in raw["added_tokens"]}
     words = {index: word for word, index in tokenizer.get_vocab().items()}
