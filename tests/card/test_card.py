@@ -173,7 +173,10 @@ def test_a_history_that_is_not_there_any_more_is_refused(loaded, tmp_path, monke
             exported(loaded, stage)
     raw = loaded.model_dump(mode="json")
     student = {"of": "dense", "per_token": None, "ffn": 512}
-    pruned = configuration.check(configuration.merge(raw, {"distill": {"student": student}}))
+    changes = {"distill": {"student": student}}
+    pruned = configuration.check(
+        configuration.merge(raw, changes | {"variants": dict.fromkeys(loaded.variants, changes)})
+    )
     again(pruned, "distill", "activation")
     exported(pruned)
 

@@ -268,3 +268,11 @@ def test_assignment_check_catches_errors(shared, routed, message):
     found = Assignment(torch.tensor(shared, dtype=torch.long), torch.tensor(routed), torch.zeros(3))
     with pytest.raises(AssertionError, match=message):
         found.check(Sizes(3, len(shared), len(routed), 2), overlap=False)
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.1, 0.5])
+def test_every_neuron_finds_a_place_in_experts_that_share(overlap):
+    own = options("sharing-inner", shared=56, sharing={"overlap": overlap}) | {"experts": 2}
+    found = sizes.sizes(96, own)
+    assert found.experts * found.neurons >= 40
+    assert found.neurons % 8 == 0

@@ -155,7 +155,7 @@ def test_labels_by_hand():
             r"expand\.after: \[7\] do not exist, the model has the layers 0 to 2",
         ),
         ({"expand": {"every": 9}}, r"expand\.every: 9 is more than the model's 3 layers"),
-        ({"expand": {"method": "slerp", "after": [0], "every": None}}, "layer 0 has none"),
+        ({"of": "dense", "expand": {"method": "slerp", "after": [0], "every": None}}, "layer 0 has none"),
         ({"skip": {"layers": [5]}}, r"skip\.layers: 5 does not exist"),
         ({"skip": {"layers": "inserted"}}, "no layer may skip"),
         ({"skip": {"spare_first": 2, "spare_last": 1}}, "no layer may skip"),

@@ -44,7 +44,9 @@ def sizes(ffn: int, settings: dict[str, Any]) -> Sizes:
     neurons = (ffn - shared) // pieces
     if settings["split"] == "sharing-inner":
         wider = neurons * (1 + settings["sharing"]["overlap"])
-        neurons = min(math.ceil(wider / MULTIPLE - 1e-9) * MULTIPLE, ffn - shared)
+        # to the nearest multiple, but never so few that a neuron finds no place
+        least = math.ceil(neurons / MULTIPLE) * MULTIPLE
+        neurons = min(max(round(wider / MULTIPLE) * MULTIPLE, least), ffn - shared)
     if neurons % MULTIPLE:
         raise InputError(
             f"experts.experts: experts of {neurons} neurons; torch's grouped matrix product needs a multiple of {MULTIPLE} "
