@@ -292,6 +292,8 @@ def test_the_default_plans_before_anything_ran(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("recipe", "gpus"), [("llama-moe-3.5b-4of16", 112), ("timo", 8)])
 def test_recipes_of_large_models_fit_the_gpus_they_are_for(monkeypatch, recipe, gpus):
     monkeypatch.chdir(ROOT)
+    # the largest that was counted of these models' layers; counting again takes gigabytes
+    monkeypatch.setattr(memory, "saved_bytes", lambda *_: (241006.0, 1036.0))
     machine = plan.Hardware("A100", gpus)
     found = plan.make(config.load(f"config/recipes/{recipe}.yaml"), machine)
     assert found

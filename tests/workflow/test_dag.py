@@ -211,7 +211,9 @@ def test_a_run_without_conversations_ends_with_its_report(tmp_path):
 )
 def test_every_recipe_plans(tmp_path, recipe):
     (tmp_path / "config.yaml").write_text(recipe.read_text())
-    shutil.copytree(ROOT / "config/deepspeed", tmp_path / "config/deepspeed")  # as in a clone or a new project
+    shutil.copytree(
+        ROOT / "config/deepspeed", tmp_path / "config/deepspeed"
+    )  # as in a clone or a new project
     jobs = planned(tmp_path)
     settings = yaml.safe_load(recipe.read_text())
     variants, stages = len(settings["variants"]), settings["stages"]

@@ -4,6 +4,7 @@ Activations are what autograd keeps in the real class, counted on one and on two
 """
 
 import copy
+import gc
 import json
 import logging
 from collections.abc import Mapping
@@ -95,6 +96,8 @@ def saved_bytes(config: Any, kind: Any, mixed: bool) -> tuple[float, float]:
         model = kind(small).float()
         execution.apply(model, "grouped_mm" if mixed else "auto", torch.device("cpu"), logging.DEBUG)
         kept.append(_kept(model, mixed))
+        del model
+        gc.collect()  # modules and their hooks refer to each other, and a layer of a 7B model is a gigabyte
     _SAVED[key] = (kept[1] - kept[0], 2 * kept[0] - kept[1])
     return _SAVED[key]
 
