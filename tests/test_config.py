@@ -114,8 +114,11 @@ def test_a_variant_inherits_what_was_given_and_no_part_of_a_default():
     assert (own.distill.student.per_token, own.distill.student.drop_layers) == (None, [1])
     assert loaded.distill.student.per_token == 1
     assert own.tune.steps == 3
-    warm = config.check(config.merge(BASE, {"tune": {"mixture": {"method": "temperature"}}}))
-    assert warm.tune.mixture.weights == config.check(BASE).tune.mixture.weights == "size"
+    mixture = {"tune": {"mixture": {"method": "gate-load"}}}
+    for changes in (mixture, {"variants": {"v": mixture}}):
+        own = config.variant_config(config.check(config.merge(BASE, changes)), "v")
+        assert own.tune.mixture.weights == "uniform"
+    assert config.check(BASE).tune.mixture.weights == "size"
 
 
 def test_an_override_wins_over_the_variant_too(tmp_path):

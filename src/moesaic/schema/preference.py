@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from moesaic.schema.base import NonNegative, Positive, Strict
-from moesaic.schema.training import SetMixture, Training
+from moesaic.schema.training import Mixture, Training
 
 
 class Sampling(Strict):
@@ -90,7 +90,7 @@ class Preference(Training):
     """Share of the pairs kept for validation."""
     epochs: Annotated[float, Field(gt=0.0)] | None = None
     """Instead of `steps`: how often the pairs are gone through, since their number is known only when they are there."""
-    mixture: SetMixture = SetMixture()
+    mixture: Mixture = Mixture(weights="size")
     """By kind of question."""
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from moesaic.schema.base import Count, Fraction, NonNegative, Positive, Strict
 from moesaic.schema.samples import PairOptions, Samples
-from moesaic.schema.training import Mixture, SetMixture, Training
+from moesaic.schema.training import Mixture, Training
 
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
@@ -200,7 +200,7 @@ class Distill(Teaching):
     """samples: share of the questions kept for validation."""
     epochs: Annotated[float, Field(gt=0.0)] | None = None
     """samples: instead of `steps`, how often a round goes through its pairs, since their number is known only when they are there."""
-    mixture: SetMixture = SetMixture()
+    mixture: Mixture = Mixture(weights="size")
 
     @model_validator(mode="after")
     def _samples_fit(self) -> "Distill":

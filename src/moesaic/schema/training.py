@@ -177,10 +177,3 @@ class Mixture(Strict):
     smoothing: Fraction = 1e-4
     """dynamic-paper, ref-loss: share of the uniform mixture."""
     probe: Probe = Probe()
-
-
-class SetMixture(Mixture):
-    """How often each instruction set (distillation on text: each domain) is drawn."""
-
-    weights: Literal["uniform", "size", "llama", "sheared-llama"] | dict[str, NonNegative] = "size"
-    """A preset, or weights by set (normalised); dynamic methods start from it. llama and sheared-llama: of text, by each domain's `like`."""

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from moesaic.schema.base import Fraction, Positive, Strict
 from moesaic.schema.depth import Depth
-from moesaic.schema.training import SetMixture, Training
+from moesaic.schema.training import Mixture, Training
 
 
 class Adapter(Strict):
@@ -71,7 +71,7 @@ class Adapter(Strict):
 class Tune(Training):
     """Supervised tuning on conversations."""
 
-    mixture: SetMixture = SetMixture()
+    mixture: Mixture = Mixture(weights="size")
     packing: bool = True
     """Several conversations in one sequence, each seeing itself alone, instead of padding to the longest: the same losses, faster. Not with depth or an adapter for pictures."""
     depth: Depth | None = None
