@@ -63,7 +63,7 @@ def test_wrong_keys_are_named(change, expected):
         ({"tune": {"mixture": {"weights": {"c": 0}}}}, "tune.mixture.weights: all weights are 0"),
         (
             {"pretrain": {"mixture": {"weights": {"b": 1}}}},
-            "pretrain.mixture.weights: nothing to train on is called 'b'",
+            "pretrain.mixture.weights: no text or instruction set named 'b'",
         ),
         ({"tune": {"router": {"gate": "tanh"}}}, "tune.router.gate: tanh"),
         (
@@ -75,10 +75,10 @@ def test_wrong_keys_are_named(change, expected):
         ({"distill": {"student": {"ffn": 64}}}, "distill.student: ffn: the width of a dense student"),
         ({"distill": {"student": {"per_token": 3}}}, "distill.student.per_token: 3 is more than"),
         ({"distill": {"teacher": "dense", "teacher_experts": "all"}}, "distill.teacher_experts: all"),
-        ({"distill": {"student_text": ["d"]}}, "distill.student_text: nothing to train on is called 'd'"),
+        ({"distill": {"student_text": ["d"]}}, "distill.student_text: no text or instruction set named 'd'"),
         (
             {"evaluate": {"instructions": {"sources": ["d"]}}},
-            "evaluate.instructions.sources: nothing to train on is called 'd'",
+            "evaluate.instructions.sources: no text or instruction set named 'd'",
         ),
         (
             {"stages": ["construct", "preference"], "data": {"temporal": {"train": 0}}},

@@ -66,4 +66,4 @@ def _weights(key: str, weights: Any, known: list[str]) -> Iterator[str]:
 def _named(key: str, names: Iterable[str], known: list[str]) -> Iterator[str]:
     for name in names:
         if name not in known:
-            yield f"{key}: nothing to train on is called '{name}'{nearest(name, known)}; there are: {', '.join(known) or 'none'}"
+            yield f"{key}: no text or instruction set named '{name}'{nearest(name, known)}; there are: {', '.join(known) or 'none'}"
