@@ -100,6 +100,6 @@ def test_what_does_not_fit_is_refused(tmp_path):
         student(tiny_llama(), of="dense", ffn=97)
     moe = tiny_moe(tmp_path, shared=32).model
     with pytest.raises(InputError, match=r"distill\.student\.ffn: an MoE student has experts"):
-        student(moe, ffn=16)
+        student(moe, of="dense", ffn=16)  # asked as of a dense student, and given an MoE
     with pytest.raises(InputError, match="can be compared in one vocabulary only"):
         students.check_vocabularies(300, 512)
