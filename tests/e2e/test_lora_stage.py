@@ -104,5 +104,5 @@ def test_without_peft_the_error_says_what_to_install(monkeypatch):
     from moesaic.model.adapters import lora
 
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(InputError, match=r"pip install 'moesaic\[lora\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[lora\]'"):
         lora.attach(tiny_llama(), 4, 8.0, ("q_proj",), None)

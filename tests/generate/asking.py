@@ -10,6 +10,7 @@ class Words:
     """As much of a tokenizer as sampling needs."""
 
     eos_token_id = 2
+    chat_template = None
 
     def decode(self, ids, skip_special_tokens):
         return " ".join(str(i) for i in ids if not (skip_special_tokens and i == 2))
