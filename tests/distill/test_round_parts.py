@@ -58,7 +58,9 @@ def test_what_cannot_be_trained_is_said(built, tmp_path):
             step(path, "student_text", paths.Part(2, 0))
         with pytest.raises(InputError, match=r"shard 1 is not between 0 and distill\.samples\.shards"):
             step(path, "teacher_text", paths.Part(None, 1))
-        with pytest.raises(InputError, match=r"samples\.sources: no text or instruction set named 'poems'; there are: chat"):
+        with pytest.raises(
+            InputError, match=r"samples\.sources: no text or instruction set named 'poems'; there are: chat"
+        ):
             step(path, "student_text", paths.Part(1, 0), distill={"samples": {"sources": ["poems"]}})
         with pytest.raises(InputError, match=r"no question of at most 2 tokens \(\d+ are longer\)"):
             step(path, "student_text", paths.Part(1, 0), distill={"samples": {"max_prompt": 2}})
