@@ -58,7 +58,7 @@ def test_the_step_writes_the_same_bytes_again(folder, tmp_path):
 
 def test_the_step_says_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "astropy", None)
-    with pytest.raises(InputError, match=r"moesaic\[science\]"):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[science\]'"):
         make(tmp_path / "science")
 
 
