@@ -11,9 +11,8 @@ try:
     CONFIG = None if workflow.is_main_process else hooks.inherited()
     if CONFIG is None:
         for path in workflow.configfiles:
-            moesaic_config.read(
-                path
-            )  # Snakemake's own reading takes a key that stands twice
+            # Snakemake's own reading takes a key that stands twice
+            moesaic_config.read(path)
         CONFIG = moesaic_config.check(config, "config")
 except InputError as error:
     raise WorkflowError(str(error)) from None

@@ -103,10 +103,13 @@ def variant_config(config: Config, variant: str, where: str = "config") -> Confi
     """The configuration of one variant: the common keys with that variant's overrides on top."""
     if variant not in config.variants:
         raise InputError(f"{where}: no variant named '{variant}'; variants: {', '.join(config.variants)}")
-    # What was given, without defaults: of `student: {of: dense}` the default student's other keys are no part.
-    raw = config.model_dump(mode="json", exclude_unset=True)
-    merged = merge(raw, config.variants[variant])
+    merged = merge(given(config), config.variants[variant])
     return _validate(merged, f"{where}: variants.{variant}")
+
+
+def given(config: Config) -> dict[str, Any]:
+    """What was given, without defaults: a variant's keys are laid over that. Of `student: {of: dense}` the default student's other keys are no part."""
+    return config.model_dump(mode="json", exclude_unset=True)
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

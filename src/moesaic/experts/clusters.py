@@ -50,7 +50,7 @@ def by_text(texts: list[str], count: int, seed: int) -> Tensor:
     try:
         words = vectorizer.fit_transform(texts)
     except ValueError:  # no word in two blocks: writing without spaces, or few and unlike blocks
-        log.info("calibration text shares no words, its pieces of two to four characters are compared")
+        log.info("calibration text shares no words, its pieces of one to four characters are compared")
         pieces = TfidfVectorizer(sublinear_tf=True, analyzer="char", ngram_range=(1, 4), max_features=50_000)
         words = pieces.fit_transform(texts)
     width = max(2, min(TOPICS, min(words.shape) - 1))

@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 from moesaic import config
 from moesaic.flow import current, files, manifest, track
@@ -26,12 +25,7 @@ No table: {RESULTS / "report.html"} was not made from this configuration, or fro
 
 def config_file(settings: Config) -> Path:
     """Where the jobs read the merged configuration: named by its digest, so that a queued job never sees a later edit."""
-    return RESULTS / "config" / f"{config.digest(_given(settings))[:12]}.json"
-
-
-def _given(settings: Config) -> dict[str, Any]:
-    """What was given, without defaults: a variant's keys are laid over that (config.variant_config), in the jobs as here."""
-    return settings.model_dump(mode="json", exclude_unset=True)
+    return RESULTS / "config" / f"{config.digest(config.given(settings))[:12]}.json"
 
 
 def inherited() -> Config | None:
@@ -61,7 +55,9 @@ def prepare(settings: Config) -> None:
 def start(settings: Config) -> None:
     """Once, in the main process: write the configuration, open the MLflow run, tell the jobs about both."""
     # not sorted: variants and domains keep their order in the jobs, which digests of settings see
-    files.write_text(config_file(settings), json.dumps(_given(settings), indent=1, ensure_ascii=False) + "\n")
+    files.write_text(
+        config_file(settings), json.dumps(config.given(settings), indent=1, ensure_ascii=False) + "\n"
+    )
     os.environ["MOESAIC_PARENT_RUN"] = track.start(settings, RESULTS)
     os.environ["MOESAIC_GIT_COMMIT"] = track.git_commit()
     os.environ["MOESAIC_TRACKING_URI"] = settings.track.uri

@@ -32,6 +32,7 @@ def named(settings: Any) -> Iterator[str]:
     """The paths in a step's settings."""
     if isinstance(settings, Mapping):
         at = settings.get("at")
+        # a source of pictures whose `images` names no package: they lie beside their table
         if isinstance(at, Mapping) and at.get("kind") == "files" and settings.get("images", at) is None:
             yield from pictures(at["path"])
         if settings.get("kind") in KINDS and "path" in settings:

@@ -46,13 +46,13 @@ def main(folder: str) -> None:
     signals.install()
     task = json.loads((Path(folder) / "task.json").read_text(encoding="utf-8"))
     rank = _environment(task)
-    _device()
     _logging(rank)
     if task["launcher"] is not None:
         threading.Thread(target=_watch, args=(task["launcher"],), name="watch", daemon=True).start()
     inputs = {name: Path(path) for name, path in task["inputs"].items()}
     code, message = DONE, ""
     try:
+        _device()
         execute(Step(**task["step"]), task["settings"], inputs, Path(task["out"]), rank)
     except Interrupted as error:
         code, message = Interrupted.EXIT_CODE, str(error)

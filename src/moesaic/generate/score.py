@@ -3,6 +3,7 @@
 Shapes: I answers, B different sequences, T their longest length, N answer tokens, D model width.
 """
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class Scored:
     prompt: list[int]
     answer: list[int]
 
-    @property
+    @functools.cached_property
     def read(self) -> tuple[int, ...]:
         """What the model reads: all but the last token. Answers that differ in that one alone share a sequence."""
         return (*self.prompt, *self.answer[:-1])

@@ -22,7 +22,7 @@ from moesaic.flow import files, manifest, signals
 from moesaic.flow.progress import Progress
 from moesaic.flow.step import Result
 from moesaic.model import size
-from moesaic.settings import HOUSEKEEPING
+from moesaic.settings import compared
 from moesaic.train import checkpoint, finish, hardware, policy, probe
 from moesaic.train.engine import Engine, build
 from moesaic.train.job import Job
@@ -191,9 +191,8 @@ def _step(
 def _identity(job: Job) -> str:
     """Digest of everything that the result depends on: a checkpoint of another identity is not ours to go on from."""
     inputs = {name: files.sha256(item.folder / manifest.NAME) for name, item in job.context.inputs.items()}
-    own = {key: value for key, value in job.settings.items() if key not in HOUSEKEEPING}
-    settings = job.context.settings | {job.context.name.split("/")[-1]: own}
-    return config.digest({"settings": settings, "inputs": inputs})
+    settings = job.context.settings | {job.context.name.split("/")[-1]: job.settings}
+    return config.digest({"settings": compared(settings), "inputs": inputs})
 
 
 def _resume(job: Job, engine: Engine, sampler: Sampler, folder: Path) -> dict[str, Any] | None:
