@@ -2,7 +2,8 @@
 
 transformers' grouped backend gathers the rows of all slots, keeps them and what is made of them for the backward pass, and goes back through two
 gathers, which scatter one row after the other. Here rows are gathered expert by expert into one small buffer, in both passes; autograd keeps the layer's
-input and the first product alone. The sum over a token's experts is one embedding bag: it reads rows in the order of tokens, so its result does
+input and the first product alone. What is not a product runs once over all slots: each call wakes all threads, and sixteen times as many calls cost more
+than their work. The sum over a token's experts is one embedding bag: it reads rows in the order of tokens, so its result does
 not depend on threads.
 
 Shapes: T tokens, D model width, E experts, K experts per token, S = T * K token slots sorted by expert, M neurons per expert.
@@ -22,7 +23,7 @@ FEW = 16
 SMALL, WORK = 700_000, 5_000_000
 """Weights of one expert, and weights times token slots per expert, below which a loop over experts costs more than the products it saves."""
 
-TILE = 4096
+TILE = 2048
 """Tokens of one pass: the rows of more fall out of the caches between product and sum."""
 
 
@@ -76,9 +77,11 @@ def run(x_TD: Tensor, gate_up_EFD: Tensor, down_EDM: Tensor, index_TK: Tensor, w
             return _one(x_TD[0], gate_up_EFD, down_EDM, index_TK[0], weight_TK[0])[None]
         if together(down_EDM, index_TK.numel()):
             return _together(x_TD, gate_up_EFD, down_EDM, index_TK, weight_TK)
-    tiles = zip(x_TD.split(TILE), weight_TK.to(x_TD.dtype).split(TILE), index_TK.split(TILE), strict=True)
+    count = max(1, -(-len(x_TD) // TILE))
+    parts = [tensor.tensor_split(count) for tensor in (x_TD, weight_TK.to(x_TD.dtype), index_TK)]
     found = [
-        _Sorted.apply(x_ND, gate_up_EFD, down_EDM, weight_NK, index_NK) for x_ND, weight_NK, index_NK in tiles
+        _Sorted.apply(x_ND, gate_up_EFD, down_EDM, weight_NK, index_NK)
+        for x_ND, weight_NK, index_NK in zip(*parts, strict=True)
     ]
     return found[0] if len(found) == 1 else torch.cat(found)
 
@@ -97,11 +100,12 @@ def _together(
 ) -> Tensor:
     """All experts on all tokens, where a weight of zero leaves out those that were not chosen: the work of the dense FFN, at its speed."""
     experts, width, neurons = down_EDM.shape
-    both_TEF = (x_TD @ gate_up_EFD.view(-1, width).T).view(len(x_TD), experts, 2 * neurons)
-    gate_TEM, up_TEM = both_TEF.chunk(2, dim=2)
-    weight_TE = x_TD.new_zeros(len(x_TD), experts).scatter_(1, index_TK, weight_TK.to(x_TD.dtype))
-    h_TEM = functional.silu(gate_TEM).mul_(up_TEM).mul_(weight_TE[:, :, None])
-    return torch.bmm(h_TEM.transpose(0, 1), down_EDM.transpose(1, 2)).sum(0)
+    # the tokens stand last: few columns beside large weights are faster than few rows
+    both_EFT = (gate_up_EFD.view(-1, width) @ x_TD.T).view(experts, 2 * neurons, len(x_TD))
+    gate_EMT, up_EMT = both_EFT.chunk(2, dim=1)
+    weight_ET = x_TD.new_zeros(experts, len(x_TD)).scatter_(0, index_TK.T, weight_TK.T.to(x_TD.dtype))
+    h_EMT = functional.silu(gate_EMT).mul_(up_EMT).mul_(weight_ET[:, None])
+    return torch.bmm(down_EDM, h_EMT).sum(0).T.contiguous()
 
 
 def _groups(counts: list[int]) -> list[tuple[int, int, int]]:
@@ -139,21 +143,19 @@ class _Sorted(torch.autograd.Function):
         counts = torch.bincount(index_TK.flatten(), minlength=len(down_EDM)).tolist()  # the one wait
         groups, most = _groups(counts), max(counts)
         token_S, weight_S = order_S // chosen, weight_TK.flatten()[order_S]
-        keep = any(ctx.needs_input_grad[:4])
-        rows = tokens * chosen if keep else most
-        gate_up_SF, out_SD = x_TD.new_empty(rows, 2 * neurons), x_TD.new_empty(tokens * chosen, width)
-        x_ND, inner_NM = x_TD.new_empty(most, width), x_TD.new_empty(most, neurons)
+        slots = tokens * chosen
+        gate_up_SF, out_SD = x_TD.new_empty(slots, 2 * neurons), x_TD.new_empty(slots, width)
+        x_ND = x_TD.new_empty(most, width)
         for expert, begin, end in groups:
-            count = end - begin
-            own_ND = torch.index_select(x_TD, 0, token_S[begin:end], out=x_ND[:count])
-            both_NF = gate_up_SF[begin:end] if keep else gate_up_SF[:count]
-            torch.mm(own_ND, gate_up_EFD[expert].T, out=both_NF)
-            gate_NM, up_NM = both_NF.chunk(2, dim=1)
-            own_NM = torch.mul(functional.silu(gate_NM), up_NM, out=inner_NM[:count])
-            # the weight goes where there are fewest columns
-            torch.mm(own_NM.mul_(weight_S[begin:end, None]), down_EDM[expert].T, out=out_SD[begin:end])
+            own_ND = torch.index_select(x_TD, 0, token_S[begin:end], out=x_ND[: end - begin])
+            torch.mm(own_ND, gate_up_EFD[expert].T, out=gate_up_SF[begin:end])
+        gate_SM, up_SM = gate_up_SF.chunk(2, dim=1)
+        # the weight goes where there are fewest columns
+        h_SM = functional.silu(gate_SM).mul_(up_SM).mul_(weight_S[:, None])
+        for expert, begin, end in groups:
+            torch.mm(h_SM[begin:end], down_EDM[expert].T, out=out_SD[begin:end])
         place_TK = _inverse(order_S).view(tokens, chosen)
-        if keep:
+        if any(ctx.needs_input_grad[:4]):
             ctx.save_for_backward(
                 x_TD, gate_up_EFD, down_EDM, weight_S, gate_up_SF, token_S.to(torch.int32), place_TK
             )
@@ -165,41 +167,38 @@ class _Sorted(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x_TD, gate_up_EFD, down_EDM, weight_S, gate_up_SF, token_S, place_TK = ctx.saved_tensors
         wants_x, wants_gate_up, wants_down, wants_weight = ctx.needs_input_grad[:4]
-        grad_TD, most, groups = grads[0].contiguous(), ctx.most, ctx.groups
+        grad_TD, groups = grads[0].contiguous(), ctx.groups
         width, neurons = down_EDM.shape[1:]
-        slots = len(token_S)
-        grad_x_SD = x_TD.new_empty(slots, width) if wants_x else None
-        grad_weight_S = torch.empty_like(weight_S) if wants_weight else None
+        rows_ND = x_TD.new_empty(ctx.most, width)
         grad_gate_up_EFD, grad_down_EDM = _like(gate_up_EFD, wants_gate_up), _like(down_EDM, wants_down)
-        rows_ND, inner_NM, grad_NM = (x_TD.new_empty(most, size) for size in (width, neurons, neurons))
-        grad_NF = x_TD.new_empty(most, 2 * neurons)
         _clear(groups, len(down_EDM), grad_gate_up_EFD, grad_down_EDM)
+
+        gate_SM, up_SM = gate_up_SF.chunk(2, dim=1)
+        active_SM = functional.silu(gate_SM)
+        h_SM = active_SM * up_SM
+        weighted_SM = h_SM * weight_S[:, None]
+        dh_SM = torch.empty_like(h_SM)  # still without the weight
         for expert, begin, end in groups:
-            count, token_N, weight_N1 = end - begin, token_S[begin:end], weight_S[begin:end, None]
-            gate_NM, up_NM = gate_up_SF[begin:end].chunk(2, dim=1)
-            active_NM = functional.silu(gate_NM)
-            h_NM = torch.mul(active_NM, up_NM, out=inner_NM[:count])
-            own_ND = torch.index_select(grad_TD, 0, token_N, out=rows_ND[:count])
-            dh_NM = torch.mm(own_ND, down_EDM[expert], out=grad_NM[:count])  # still without the weight
-            if grad_weight_S is not None:
-                torch.linalg.vecdot(dh_NM, h_NM, out=grad_weight_S[begin:end])
+            own_ND = torch.index_select(grad_TD, 0, token_S[begin:end], out=rows_ND[: end - begin])
+            torch.mm(own_ND, down_EDM[expert], out=dh_SM[begin:end])
             if grad_down_EDM is not None:
-                torch.mm(own_ND.T, h_NM.mul_(weight_N1), out=grad_down_EDM[expert])
-            if grad_x_SD is None and grad_gate_up_EFD is None:
-                continue
-            dh_NM.mul_(weight_N1)
-            own_NF = grad_NF[:count]
-            torch.mul(dh_NM, active_NM, out=own_NF[:, neurons:])
-            torch.ops.aten.silu_backward.grad_input(
-                dh_NM.mul_(up_NM), gate_NM, grad_input=own_NF[:, :neurons]
-            )
+                torch.mm(own_ND.T, weighted_SM[begin:end], out=grad_down_EDM[expert])
+        grad_weight_TK = torch.linalg.vecdot(dh_SM, h_SM)[place_TK] if wants_weight else None
+        if not (wants_x or wants_gate_up):
+            return None, None, grad_down_EDM, grad_weight_TK, None
+
+        dh_SM.mul_(weight_S[:, None])
+        grad_SF = torch.empty_like(gate_up_SF)
+        torch.mul(dh_SM, active_SM, out=grad_SF[:, neurons:])
+        torch.ops.aten.silu_backward.grad_input(dh_SM.mul_(up_SM), gate_SM, grad_input=grad_SF[:, :neurons])
+        grad_x_SD = x_TD.new_empty(len(token_S), width) if wants_x else None
+        for expert, begin, end in groups:
             if grad_x_SD is not None:
-                torch.mm(own_NF, gate_up_EFD[expert], out=grad_x_SD[begin:end])
+                torch.mm(grad_SF[begin:end], gate_up_EFD[expert], out=grad_x_SD[begin:end])
             if grad_gate_up_EFD is not None:
-                own_ND = torch.index_select(x_TD, 0, token_N, out=rows_ND[:count])
-                torch.mm(own_NF.T, own_ND, out=grad_gate_up_EFD[expert])
+                own_ND = torch.index_select(x_TD, 0, token_S[begin:end], out=rows_ND[: end - begin])
+                torch.mm(grad_SF[begin:end].T, own_ND, out=grad_gate_up_EFD[expert])
         grad_x_TD = None if grad_x_SD is None else _sum_slots(grad_x_SD, place_TK)
-        grad_weight_TK = None if grad_weight_S is None else grad_weight_S[place_TK]
         return grad_x_TD, grad_gate_up_EFD, grad_down_EDM, grad_weight_TK, None
 
 
