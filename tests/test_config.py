@@ -18,6 +18,7 @@ BASE = {
     },
     "variants": {"v": {}},
 }
+TWO = {"chat": {"sources": [{"at": {"kind": "files", "path": name}, "name": name} for name in "cd"]}}
 
 
 @pytest.mark.parametrize(
@@ -86,6 +87,69 @@ def test_wrong_keys_are_named(change, expected):
         ),
         ({"data": {"domains": {"a": {"held_out": True}}}}, "data.domains: all of them are held_out"),
         ({"data": {"chat": {"sources": []}}}, "stages: tune trains on conversations"),
+        (
+            {"tune": {"mixture": {"method": "dynamic", "reference": "llama-2-7b"}}},
+            "tune.mixture.reference: llama-2-7b is for",
+        ),
+        (
+            {"pretrain": {"mixture": {"weights": "llama"}}},
+            "data.domains.a.like: pretrain.mixture.weights llama needs",
+        ),
+        (
+            {"pretrain": {"mixture": {"method": "dynamic", "reference": "llama-2-7b", "ceiling": 1.0}}},
+            "data.domains.a.like: pretrain.mixture.reference llama-2-7b needs",
+        ),
+        (
+            {"pretrain": {"mixture": {"method": "dynamic", "reference": {"b": 1.0}, "ceiling": 1.0}}},
+            "pretrain.mixture.reference.a: no reference loss",
+        ),
+        ({"pretrain": {"mixture": {"method": "dynamic"}}}, "pretrain.mixture.ceiling: 0.8 for each of 1 (a)"),
+        (
+            {"tune": {"mixture": {"method": "gate-load-robust", "floor": 1.0, "ceiling": 1.0}}, "data": TWO},
+            "tune.mixture.floor: 1.0 for each of 2 is more than 1",
+        ),
+        (
+            {"tune": {"mixture": {"method": "ref-loss"}}, "data": {"chat": {"validation": 0}}},
+            "data.chat.validation: 0, and tune.mixture.method ref-loss",
+        ),
+        (
+            {
+                "stages": ["construct", "preference"],
+                "preference": {"mixture": {"weights": {"maths": 1}}},
+                "data": {"temporal": {}},
+            },
+            "preference.mixture.weights: no text or instruction set named 'maths'",
+        ),
+        (
+            {
+                "distill": {
+                    "data": "samples",
+                    "samples": {"text": "teacher"},
+                    "mixture": {"weights": {"c-student": 1}},
+                }
+            },
+            "distill.mixture.weights: no text or instruction set named 'c-student'",
+        ),
+        (
+            {"stages": ["construct", "preference"], "data": {"temporal": {"tasks": ["shift_calendar"]}}},
+            "preference.kinds: no task of data.temporal.tasks is pure-time",
+        ),
+        (
+            {
+                "tune": {"depth": {"of": "dense", "expand": {"every": 1}}},
+                "distill": {"student": {"per_token": 1}},
+            },
+            "distill.student.per_token: tune.depth.of is dense",
+        ),
+        (
+            {"tune": {"depth": {"of": "dense", "expand": {"every": 1}}, "router": {"capacity": 1.5}}},
+            "tune.router.capacity: 1.5: the model of tune has no experts",
+        ),
+        (
+            {"tune": {"router": {"frozen": True}, "optimizer": {"routers_first": 5}}},
+            "optimizer.routers_first: 5 steps",
+        ),
+        ({"tune": {"optimizer": {"betas": [0.9, 1.0]}}}, "tune.optimizer.betas"),
         ({"name": "a/b"}, "name: string should match"),
         ({"variants": {"-a": {}}}, "variants.-a: a variant name"),
         ({"variants": {False: {}}}, "variants: a name must be text, got False; put it in quotes"),
@@ -258,6 +322,12 @@ def test_layers_to_expand_after_need_no_every():
     ("change", "words"),
     [
         ({"pretrain": {"offline": {}}}, "set teacher: dense"),
+        ({"pretrain": {"loss": "rkl"}}, "pretrain: loss: has no effect without a teacher"),
+        ({"pretrain": {"temperature": 2}}, "pretrain: temperature: has no effect without a teacher"),
+        (
+            {"distill": {"data": "samples", "loss": "dpkd", "teacher": "moe", "teacher_experts": "all"}},
+            "distill: teacher_experts: all is for losses on the teacher's tokens",
+        ),
         ({"distill": {"data": "chat", "epochs": 3}}, "set data: samples"),
         (
             {"tune": {"router": {"expert_dropout": 0.1}, "engine": {"experts": "eager"}}},

@@ -11,8 +11,10 @@ from typing import Any
 from moesaic.config import VARIANT_KEYS, variant_config
 from moesaic.errors import InputError
 from moesaic.evaluate import presets
+from moesaic.preference import rubric
 from moesaic.schema import Config
 from moesaic.schema.teaching import PAIR_LOSSES
+from moesaic.train import zero
 
 PAIR_KEYS = ("kinds", "items", "pairs", "sampling", "rubric", "score_batch")
 """Keys of `preference` that only the steps before its training read."""
@@ -150,12 +152,14 @@ def _image_tokens(images: Mapping[str, Any] | None, seed: int) -> dict[str, Any]
 
 
 def _rubric(template: str | None) -> str:
-    """The critic's texts themselves, so that an edited file counts as a changed key. Raises InputError when they are not there."""
+    """The critic's texts themselves, so that an edited file counts as a changed key. Raises InputError when they are not there, or not whole."""
     path = Path(template) if template else Path(__file__).parent / "preference" / "rubric.yaml"
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise InputError(f"preference.rubric.template: {path}: cannot be read ({error})") from error
+    rubric.load(text, str(path))
+    return text
 
 
 def teacher_settings(config: Config, stage: str, variant: str) -> dict[str, Any]:
@@ -231,10 +235,10 @@ def _sampling(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _training(raw: Mapping[str, Any], step: str) -> dict[str, Any]:
-    """A training stage's settings, with the content of its DeepSpeed file, so that an edited file counts as a changed key.
+    """A training stage's settings, with the content of its DeepSpeed file.
 
     Raises:
-        InputError: the file is missing, not JSON, or without a ZeRO stage of 1, 2 or 3.
+        InputError: the file is missing, not JSON, without a ZeRO stage of 1, 2 or 3, or asks for what the engine does not do.
     """
     settings: dict[str, Any] = raw[step]
     engine = settings["engine"]
@@ -253,4 +257,10 @@ def _training(raw: Mapping[str, Any], step: str) -> dict[str, Any]:
         ) from error
     if stage not in (1, 2, 3):
         raise InputError(f"{key}: {path}: zero_optimization.stage is {stage}; take 1, 2 or 3")
+    try:  # what the engine would find when the stage begins
+        zero.resolve(found, 1, 1, 1, settings["optimizer"]["clip"], 1, bf16=True, cuda=True)
+        if settings["router"]["noise"] != "none" or settings["router"]["learn_scale"]:
+            zero.check_routers(stage)
+    except InputError as error:
+        raise InputError(f"{step}.{error} ({path})") from None
     return settings | {"engine": engine | {"json": found}}

@@ -79,6 +79,26 @@ def test_expected_load_is_what_redrawn_noise_gives():
     assert (normal.cdf((clean - wrong) / sigma).sum(dim=0) - counted).abs().max() > 0.3
 
 
+def test_expected_load_knows_the_bias_of_the_choice():
+    """Sigmoid scores and a bias: against 4000 draws of each expert's noise; and a bias that undoes a skew leaves no loss."""
+    stream = torch.Generator().manual_seed(0)
+    clean, sigma = torch.randn(6, 5, generator=stream), torch.rand(6, 5, generator=stream) + 0.3
+    bias = torch.tensor([0.3, -0.2, 0.0, 0.1, -0.4])
+    noisy = clean + sigma * torch.randn(6, 5, generator=stream)
+    index = (noisy.sigmoid() + bias).topk(2, dim=1).indices
+    item = Decision(clean, index, torch.zeros(6, 2), "sigmoid", noisy, sigma, bias)
+    counted = torch.zeros(5)
+    draws = 4000
+    for expert in range(5):
+        redrawn = noisy.repeat(draws, 1, 1)
+        redrawn[:, :, expert] = clean[:, expert] + sigma[:, expert] * torch.randn(draws, 6, generator=stream)
+        chosen = (redrawn.sigmoid() + bias).topk(2, dim=2).indices
+        counted[expert] = (chosen == expert).any(dim=2).float().mean(dim=0).sum()
+    assert torch.allclose(importance_load.expected_load(item), counted, atol=0.06)
+    blind = importance_load.expected_load(dataclasses.replace(item, bias_E=None))
+    assert (blind - counted).abs().max() > 0.5
+
+
 @pytest.mark.parametrize("per_token", [1, 2])
 def test_load_without_noise_is_smooth_and_near_the_counts(per_token, monkeypatch):
     logits = torch.randn(200, 6, generator=torch.Generator().manual_seed(0)) * 7

@@ -5,8 +5,10 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from ports import free_port
@@ -14,11 +16,15 @@ from test_engine import settings
 from test_objectives import batch
 from tiny import tiny_llama, tiny_moe
 
+from moesaic.errors import InputError
 from moesaic.model import depth
 from moesaic.model.depth import skip, steer
 from moesaic.schema import Depth, Tune
 from moesaic.train.engine import build
+from moesaic.train.job import Job
 from moesaic.train.objectives import Trainee, Weights
+from moesaic.train.streams import Row
+from moesaic.train.validation import validate
 
 ROUTE = {"capacity": 0.5, "anneal": 0}
 FAMILIES = {
@@ -143,14 +149,46 @@ def test_gradients_reach_routers_and_only_tokens_that_run_reach_ffns(model):
 
 def test_without_a_gradient_into_the_model():
     found = {}
-    for detach in (True, False):
-        trainee = made(detach=detach, loss=5.0, gate=0.0)
+    for detach, loss in ((True, 5.0), (False, 5.0), (False, 0.0)):
+        trainee = made(detach=detach, loss=loss, gate=0.0)
         with torch.no_grad():
             for router in skip.routers(trainee.model):
                 router.weight.fill_(0.1)
         trainee(batch())[0].backward()
-        found[detach] = trainee.model.model.layers[0].self_attn.o_proj.weight.grad.clone()
-    assert not torch.allclose(found[True], found[False])
+        found[detach, loss] = trainee.model.model.layers[0].self_attn.o_proj.weight.grad.clone()
+    assert torch.equal(found[True, 5.0], found[False, 0.0]), "the routers' loss has no part in it"
+    assert not torch.allclose(found[True, 5.0], found[False, 5.0])
+
+
+def _job(trainee, sizes):
+    stream = types.SimpleNamespace(sizes=sizes, rows=lambda samples: [_row(s.row) for s in samples])
+    wanted = {"validation_batches": 2, "micro_batch": 2}
+    return Job(types.SimpleNamespace(name="x"), wanted, trainee, None, stream, stream, Path("x"))
+
+
+def _row(number):
+    ids = np.random.default_rng(number).integers(3, 512, 12)
+    return Row(ids, np.append(ids[1:], -100))
+
+
+def test_a_later_stage_measures_the_routers_that_it_trains():
+    """Without steering, as pre-training or distillation of a skipping model; nothing measured is no share of 0."""
+    model = made().model
+    for item in skip.layers(model).values():
+        item.share, item.select = 1.0, None
+    trainee = Trainee(model, Weights())
+    assert trainee.depth is None
+    engine = build(trainee, settings())
+    assert validate(_job(trainee, {"a": 4}), engine)["valid/ran"] == 1.0
+    with torch.no_grad():
+        for router in skip.routers(model):
+            router.bias.fill_(-5.0)
+    assert validate(_job(trainee, {"a": 4}), engine)["valid/ran"] == 0.0
+    assert set(depth.shares(model).values()) == {0.0}
+    assert "valid/ran" not in validate(_job(trainee, {}), engine)
+    assert depth.shares(model) == {}
+    with pytest.raises(InputError, match="nobody has measured"):
+        depth.fold.fold(model)
 
 
 def test_inserted_layers_only():

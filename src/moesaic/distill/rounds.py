@@ -6,15 +6,13 @@ from typing import Any
 from moesaic.distill import pairs, sampling, scoring, teachers
 from moesaic.distill.students import check_teacher
 from moesaic.flow.step import Context
+from moesaic.schema.samples import OWN
 from moesaic.schema.teaching import PAIR_LOSSES, TEXT_LOSSES
 from moesaic.train import pairs as training_pairs
 from moesaic.train import stage, streams
 from moesaic.train.job import Job
 from moesaic.train.objectives import Trainee, Weights
 from moesaic.train.streams import TextStream
-
-OWN = "-student"
-"""Ending of the domains whose text the student wrote."""
 
 
 class AnswerStream(training_pairs.PairStream):

@@ -6,6 +6,9 @@ from pydantic import Field
 
 from moesaic.schema.base import NonNegative, Positive, Strict
 
+OWN = "-student"
+"""Ending of the domains whose text the student wrote."""
+
 
 class Samples(Strict):
     """Answers of teacher and student to the questions of the instruction data; read where `data` is samples."""

@@ -112,7 +112,8 @@ class Teaching(Training):
     temperature: Annotated[float, Field(gt=0.0)] = 1.0
     """Of student and teacher in the distillation loss, which is multiplied by its square."""
     teacher_experts: Literal["top-k", "all", "sampled"] = "top-k"
-    """Experts of an MoE teacher that run: those its router chooses, all, or as many drawn from the router's distribution."""
+    """Experts of an MoE teacher that run where its probabilities are compared: those its router chooses, all, or as many drawn from the router's
+    distribution. Answers that it samples come from those its router chooses."""
     teacher_scale: Literal["mean", "sum"] = "mean"
     """teacher_experts: all: each expert keeps its mean weight (experts that are parts of one FFN), or the weights add up to what they did (copies)."""
     offline: Offline | None = None
@@ -133,6 +134,18 @@ class Teaching(Training):
         return self
 
 
+TAUGHT = (
+    "loss",
+    "losses",
+    "temperature",
+    "teacher_weight",
+    "teacher_experts",
+    "teacher_scale",
+    "student_text",
+)
+"""Keys of `pretrain` that only a teacher gives a meaning."""
+
+
 class Pretrain(Teaching):
     """Continual pre-training on the packed text."""
 
@@ -150,6 +163,12 @@ class Pretrain(Teaching):
             raise ValueError(
                 "offline: there is no teacher to keep the tokens of; set teacher: dense, or leave offline out"
             )
+        if self.teacher is None:
+            for key in TAUGHT:
+                if getattr(self, key) != type(self).model_fields[key].get_default(call_default_factory=True):
+                    raise ValueError(
+                        f"{key}: has no effect without a teacher; set teacher: dense, or leave it out"
+                    )
         return self
 
 
@@ -225,6 +244,10 @@ class Distill(Teaching):
                 "student_text: with data: samples it is known whose text each answer is; set samples.text: both"
             )
         if self.loss in PAIR_LOSSES:
+            if self.teacher_experts != "top-k":
+                raise ValueError(
+                    f"teacher_experts: {self.teacher_experts} is for losses on the teacher's tokens; the answers and scores of {self.loss} come from the teacher as it is"
+                )
             if self.language_model:
                 raise ValueError(
                     f"language_model: of the loss {self.loss} the weight of the corpus is pairs.corpus"

@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from moesaic.schema.base import Count, Fraction, NonNegative, Positive, Strict
 
+Below1 = Annotated[float, Field(ge=0.0, lt=1.0)]
+
 
 class Optimizer(Strict):
     """AdamW and its schedule."""
@@ -13,14 +15,14 @@ class Optimizer(Strict):
     lr: Annotated[float, Field(gt=0.0)] = 2e-4
     """Largest learning rate, reached after the warm-up."""
     min_lr: Fraction = 0.1
-    """Final learning rate as a share of lr."""
+    """Learning rate that the last step's is one step away from, as a share of lr."""
     decay: Literal["cosine", "linear"] = "cosine"
     """How the learning rate falls after the warm-up."""
     warmup: Count = 5
     """Steps of linear warm-up."""
     weight_decay: NonNegative = 0.1
     """AdamW's, on matrices only."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    betas: tuple[Below1, Below1] = (0.9, 0.95)
     """AdamW's decay of the two moments."""
     clip: Annotated[float, Field(gt=0.0)] = 1.0
     """Largest gradient norm."""
@@ -45,7 +47,7 @@ class RouterTraining(Strict):
     """Train a factor on each layer's routed output; folded into the down projections at the end."""
     frozen: bool = False
     """Leave the routers' weights as they are; everything else is trained."""
-    expert_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    expert_dropout: Below1 = 0.0
     """Share of an expert's inner activations that are 0 in training (Switch Transformers, section 2.4)."""
     gate: Literal["linear", "tanh"] = "linear"
     """tanh: LLaMA-MoE's gate of two layers, for comparisons in scripts: a stage refuses it, because its model could not be saved."""
@@ -108,6 +110,14 @@ class Training(Strict):
         return self
 
     @model_validator(mode="after")
+    def _something_waits_for(self) -> "Training":
+        if self.router.frozen and self.optimizer.routers_first:
+            raise ValueError(
+                f"optimizer.routers_first: {self.optimizer.routers_first} steps in which only the routers are trained, and router.frozen holds them; leave one out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _backend_drops_out(self) -> "Training":
         if self.router.expert_dropout and self.engine.experts in ("eager", "sonicmoe"):
             raise ValueError(
@@ -130,7 +140,7 @@ class Probe(Strict):
     """eta. null: 10 on the distance (gate-load, as published; sentence-embedding), 0.2 on the relative gap (gate-load-robust)."""
     smoothing: Fraction = 0.05
     """gate-load, sentence-embedding: c, share of the uniform mixture."""
-    average: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    average: Below1 = 0.5
     """gate-load-robust: share of the earlier updates in the moving average."""
     deviations: NonNegative = 3.0
     """gate-load-robust: standard errors that a gap must exceed to count."""

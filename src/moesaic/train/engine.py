@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moesaic.errors import InputError
 from moesaic.model import execution, families, grouped
 from moesaic.model.depth import skip
 from moesaic.train.clock import Clock
@@ -50,9 +51,12 @@ class Engine:
         self.trainee = trainee.to(self.device)
         self.wrapped = self.accelerator.prepare_model(self.trainee) if wrap else self.trainee
         self.parameters = {name: p for name, p in self._named() if p.requires_grad}
-        self.optimizer = adamw(
-            self.parameters, self.settings, router_parameters(self.trainee), wrap, places(self.trainee)
-        )
+        routers = router_parameters(self.trainee)
+        if self.settings["routers_first"] and not any(id(p) in routers for p in self.parameters.values()):
+            raise InputError(
+                f"optimizer.routers_first: {self.settings['routers_first']} steps in which only the routers are trained, and this model has none to train; set it to 0"
+            )
+        self.optimizer = adamw(self.parameters, self.settings, routers, wrap, places(self.trainee))
 
     @property
     def main(self) -> bool:

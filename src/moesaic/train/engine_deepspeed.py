@@ -5,7 +5,6 @@ stage or without DeepSpeed. (DeepSpeed's own checkpoints are sharded by rank and
 """
 
 import contextlib
-import copy
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,61 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from moesaic.errors import InputError
-from moesaic.train import engine
+from moesaic.train import engine, zero
 
 STATES = ("exp_avg", "exp_avg_sq")
-
-
-def resolve(
-    template: Mapping[str, Any],
-    micro_batch: int,
-    passes: int,
-    world: int,
-    clip: float,
-    hidden: int,
-    bf16: bool,
-) -> dict[str, Any]:
-    """The template with every "auto" replaced, as transformers does it from its own arguments.
-
-    Raises:
-        InputError: an "auto" that has no counterpart here, or expert parallelism (docs/decisions/0005-no-autoep.md).
-    """
-    if template.get("expert_parallel", {}).get("enabled"):
-        raise InputError(
-            "engine.deepspeed: expert_parallel: AutoEP puts its own layers in the place of the stock ones, with which balancing, load figures and "
-            "checkpoints of this loop do not work; leave it out and shard with ZeRO"
-        )
-    found = copy.deepcopy(dict(template))
-    zero = found["zero_optimization"]
-    # what the loop decides is never the template's: batch sizes and clipping come from the stage's settings
-    found |= {
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": passes,
-        "train_batch_size": micro_batch * passes * world,
-        "gradient_clipping": clip,
-    }
-    if found.setdefault("bf16", {"enabled": "auto"}).get("enabled") == "auto":
-        found["bf16"]["enabled"] = bf16
-    automatic = {
-        "reduce_bucket_size": hidden * hidden,
-        "stage3_prefetch_bucket_size": int(0.9 * hidden * hidden),
-        "stage3_param_persistence_threshold": 10 * hidden,
-        "overlap_comm": torch.cuda.is_available(),
-    }
-    for key, value in automatic.items():
-        if zero.get(key) == "auto":
-            zero[key] = value
-    left = [
-        f"{name}.{key}"
-        for name, part in found.items()
-        if isinstance(part, dict)
-        for key in part
-        if part[key] == "auto"
-    ]
-    left += [key for key, value in found.items() if value == "auto"]
-    if left:
-        raise InputError(f"engine.deepspeed: {left[0]}: 'auto' is not known for this key; give a value")
-    return found
 
 
 class DeepSpeedEngine(engine.Engine):
@@ -85,19 +32,17 @@ class DeepSpeedEngine(engine.Engine):
             ) from error
         template = settings["engine"]["json"]
         self.stage = template["zero_optimization"]["stage"]
-        if self.stage == 3 and trainee.policy is not None and list(trainee.policy.parameters()):
-            raise InputError(
-                "engine.deepspeed: ZeRO-3 cuts up the routers' own parameters (router.noise, router.learn_scale), which are used outside of "
-                "their module; take zero1 or zero2, or leave both off"
-            )
+        if trainee.policy is not None and list(trainee.policy.parameters()):
+            zero.check_routers(self.stage)
         super().__init__(trainee, settings, wrap=False)
         os.environ.setdefault("LOCAL_RANK", str(self.accelerator.local_process_index))
         engine.process_group()
         deepspeed.init_distributed(verbose=False)
-        bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        cuda = self.device.type == "cuda"
+        bf16 = cuda and torch.cuda.is_bf16_supported()
         self.passes = settings["batch"] // (settings["micro_batch"] * self.world)
-        resolved = resolve(
-            template, settings["micro_batch"], self.passes, self.world, settings["optimizer"]["clip"], trainee.model.config.hidden_size, bf16
+        resolved = zero.resolve(
+            template, settings["micro_batch"], self.passes, self.world, settings["optimizer"]["clip"], trainee.model.config.hidden_size, bf16, cuda
         )  # fmt: skip
         # In bfloat16 DeepSpeed keeps float32 copies of what is trained, and casts the rest in place.
         cast = resolved["bf16"]["enabled"]
@@ -139,7 +84,7 @@ class DeepSpeedEngine(engine.Engine):
             self.deepspeed.train()
 
     def weights(self) -> dict[str, Tensor]:
-        """Whole tensors on every rank, in float32 where DeepSpeed keeps float32 copies; all ranks must call it."""
+        """Whole tensors on rank 0 (no names on the others), in float32 where DeepSpeed keeps float32 copies; all ranks must call it."""
         from deepspeed.runtime.zero import GatheredParameters
         from deepspeed.utils import safe_get_full_fp32_param
 
@@ -147,13 +92,14 @@ class DeepSpeedEngine(engine.Engine):
         for name, parameter in self._named():
             if not parameter.requires_grad:
                 with GatheredParameters([parameter], enabled=self.stage == 3):
-                    kept = self.frozen.get(name)
-                    found[name] = parameter.detach().cpu().clone() if kept is None else kept
-            else:
-                found[name] = (
-                    safe_get_full_fp32_param(parameter).detach().cpu().view(_shape(parameter)).clone()
-                )
-        return found | self.buffers()
+                    if self.main:
+                        kept = self.frozen.get(name)
+                        found[name] = parameter.detach().cpu().clone() if kept is None else kept
+                continue
+            whole = safe_get_full_fp32_param(parameter)
+            if self.main:
+                found[name] = whole.detach().cpu().view(_shape(parameter)).clone()
+        return found | self.buffers() if self.main else {}
 
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
         from deepspeed.runtime.zero import GatheredParameters
@@ -183,7 +129,8 @@ class DeepSpeedEngine(engine.Engine):
                 found[f"{name}/step"] = torch.tensor(next(iter(steps)))
                 for key in STATES:
                     value = safe_get_full_optimizer_state(parameter, key)
-                    found[f"{name}/{key}"] = value.detach().cpu().view(_shape(parameter)).clone()
+                    if self.main:
+                        found[f"{name}/{key}"] = value.detach().cpu().view(_shape(parameter)).clone()
         return found
 
     def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:

@@ -47,9 +47,10 @@ class FsdpEngine(engine.Engine):
         return loss.detach(), statistics
 
     def weights(self) -> dict[str, Tensor]:
-        """Whole tensors on every rank; all ranks must call it."""
+        """Whole tensors on rank 0 (no names on the others); all ranks must call it."""
         self._reshard()
-        return {name: _whole(p) for name, p in self._named()} | self.buffers()
+        found = self._gathered(dict(self._named()))
+        return found | self.buffers() if self.main else {}
 
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
         self._reshard()
@@ -60,11 +61,13 @@ class FsdpEngine(engine.Engine):
                 buffer.copy_(tensors[name])
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        return {
-            f"{name}/{key}": _whole(value)
-            for name, p in self.parameters.items()
-            for key, value in self.optimizer.state[p].items()
-        }
+        return self._gathered(
+            {
+                f"{name}/{key}": value
+                for name, p in self.parameters.items()
+                for key, value in self.optimizer.state[p].items()
+            }
+        )
 
     def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
         for name, parameter in self.parameters.items():
@@ -72,6 +75,15 @@ class FsdpEngine(engine.Engine):
                 self.optimizer.state[parameter] = {"step": tensors[f"{name}/step"].cpu()} | {
                     key: self._piece(tensors[f"{name}/{key}"], parameter) for key in ("exp_avg", "exp_avg_sq")
                 }
+
+    def _gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors in rank 0's memory, gathered one after the other; all ranks must call it."""
+        found = {}
+        for name, tensor in tensors.items():
+            whole = _whole(tensor)
+            if self.main:
+                found[name] = whole.cpu()
+        return found
 
     def _reshard(self) -> None:
         """Back to pieces: after a forward pass without a backward pass the outermost module still holds whole tensors."""
@@ -92,4 +104,4 @@ class FsdpEngine(engine.Engine):
 def _whole(tensor: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor
 
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu()
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()

@@ -35,6 +35,11 @@ def memory_gb() -> float:
     """Memory in use by this process, GB: device memory at its peak on a GPU, resident memory on a CPU."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
+    return resident_gb()
+
+
+def resident_gb() -> float:
+    """Resident memory of this process, GB."""
     import psutil
 
     return float(psutil.Process().memory_info().rss) / 1e9

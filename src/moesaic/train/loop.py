@@ -43,6 +43,7 @@ def train(job: Job) -> Result | None:
     settings, context = job.settings, job.context
     if settings["router"]["gate"] != "linear":
         raise InputError(f"{context.name}.{policy.EXPORT}")  # now, and not after a week
+    probe.check(job)
     torch.manual_seed(context.settings["seed"])
     counted = size.count(job.trainee.model)  # before an engine cuts the parameters up
     _check_batch(settings, int(os.environ.get("WORLD_SIZE", "1")))
@@ -99,8 +100,10 @@ def _run(
         values |= {
             "train/tokens": seen,
             "train/tokens_per_second": speed,
-            "memory/rss_gb": hardware.memory_gb(),
+            "memory/rss_gb": hardware.resident_gb(),
         }
+        if engine.device.type == "cuda":
+            values["memory/gpu_gb"] = hardware.memory_gb()
         if peak:
             values["train/mfu"] = flops * speed / (peak * engine.world)
         done = step + 1
@@ -132,7 +135,7 @@ def _run(
             break
     speed = (seen - first_seen) / max(1e-9, time.monotonic() - began)
     weights = engine.weights()  # all ranks have a part in it
-    if job.trainee.policy is not None:
+    if engine.main and job.trainee.policy is not None:
         job.trainee.policy.fold(job.trainee.model, weights)
     result = (
         finish.save(job, engine, sampler, weights, counted, loss, done, seen, speed) if engine.main else None

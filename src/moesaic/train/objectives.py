@@ -19,7 +19,7 @@ from moesaic.model import families
 from moesaic.model.adapters import sequence
 from moesaic.model.adapters.layout import ImageTokens
 from moesaic.model.depth import skip
-from moesaic.model.depth.steer import Steering
+from moesaic.model.depth.steer import Steering, ran, valid
 from moesaic.train.chunked import CHUNK, CrossEntropy, chunked_loss
 from moesaic.train.policy import DEFAULTS, Policy
 
@@ -96,8 +96,8 @@ class Trainee(nn.Module):
     """The model with its loss: all of it runs in `forward`, which is what DDP, FSDP and DeepSpeed need.
 
     Returns the loss and detached statistics: nll_B and distill_B (sums per row), targets_B, modality (see `by_modality`), balance, z, load_LE, entropy, dropped; in evaluation
-    mode beside a teacher also TELEMETRY, while the distillation loss itself is left out; of depth routers depth_loss, depth_agreement and
-    depth_L4 (counts, see steer.Terms).
+    mode beside a teacher also TELEMETRY, while the distillation loss itself is left out; of steered depth routers depth_loss, depth_agreement and
+    depth_L4 (counts, see steer.Terms); in evaluation mode ran_L2 of all of them.
     """
 
     ROWS: tuple[str, ...] = ()
@@ -114,6 +114,9 @@ class Trainee(nn.Module):
         self.depth = (
             Steering(model, weights.depth) if weights.depth is not None and skip.routed(model) else None
         )
+        self.routed = skip.routed(model)
+        """Layers with a depth router, steered or not."""
+        self._valid_T: Tensor | None = None
         # The teacher is no submodule: it is neither trained, wrapped nor saved.
         own = teacher if teacher is None or isinstance(teacher, Teacher) else Teacher(teacher)
         object.__setattr__(self, "teacher", own)
@@ -153,6 +156,7 @@ class Trainee(nn.Module):
             self.policy.begin(valid_T, batch.seed)
         if self.depth is not None:
             self.depth.begin(batch.mask_BT, batch.ids_BT, batch.seed, self.training)
+        self._valid_T = valid(batch.mask_BT, batch.ids_BT) if self.routed else None
         return batch.hidden(self.model)
 
     def with_router_terms(
@@ -177,6 +181,8 @@ class Trainee(nn.Module):
                 "depth_agreement": depth.agreement,
                 "depth_L4": depth.counts_L4,
             }
+        if self._valid_T is not None and not self.training:
+            statistics["ran_L2"] = ran(list(self.routed.values()), self._valid_T)
         return loss, statistics
 
     def _taught(self, batch: Batch, where_BT: Tensor) -> Taught | None:

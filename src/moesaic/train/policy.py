@@ -76,6 +76,8 @@ class Policy(nn.Module):
         self.dropped = torch.zeros(())
         self.seed = 0
         self.valid_T: Tensor | None = None
+        weight = routers[0].weight
+        self.experts = int(getattr(weight, "ds_shape", weight.shape)[0])  # ZeRO-3 holds a piece of it
         for layer, router in enumerate(routers):
             router.register_forward_hook(self._hook(layer))
             router.requires_grad_(router.weight.requires_grad and not settings["frozen"])
@@ -102,9 +104,9 @@ class Policy(nn.Module):
         made = [i for i in sorted(self.decisions) if len(self.decisions[i].logits_TE)]
         if len(made) == len(self.parts):
             return balance.router_terms([self.decisions[i] for i in made], self.settings["balance"])
-        weight = self.parts[0].router.weight
-        load_LE = torch.zeros(len(self.parts), weight.shape[0], device=weight.device)
-        nothing = torch.zeros((), device=weight.device)
+        device = self.parts[0].router.weight.device
+        load_LE = torch.zeros(len(self.parts), self.experts, device=device)
+        nothing = torch.zeros((), device=device)
         if not made:
             return balance.RouterTerms(nothing, nothing, load_LE, nothing)
         terms = balance.router_terms([self.decisions[i] for i in made], self.settings["balance"])
@@ -177,6 +179,7 @@ class Policy(nn.Module):
                 self.parts[layer].family.scores,
                 where(noisy_TE),
                 where(sigma_TE),
+                getattr(router, "e_score_correction_bias", None),
             )
             if self.training and self.settings["capacity"] is not None:
                 weight_TK = self._drop(weight_TK, index_TK, logits_TE.shape[1], valid_T)

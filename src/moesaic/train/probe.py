@@ -33,6 +33,13 @@ SALT = 0x9A7E
 """Keeps the probe's draws apart from the sampler's."""
 
 
+def check(job: Job) -> None:
+    """Before the first step: a probe after a hundred steps is late to find out. Raises InputError when `mixture.probe.layers` names a layer without experts."""
+    mixture: Any = job.mixture
+    if mixture.PROBES and mixture.wants() == "model":
+        Reader(job.trainee.model, mixture.probe["layers"])
+
+
 def update(job: Job, engine: Engine, step: int) -> dict[str, float]:
     """One update of the mixture after optimizer step `step`; returns what to log. All ranks must call it."""
     mixture: Any = job.mixture

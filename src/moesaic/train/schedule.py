@@ -6,7 +6,7 @@ import math
 def learning_rate(
     step: int, steps: int, peak: float, warmup: int, floor: float, decay: str = "cosine"
 ) -> float:
-    """Linear warm-up, then along a cosine or a line from `peak` to `floor * peak` at the last step.
+    """Linear warm-up, then along a cosine or a line from `peak` towards `floor * peak`, which the step after the last one would have.
 
     Args:
         step: optimizer step, from 0. steps: all of them. warmup: steps of warm-up. floor: final share of the peak. decay: cosine or linear.

@@ -11,8 +11,9 @@ from moesaic.data.mixtures import Observation
 from moesaic.data.sampler import Sample
 from moesaic.errors import InputError
 from moesaic.flow import manifest
-from moesaic.model import families, load
-from moesaic.model.depth.steer import Steering
+from moesaic.generate import decode
+from moesaic.model import load
+from moesaic.model.depth.skip import LayerSkip
 from moesaic.train import balance
 from moesaic.train.engine import Engine
 from moesaic.train.job import Job
@@ -38,14 +39,17 @@ def validate(job: Job, engine: Engine, other: Trainee | None = None) -> dict[str
         trainee = other or own
         for name, size in sorted(job.validation.sizes.items()):
             total = min(size, settings["validation_batches"] * settings["micro_batch"])
-            chosen = list(range(engine.rank, total, engine.world))
+            # batches are made before they are dealt out: the balance loss of a batch depends on which rows are in it
+            micro = settings["micro_batch"]
+            batches = [range(begin, min(begin + micro, total)) for begin in range(0, total, micro)]
+            mine = batches[engine.rank :: engine.world]
             sums = torch.zeros(3 + len(TELEMETRY), dtype=torch.float64)
             load_LE: Tensor | None = None
             beside_teacher = False
             found = dict.fromkeys(trainee.ROWS, torch.zeros(2, dtype=torch.float64))
             # every rank makes as many passes as the others: where weights are cut up, a pass needs all of them
-            for begin in range(0, -(-total // engine.world), settings["micro_batch"]):
-                part = chosen[begin : begin + settings["micro_batch"]]
+            for turn in range(-(-len(batches) // engine.world)):
+                part = mine[turn] if turn < len(mine) else range(0)
                 rows = job.validation.rows([Sample(name, row) for row in part or [0]])
                 batch = job.collate(rows, [name] * len(rows), max(1, job.count(rows)), 0.0, engine.device)
                 _, statistics = trainee(batch)
@@ -55,8 +59,8 @@ def validate(job: Job, engine: Engine, other: Trainee | None = None) -> dict[str
                 if not part:
                     continue
                 targets = statistics["targets_B"].sum()
-                if "depth_L4" in statistics:
-                    counts = statistics["depth_L4"][:, 2:].double().cpu()
+                if "ran_L2" in statistics:
+                    counts = statistics["ran_L2"].double().cpu()
                     ran_L2 = counts if ran_L2 is None else ran_L2 + counts
                 uneven = statistics.get("balance", torch.zeros(())) * targets
                 if "modality" in statistics:
@@ -80,20 +84,22 @@ def validate(job: Job, engine: Engine, other: Trainee | None = None) -> dict[str
                 out[f"valid/balance/{name}"] = imbalance / max(1.0, count)
                 out[f"valid/load_cv/{name}"] = float(balance.load_cv(engine.sum(load_LE).cpu()).mean())
     out |= modality_means(engine, modality, "valid")
-    if other is None and job.trainee.depth is not None:
-        out |= _ran(job.trainee.depth, engine, ran_L2)
+    if other is None and job.trainee.routed:
+        out |= _ran(job.trainee.routed, engine, ran_L2)
     return out
 
 
-def _ran(depth: Steering, engine: Engine, ran_L2: Tensor | None) -> dict[str, float]:
-    """Share of the validation tokens that ran, by skipping layer; the layers remember it."""
-    counts = engine.sum(
-        torch.zeros(len(depth.skips), 2, dtype=torch.float64) if ran_L2 is None else ran_L2
-    ).cpu()
-    shares = (counts[:, 0] / counts[:, 1].clamp_min(1.0)).tolist()
-    for item, share in zip(depth.skips, shares, strict=True):
+def _ran(routed: Mapping[int, LayerSkip], engine: Engine, ran_L2: Tensor | None) -> dict[str, float]:
+    """Share of the validation tokens that ran, by skipping layer; the layers remember it, or that nothing was measured."""
+    counts = engine.sum(torch.zeros(len(routed), 2, dtype=torch.float64) if ran_L2 is None else ran_L2).cpu()
+    if not bool(counts[:, 1].all()):
+        for item in routed.values():
+            item.share = None
+        return {}
+    shares = (counts[:, 0] / counts[:, 1]).tolist()
+    for item, share in zip(routed.values(), shares, strict=True):
         item.share = share
-    out = {f"valid/ran/layer_{index}": share for index, share in zip(depth.index, shares, strict=True)}
+    out = {f"valid/ran/layer_{index}": share for index, share in zip(routed, shares, strict=True)}
     return out | {"valid/ran": sum(shares) / len(shares)}
 
 
@@ -103,13 +109,15 @@ def reference(job: Job, engine: Engine) -> dict[str, float]:
     _check_rows(job)
     teacher: Any = job.trainee.teacher
     manifest.verify(job.reference, only=["model"])
-    resident = teacher is not None and not families.is_moe(teacher.model)
+    # any other dense teacher is not the parent
+    resident = teacher is not None and job.settings.get("teacher") == "dense"
     model: Any = (
         teacher.model
         if resident
         else load.load_model(job.reference.folder / "model", "mixture.reference: dense parent")
     )
-    found = validate(job, engine, Trainee(model.to(engine.device).eval(), Weights()))
+    with decode.precision(engine.device):  # as the trainee's own validation
+        found = validate(job, engine, Trainee(model.to(engine.device).eval(), Weights()))
     losses = {name: found[f"valid/loss/{name}"] for name in job.validation.sizes}
     log.info(
         "%s: the dense parent's losses, which the mixture compares with: %s",

@@ -34,6 +34,8 @@ class GateLoadRobust(GateLoad):
 
     def __init__(self, settings: Mapping[str, Any], sizes: Mapping[str, int], like: Mapping[str, str | None]):
         super().__init__(settings, sizes, like)
+        for name in self.names:
+            _resampled(name, min(sizes[name], self.probe["rows"]))
         self.weights = bounded(self.weights, settings["floor"], settings["ceiling"])
         self.start = dict(self.weights)
         self.gap: dict[str, float] = {}
@@ -89,11 +91,7 @@ def relative_gaps(
         InputError: a dataset with one row, whose noise nobody can tell.
     """
     for name in names:
-        if len(probe.rows[name]) < 2:
-            raise InputError(
-                f"mixture.method: gate-load-robust cannot tell the noise of {name}, which has one row to train on; "
-                "add rows, or take gate-load"
-            )
+        _resampled(name, len(probe.rows[name]))
     drawn_BDLE = np.stack(
         [profile(probe.rows[name], probe.kind, resample(probe, name, resamples)) for name in names], axis=1
     )
@@ -106,6 +104,15 @@ def relative_gaps(
     scale = float(np.sqrt(squared_DD).mean())
     gap_D, gap_BD = _gaps(distance_DD, scale), _gaps(distance_BDD, scale)
     return np.maximum(distance_DD, 0.0), gap_D, gap_BD.std(axis=0, ddof=1)
+
+
+def _resampled(name: str, rows: int) -> None:
+    """Raises InputError for a dataset with one row, whose noise nobody can tell."""
+    if rows < 2:
+        raise InputError(
+            f"mixture.method: gate-load-robust cannot tell the noise of {name}, which has one row to train on (or mixture.probe.rows is 1); "
+            "add rows, or take gate-load"
+        )
 
 
 def resample(probe: Probe, name: str, count: int) -> np.ndarray:

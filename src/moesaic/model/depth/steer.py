@@ -7,7 +7,7 @@ the routers' buffers, so that checkpoints hold it; rho follows from the step alo
 Shapes: B sequences, T tokens of the micro-batch, L layers with a router, P labelled tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,11 +59,7 @@ class Steering:
             mask_BT: 1 for tokens, 0 for padding; None without padding. like_BT: the token ids. seed: of the choice of labelled tokens.
             training: False: the threshold decides, nothing is labelled.
         """
-        valid_T = (
-            like_BT.new_ones(like_BT.numel(), dtype=torch.bool)
-            if mask_BT is None
-            else mask_BT.flatten().bool()
-        )
+        valid_T = valid(mask_BT, like_BT)
         self.valid_T, self.active = valid_T, training
         probe_T = None
         if training and self.settings["labels"] != "self":
@@ -82,9 +78,9 @@ class Steering:
         assert self.valid_T is not None
         valid_T = self.valid_T
         ran_LT = torch.stack([_kept(item) for item in self.skips]) & valid_T
-        seen = int(valid_T.sum())
-        counts_L4 = torch.zeros(len(self.skips), 4, device=valid_T.device)
-        counts_L4[:, 2], counts_L4[:, 3] = ran_LT.sum(dim=1).float(), float(seen)
+        counts_L4 = torch.cat(
+            [torch.zeros(len(self.skips), 2, device=valid_T.device), ran(self.skips, valid_T)], 1
+        )
         nothing = torch.zeros((), device=valid_T.device)
         if not self.active:
             return Terms(nothing, counts_L4, nothing)
@@ -166,6 +162,19 @@ class Steering:
         share = 0.0 if self.settings["selection"] == "threshold" else int(_router(item).budget) / skip.UNIT
         count = max(1, quota(share, int(valid_T.sum())))
         return valid_T & (logits_T >= clean_T.topk(count).values[-1])
+
+
+def valid(mask_BT: Tensor | None, like_BT: Tensor) -> Tensor:
+    """Which tokens are no padding [B * T]. Args: like_BT: the token ids."""
+    if mask_BT is None:
+        return like_BT.new_ones(like_BT.numel(), dtype=torch.bool)
+    return mask_BT.flatten().bool()
+
+
+def ran(skips: Sequence[skip.LayerSkip], valid_T: Tensor) -> Tensor:
+    """Tokens that ran in the last forward pass, and all of them, by layer [L, 2]; padding is none of them."""
+    ran_LT = torch.stack([_kept(item) for item in skips]) & valid_T
+    return torch.stack([ran_LT.sum(dim=1), valid_T.sum().expand(len(skips))], dim=1).float()
 
 
 def annealed(step: int, capacity: float, anneal: int) -> float:

@@ -25,6 +25,8 @@ class Decision:
     """Logits with noise, when the choice was made on them."""
     sigma_TE: Tensor | None = None
     """Standard deviation of the noise."""
+    bias_E: Tensor | None = None
+    """Added to sigmoid scores for the choice alone; None where the architecture has none."""
 
     @property
     def probability_TE(self) -> Tensor:

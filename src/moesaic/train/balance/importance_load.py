@@ -16,6 +16,8 @@ from torch import Tensor
 
 from moesaic.train.balance.base import Decision, squared_cv
 
+EDGE = 1e-6
+"""A score that no logit reaches counts as one that hardly any does."""
 RELATIVE_SIGMA = 0.25
 """Of the estimate without noise, in standard deviations of a token's logits over the experts."""
 
@@ -27,7 +29,7 @@ def loss(decision: Decision) -> Tensor:
 
 
 def expected_load(decision: Decision) -> Tensor:
-    """Expected number of tokens of each expert [E], differentiable."""
+    """Expected number of tokens of each expert [E], differentiable. A bias of the choice moves the threshold of each expert."""
     noisy_TE, sigma_TE = decision.noisy_TE, decision.sigma_TE
     if noisy_TE is None or sigma_TE is None:
         noisy_TE = decision.logits_TE
@@ -35,8 +37,12 @@ def expected_load(decision: Decision) -> Tensor:
     chosen = decision.index_TK.shape[1]
     if chosen == noisy_TE.shape[1]:
         return torch.full_like(noisy_TE[0], float(len(noisy_TE)))
-    top_TK = noisy_TE.topk(chosen + 1, dim=1).values
-    inside_TE = noisy_TE > top_TK[:, -1:]
+    bias_E = decision.bias_E if decision.bias_E is not None and bool(decision.bias_E.any()) else None
+    ranked_TE = noisy_TE if bias_E is None else noisy_TE.sigmoid() + bias_E
+    top_TK = ranked_TE.topk(chosen + 1, dim=1).values
+    inside_TE = ranked_TE > top_TK[:, -1:]
     threshold_TE = torch.where(inside_TE, top_TK[:, -1:], top_TK[:, -2:-1])
+    if bias_E is not None:  # the logit with which the expert's own score and bias would reach it
+        threshold_TE = (threshold_TE - bias_E).clamp(EDGE, 1 - EDGE).logit()
     normal = torch.distributions.Normal(0.0, 1.0)
     return normal.cdf((decision.logits_TE - threshold_TE) / sigma_TE).sum(dim=0)
