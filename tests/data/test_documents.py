@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moesaic.data import documents
-from moesaic.data.duplicates import Duplicates, signature
+from moesaic.data.duplicates import WORD, Duplicates, signature
 from moesaic.data.split import SPLITS
 from moesaic.errors import InputError
 from moesaic.schema import Clean
@@ -111,6 +111,26 @@ def test_near_duplicates_follow_the_jaccard_threshold():
         assert check.check(" ".join(base)) is None
         if abs(true - 0.8) > 0.1:
             assert check.check(" ".join(other)) == ("near_duplicate" if true > 0.8 else None), true
+
+
+@pytest.mark.parametrize("script", ["漢字", "かなカナ漢字", "ไทย"])
+def test_near_duplicates_are_found_without_spaces_between_words(script):
+    """One sign changed in 600; another text of the same signs is none."""
+    first, last = {"漢字": (0x4E00, 0x5500), "かなカナ漢字": (0x3041, 0x30FA), "ไทย": (0xE01, 0xE3A)}[script]
+    made = random.Random(0)
+    one, other = ("".join(chr(made.randrange(first, last)) for _ in range(600)) for _ in range(2))
+    check = Duplicates(0.8)
+    assert check.check(one) is None
+    assert check.check(one[:300] + script[0] + one[301:]) == "near_duplicate"
+    assert check.check("\n".join(one[i : i + 60] for i in range(0, 600, 60))) == "near_duplicate"
+    assert check.check(other) is None
+
+
+def test_words_with_spaces_are_what_they_were():
+    """Accents, Cyrillic, Korean (which has spaces), any white space: no document that was kept is dropped now."""
+    text = "größe und\u2003maß\x1fЮлия ждёт\u3000 하늘과 바람과 별과 시 naïve\x85café"
+    assert WORD.findall(text) == text.split()
+    assert WORD.findall("日本 is 日 本") == ["日", "本", "is", "日", "本"]
 
 
 def test_near_duplicates_can_be_switched_off():

@@ -58,6 +58,18 @@ def test_codebook_errors(photographs, tmp_path):
         codebook.read(tmp_path / "a.png", (8, 8), 4)
 
 
+def test_a_picture_is_turned_upright(tmp_path):
+    """EXIF orientation 6, as cameras held upright write it: the first row of the file is the right side."""
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[:4] = 255
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=turned)
+    found = codebook.read(tmp_path / "a.png", (2, 2), 4)
+    assert np.array_equal(found[:, 4:], np.ones((8, 4, 3)))
+    assert np.array_equal(found[:, :4], np.zeros((8, 4, 3)))
+
+
 def test_each_pixel_keeps_its_place():
     pixels = np.random.default_rng(0).random((6, 9, 3))
     book = codebook.Codebook(codebook.patches(pixels, 3).reshape(6, 27), 3)

@@ -72,6 +72,41 @@ def test_a_part_of_the_captions_is_taken_at_random(folder):
     assert sum(colour in text for colour in pictured.COLOURS) >= 3
 
 
+@pytest.mark.parametrize("turns", [1, 2])
+def test_a_picture_with_several_captions_stands_in_one_record(folder, turns, caplog):
+    """Several rows of one file, as in COCO, and one folder in two sources: one side of the split and one direction for each picture."""
+    table = folder / "pictures" / "metadata.jsonl"
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    table.write_text(
+        "".join(json.dumps(row | {"text": f"{row['text']} {i}"}) + "\n" for row in rows for i in range(3))
+    )
+    some = {"at": {"kind": "files", "path": "pictures"}, "max_records": 20}
+    result, found = run(folder, sources=[some, {"at": {"kind": "files", "path": "pictures"}}], turns=turns)
+    assert result.metrics["images"] == 48
+    counts = json.loads((folder / "out/stats.json").read_text())["records"]
+    assert counts == {"kept": 48 // turns, "repeated_picture": 2 * 96 + 20}
+    assert "212 captions are left out" in caplog.text
+    shown = np.concatenate([pictures.load(folder / "out", number) for number in range(len(found))])
+    assert len(np.unique(shown.reshape(48, -1), axis=0)) == 48
+    told = json.dumps(found)
+    assert all(f"{row['text']} 0" in told and f"{row['text']} 1" not in told for row in rows)
+
+
+def test_whole_records_that_share_a_picture_are_told(folder, caplog):
+    picture = {"type": "image", "image": "red-left-light.png"}
+    lines = [turns([picture, {"type": "text", "text": f"What {i}?"}], "red") for i in range(2)]
+    lines.append(
+        turns([{"type": "image", "image": "blue-far-dark.png"}, {"type": "text", "text": "What?"}], "blue")
+    )
+    path = folder / "pictures" / "records.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    _, found = run(
+        folder, sources=[{"at": {"kind": "files", "path": str(path)}, "format": "messages"}], codes=4
+    )
+    assert len(found) == 3
+    assert "1 pictures stand in several records" in caplog.text
+
+
 def test_whole_records_and_filters(folder):
     def picture(name):
         return {"type": "image", "image": f"{name}.png"}

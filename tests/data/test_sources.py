@@ -106,6 +106,14 @@ def test_a_long_object_is_read_across_chunks(tmp_path):
         ("few.csv", b"text,kind\na,b\nc\n", r"few\.csv, line 3: .*more or fewer fields"),
         ("noted.csv", b"# about\n# more\ntext,kind\na,b\nc\n", r"noted\.csv, line 5: .*more or fewer fields"),
         ("quote.csv", b'text,kind\na,b\n"c,d\n', r"quote\.csv, line 3: damaged"),
+        (
+            "null.json",
+            b'[\n{"text": "a"},\nnull]',
+            r"null\.json, line 3: .*must be an object, found NoneType",
+        ),
+        ("digits.json", b'[{"text": "a", "n": ' + b"1" * 5000 + b"}]", r"digits\.json, line 1: damaged"),
+        ("digits.jsonl", b'{"text": "a"}\n{"n": ' + b"1" * 5000 + b"}\n", r"digits\.jsonl, line 2: damaged"),
+        ("deep.jsonl", b'{"text": "a"}\n' + b"[" * 200_000, r"deep\.jsonl, line 2: damaged"),
         ("cut.parquet", b"PAR1 and no more", r"cut\.parquet: damaged"),
         ("image.txt", b"\x89PNG\0\0", r"image\.txt: .*binary file"),
     ],
@@ -115,6 +123,26 @@ def test_damaged_files_are_named(tmp_path, name, data, message):
     with pytest.raises(InputError, match=message) as error:
         read(tmp_path / name)
     assert "\n" not in str(error.value)
+
+
+def test_parquet_whose_text_is_no_utf8_is_named(tmp_path):
+    texts = pa.array([b"good", b"bad \xff\xfe"], pa.binary())
+    path = tmp_path / "latin.parquet"
+    pq.write_table(pa.table({"text": pa.Array.from_buffers(pa.string(), 2, texts.buffers())}), path)
+    with pytest.raises(InputError, match=r"latin\.parquet: damaged .*utf-8"):
+        read(path)
+
+
+def test_zstd_with_a_long_window_is_read(tmp_path):
+    """What `zstd --long=31` writes; the library refuses windows above 128 MB by itself."""
+    small = {"hash_log": 12, "chain_log": 12, "compression_level": 1}
+    for window in (28, 31):
+        how = zstandard.ZstdCompressionParameters(window_log=window, **small)
+        packer = zstandard.ZstdCompressor(compression_params=how).compressobj()
+        data = packer.compress(b'{"text": "a"}\n') + packer.flush()
+        assert zstandard.get_frame_parameters(data).window_size == 1 << window
+        (tmp_path / "long.jsonl.zst").write_bytes(data)
+        assert [document.text for document in read(tmp_path / "long.jsonl.zst")] == ["a"]
 
 
 def test_comments_before_a_csv_header_are_skipped_and_a_header_is_none(tmp_path):

@@ -18,8 +18,10 @@ from transformers import (
 )
 
 from moesaic.errors import InputError
-from moesaic.evaluate import bootstrap, compare, harness, likelihood, routing
+from moesaic.evaluate import bootstrap, compare, greedy, harness, likelihood, routing, samples
+from moesaic.evaluate.images import drawing
 from moesaic.evaluate.scores import item_table, task_scores
+from moesaic.generate import sample
 from moesaic.model import families
 from moesaic.schema import Evaluate
 from moesaic.train.balance.base import Decision
@@ -252,6 +254,78 @@ def test_rolling_and_generative(tmp_path):
     assert got["gen"].metrics[0].estimate.value == 0.0
 
 
+def likeliest(m, prompt, count):
+    """Greedy, without cache and padding."""
+    ids = list(prompt)
+    with torch.no_grad():
+        for _ in range(count):
+            ids.append(int(m(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("contrasted", [False, True])
+def test_generated_answers_end_where_the_template_ends_a_turn(contrasted, monkeypatch):
+    """A base model with a chat template of its own says <|im_end|> and goes on; what stands behind it is no part of the answer."""
+    from lm_eval.api.instance import Instance
+
+    from moesaic.evaluate.dola import Dola, DolaLM
+    from moesaic.evaluate.prefix import SharedPrefixLM
+
+    m = build("llama", 512)
+    lm = DolaLM(m, TOK, 2, Dola((1,), 0.1)) if contrasted else SharedPrefixLM(m, TOK, 2)
+    asked = [
+        Instance(
+            "generate_until", {}, (text, {"until": ["<never>"], "max_gen_toks": 8, "do_sample": False}), i
+        )
+        for i, text in enumerate(("def run(self):", "return 2"))
+    ]
+    # Numbers for text, as decoding is not one to one; padding is special, and not decoded.
+    lm.tok_decode = lambda ids, **_: (
+        " ".join(str(i) for i in ids if i != TOK.pad_token_id) if isinstance(ids, list) else "<end>"
+    )
+    monkeypatch.setattr("moesaic.generate.decode.chat_template.end_of_turn", lambda _: None)
+    whole = [text.split() for text in lm.generate_until(asked)]
+    end = next(token for token in whole[0][2:] if token not in whole[0][:2])
+    monkeypatch.setattr("moesaic.generate.decode.chat_template.end_of_turn", lambda _: int(end))
+    found = [text.split() for text in lm.generate_until(asked)]
+    assert found == [ids[: ids.index(end)] if end in ids else ids for ids in whole]
+    assert len(found[0]) < len(whole[0])
+
+
+def test_instructions_are_put_with_the_templates_fixed_day():
+    """What the harness puts to a model is what it was tuned on, and the same after midnight."""
+    import copy
+
+    from moesaic.evaluate.prefix import SharedPrefixLM
+    from moesaic.generate.sample import chat_prompt
+
+    dated = copy.deepcopy(TOK)
+    dated.chat_template = '{{ strftime_now("%d %b %Y") }}' + TOK.chat_template
+    text = SharedPrefixLM(build("llama", 512), dated, 2).apply_chat_template(
+        [{"role": "user", "content": "Which day?"}]
+    )
+    assert text.startswith("26 Jul 2024")
+    assert dated(text, add_special_tokens=False)["input_ids"] == chat_prompt(dated, "Which day?")
+
+
+def test_samples_end_and_are_counted_where_an_answer_ends(monkeypatch):
+    """Prompts of several lengths in one batch, each as alone; padding behind an end is neither text nor a token that was made."""
+    m = build("llama", 512)
+    prompts = [TOK(text, add_special_tokens=False)["input_ids"] for text in samples.PROMPTS]
+    prompts.append(sample.chat_prompt(TOK, samples.QUESTION))
+    whole = [likeliest(m, prompt, 12) for prompt in prompts]
+    end = next(token for token in whole[0][2:] if token not in whole[0][:2])
+    monkeypatch.setattr("moesaic.evaluate.greedy.end_tokens", lambda *_: {511, end})
+    rows = [ids[: ids.index(end) + 1] if end in ids else ids for ids in whole]
+    assert len(rows[0]) < 12
+    assert greedy.answers(m, TOK, prompts, 12) == rows
+    found, made, _ = samples.generate(m, TOK, 12)
+    assert [one["text"] for one in found] == [TOK.decode(row, skip_special_tokens=True) for row in rows]
+    assert made == sum(map(len, rows))
+    texts = drawing.describe(m, TOK, prompts)
+    assert texts[0] == TOK.decode(rows[0], skip_special_tokens=True).strip()
+
+
 def test_a_group_counts_once_in_the_average(tmp_path):
     """Two subjects and one other task: the subjects' items are one half of the average, also beside another model."""
     m = build("llama", 512)
@@ -281,6 +355,22 @@ def test_a_group_counts_once_in_the_average(tmp_path):
     assert (value, n) == (pytest.approx((3 / 12 + 5 / 6) / 2), 18)
     assert low < value < high
     assert compare.paired(*made, "botany")[0] == pytest.approx(1 / 6)
+
+
+def test_a_choice_task_without_accuracies_is_no_part_of_the_average(tmp_path):
+    """As cola, which has its correlation alone: the others' average is compared all the same."""
+    texts = likelihood.DomainLoss(*np.ones((3, 2)), ["a", "b"], None)
+    made = []
+    for right in (1.0, 0.0):
+        values = {name: {"acc": np.array([right, 1.0, 0.0])} for name in ("piqa", "arc")} | {"cola": {}}
+        tasks = [harness.TaskScores(name, [], items, ["x", "y", "z"], True) for name, items in values.items()]
+        (entry,) = (one for one in task_scores(tasks, 100, 0) if one["task"] == "mc/average")
+        assert entry["n"] == 6
+        made.append(tmp_path / f"{right}.parquet")
+        item_table({"d": texts}, set(), tasks).to_parquet(made[-1])
+    assert ("mc/average", "acc") in {(row["task"], row["metric"]) for row in compare.table(*made, 100)}
+    value, _, _, n = compare.paired(*made, "mc/average")
+    assert (value, n) == (pytest.approx(1 / 3), 6)
 
 
 SPLITS = {

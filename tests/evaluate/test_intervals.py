@@ -4,14 +4,15 @@ The other intervals are in test_reliability_metrics.py.
 """
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
 from moesaic.data.questions import Question
-from moesaic.evaluate import bootstrap, instructions
+from moesaic.evaluate import bootstrap, compare, instructions
 from moesaic.evaluate import scores as written
 from moesaic.evaluate.harness import TaskScores
-from moesaic.evaluate.reliability import attacked, contrasted, moe
+from moesaic.evaluate.reliability import attacked, contrasted, moe, suite
 from moesaic.evaluate.science import suite as science
 from moesaic.evaluate.temporal import suite as temporal
 
@@ -171,6 +172,60 @@ def test_a_mean_of_rates_that_are_all_none():
     mixed = [(np.zeros(20), np.ones(20)), (np.arange(20) < 5, np.ones(20))]
     rated, plain = (bootstrap.macro(mixed, 100, np.random.default_rng(0), rate) for rate in (True, False))
     assert rated == plain
+
+
+def test_items_that_all_agree_are_no_proof_of_equality():
+    """24 items on which two models say the same: either may still be better on up to 14 % of all."""
+    rng = np.random.default_rng(0)
+    ones = np.ones(24)
+    bound = binomtest(0, 24).proportion_ci(method="exact").high
+    for said in (np.zeros(24), ones, np.arange(24.0) < 9):
+        same = bootstrap.difference([(said, ones)], [(said, ones)], 100, rng, rate=True)
+        assert (same.value, same.low, same.high) == (0.0, pytest.approx(-bound), pytest.approx(bound))
+    apart = bootstrap.difference([(ones, ones)], [(0 * ones, ones)], 100, rng, rate=True)
+    # One unit that says otherwise may turn a gain into a loss.
+    assert (apart.value, apart.low, apart.high) == (1.0, pytest.approx(1 - 2 * bound), 1.0)
+    plain = bootstrap.difference([(ones, ones)], [(ones, ones)], 100, rng)
+    assert (plain.low, plain.high) == (0.0, 0.0), "of bits per byte there is no such bound"
+    # Several sets together say more than one.
+    sets = [(np.zeros(24), ones), (ones, ones)]
+    both = binomtest(0, 48).proportion_ci(method="exact").high
+    mean = bootstrap.difference(sets, sets, 100, rng, rate=True)
+    assert (mean.low, mean.high) == (pytest.approx(-both), pytest.approx(both))
+    one = np.arange(24) == 3
+    rated, plain = (
+        bootstrap.difference([(one, ones)], [(0 * ones, ones)], 100, np.random.default_rng(0), rate)
+        for rate in (True, False)
+    )
+    assert rated == plain
+
+
+def test_sets_that_are_all_right_or_all_wrong_leave_a_drop_open():
+    """Not paired: one side all right on 30 items, the other too."""
+    right, wrong = np.ones(30), np.zeros(30)
+    bound = binomtest(0, 60).proportion_ci(method="exact").high * 2
+    alone = binomtest(0, 30).proportion_ci(method="exact").high
+    none = suite.contrast([([right], [right])], 100, np.random.default_rng(0))
+    assert (none.value, none.low, none.high) == (0.0, pytest.approx(-bound), pytest.approx(bound))
+    assert alone < none.high < 1.1 * alone
+    whole = suite.contrast([([right], [wrong])], 100, np.random.default_rng(0))
+    assert (whole.value, whole.low, whole.high) == (1.0, pytest.approx(1 - bound), 1.0)
+    known = {name: {"group": "g", "split": name, "chance": 0.25} for name in ("id", "range", "unit")}
+    found = [TaskScores(name, [], {"acc": right}, [], False) for name in known]
+    drop = science.means(found, known, 100, 0)[1].metrics[0].estimate
+    assert drop.value == 0.0
+    assert drop.low < -alone / 2
+    assert drop.high > alone / 2
+
+
+def test_differences_of_text_and_of_rouge_are_not_taken_for_rates():
+    frame = pd.DataFrame(
+        {"nats": [np.nan] * 3, "acc": [0.0, 1.0, 1.0], "rougeL": [0.0] * 3, "tokens": [1.0] * 3}
+    )
+    assert compare._is_rate(frame, "acc")
+    assert not compare._is_rate(frame, "rougeL")
+    assert not compare._is_rate(frame, "tokens")
+    assert not compare._is_rate(frame.assign(nats=0.5), "bits_per_byte")
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])

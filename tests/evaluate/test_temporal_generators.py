@@ -12,7 +12,7 @@ from temporal_second import say12
 
 from moesaic.evaluate.temporal import values
 from moesaic.evaluate.temporal.draft import Redraw, Rng, corners
-from moesaic.evaluate.temporal.generators import GENERATORS
+from moesaic.evaluate.temporal.generators import GENERATORS, reading, relations
 from moesaic.evaluate.temporal.generators.ordering import HISTORY, YEARLY
 from moesaic.evaluate.temporal.make import contamination, draft, generate, normal, split_of
 from moesaic.evaluate.temporal.tasks import GENERATED, TASKS
@@ -113,6 +113,36 @@ def test_no_problem_stands_on_two_sides_in_any_form_or_task():
     ]
     assert all(d.key.startswith("clock ") for d in made)
     assert {split_of(d.key) for d in made} == {"train", "validation", "test"}
+
+
+def _nli_problem(question):
+    """Which event is before which, and what is asked, without the order and the words in which it is told."""
+    told, event, other = re.match(
+        r"Premise: (.*) Hypothesis: The (.+) took place before the (.+?)\. ", question
+    ).groups()
+    facts = re.findall(r"The ([^.]+?) took place (before|after) the ([^.]+)\.", told)
+    return frozenset((a, b) if word == "before" else (b, a) for a, word, b in facts), event, other
+
+
+def _habits_problem(question):
+    told, asked = re.match(r"\w+ (.*)\. How often does \w+ (.*)\?", question).groups()
+    return frozenset(re.split(r", and |, | and ", told)), asked
+
+
+@pytest.mark.parametrize(
+    ("task", "problem", "begin"),
+    [("temporal_nli", _nli_problem, "order"), ("frequency_reading", _habits_problem, "habits")],
+)
+def test_a_problem_has_one_key_however_it_is_told(task, problem, begin, monkeypatch):
+    """Few words to draw from, so that the same facts come in another order; keys and problems go together one to one."""
+    monkeypatch.setattr(relations, "EVENTS", relations.EVENTS[:4])
+    monkeypatch.setattr(reading, "HABITS", dict(list(reading.HABITS.items())[:3]))
+    monkeypatch.setattr(reading, "RHYTHMS", reading.RHYTHMS[:4])
+    made = [draft(task, 0, number)[0] for number in range(600)]
+    pairs = {(item.key, problem(item.question)) for item in made if item.key.startswith(begin)}
+    questions = {item.question for item in made if item.key.startswith(begin)}
+    assert len(questions) > 1.3 * len(pairs), "the same problem is told in several ways"
+    assert len(pairs) == len({key for key, _ in pairs}) == len({facts for _, facts in pairs})
 
 
 def test_contamination_sees_through_case_space_and_punctuation():

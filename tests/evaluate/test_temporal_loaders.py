@@ -8,7 +8,7 @@ import pytest
 from moesaic.errors import InputError
 from moesaic.evaluate.temporal import loaders, step
 from moesaic.evaluate.temporal.make import contamination
-from moesaic.evaluate.temporal.tasks import TASKS
+from moesaic.evaluate.temporal.tasks import GENERATED, TASKS
 from moesaic.evaluate.temporal.verify import verify
 from moesaic.schema import Temporal
 
@@ -139,6 +139,30 @@ def test_what_else_can_be_wrong_with_a_folder(tmp_path):
     write(path, COLUMNS["arithmetic"], [row("arithmetic", "Moon Phases", 0)])
     with pytest.raises(InputError, match="unknown Category 'Moon Phases'; known in arithmetic: Hour"):
         loaders.tram(tmp_path, "year_shift")
+
+
+def test_all_takes_what_a_folder_has_and_a_named_task_must_be_there(tram):
+    """TRAM's causality.zip alone, without its shots: the other tasks that only TRAM has are missing, not an error."""
+    for file in list(tram.rglob("*.csv")):
+        if file.name != "causality_mcq.csv":
+            file.unlink()
+    counts = {"train": 2, "validation": 2, "test": 2}
+    items, found = step.collect(Temporal(tram=str(tram), **counts), 0)
+    assert {name for name, source in found.items() if source == "tram"} == {
+        "causality_cause",
+        "causality_effect",
+    }
+    assert {name for name, source in found.items() if source == "generated"} == set(GENERATED)
+    assert {item.split for item in items if item.task == "causality_cause"} == {"train", "validation", "test"}
+    # Published items only: nothing that is made takes the place of what is not there.
+    _, found = step.collect(Temporal(tram=str(tram), published="all", **counts), 0)
+    assert found == dict.fromkeys(("causality_cause", "causality_effect"), "tram")
+    with pytest.raises(InputError, match=r"no storytelling_mcq\.csv in"):
+        step.collect(Temporal(tasks=["storytelling"], tram=str(tram), **counts), 0)
+    with pytest.raises(InputError, match=r"no causality_shots_mcq\.csv in"):
+        step.collect(Temporal(tasks=["causality_cause"], tram=str(tram), **counts), 0)
+    with pytest.raises(InputError, match=r"none of TRAM's files, such as causality_mcq\.csv, in .*nowhere"):
+        step.collect(Temporal(tram=str(tram / "nowhere"), **counts), 0)
 
 
 TIMEBENCH = {

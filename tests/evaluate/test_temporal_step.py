@@ -268,4 +268,5 @@ def test_an_evaluation_with_the_suite(tmp_path, monkeypatch):
     assert scores["temporal_pure_time_short"]["n"] == 5
     assert "mc/average" not in scores
     difference = compare.paired(out / "items.parquet", out / "items.parquet", "temporal_year_shift")
-    assert difference == (0.0, 0.0, 0.0, 5)
+    # Five items that agree leave much open.
+    assert difference == (0.0, pytest.approx(-0.521824), pytest.approx(0.521824), 5)

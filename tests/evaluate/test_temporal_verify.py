@@ -27,6 +27,10 @@ EVENTS = ["the fall of the Berlin Wall", "the first Moon landing", "the fall of 
         "First I thought the answer is A. But no: the answer is B.", "Answer: A\nWait, that forgets the carry.\nAnswer: B",
         "<think>Perhaps (A) or (C).</think>\nThe answer is (B).", "The answer is\nB", "the answer is B because A is too early",
         "Answer: The time is 3:30 PM.",
+        "B\n\nExplanation: one hour is added to 2:30 PM.", "B\nBecause 2 + 1 = 3.", "B, because one hour is added.", "B is correct.", "**B** is right.",
+        "(B)\n\nOne hour is added to 2:30 PM.", "B.\nThe first is 2:30 PM, the second 3:30 PM.", "b\n\nFrom 2:30 PM on.", "B is the correct one, A is not.",
+        "B because 2:30 PM and an hour are 3:30 PM", "\n B \n\n(A) forgets the hour.", "B\n\n2:30 AM is half a day off.", "(B) 3:30 PM\n\n(not 2:30 PM)",
+        "B\n\nExplanation:\nA. 2:30 PM forgets the hour.", "2:30 PM is too early. The answer is B", "B - an hour later\nFrom 2:30 PM on",
     ],
 )  # fmt: skip
 def test_letters_in_many_forms(text):
@@ -41,6 +45,9 @@ def test_letters_in_many_forms(text):
         "", "I do not know.", "A or B", "The answer is A or B.", "(A) and (B)", "The answer is (B) or (C)", "Answer: A/B", "Either B, C",
         "The answer is (B) 2:30 PM.", "(B) 3:30 AM", "The answer is not B.", "E", "(E)", "The answer is E.", "4:30 PM", "2:30 PM or 3:30 PM",
         "A. 2:30 PM\nB. 3:30 PM\nC. 2:30 AM\nD. 3:30 AM", "A B C D", "Because of that.", "BBB", "The answer is B and C",
+        "A or B\n\nBoth are an hour off.", "(B) 2:30 PM\nOne hour is added.", "A\nB\nC\nD", "A) 2:30 PM\nB) 3:30 PM\n\nOne of the two.", "A, B\nOne of them.",
+        "(A) is wrong, (B) is right.", "B is wrong.", "B is not correct.", "A clock shows 2:30 PM.\nLater it shows 3:30 PM, 3:30 AM.", "A/B\nThat is the question.",
+        "A-levels last an hour.\n2:30 PM or 3:30 PM", "A.M. or P.M.?\nI cannot say.",
     ],
 )  # fmt: skip
 def test_no_letter_or_two_letters_are_no_answer(text):

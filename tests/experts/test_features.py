@@ -5,11 +5,13 @@ import torch
 from tiny import loss_changes, tiny_llama, tiny_moe, tiny_text
 
 from moesaic.errors import InputError
-from moesaic.experts import calibration, clusters
+from moesaic.experts import calibration, clusters, sizes, split_layers
 from moesaic.experts.assignment import generator
 from moesaic.experts.features import Activations, Ffn, measure
 from moesaic.experts.trace import Trace
+from moesaic.flow import files
 from moesaic.model.lazy import LazyModel, ffn_of
+from moesaic.schema import Experts
 
 
 def a_layer(tokens=120, hidden=12, width=40):
@@ -127,12 +129,95 @@ def test_fewer_tokens_for_the_gradients_are_chosen_evenly(tmp_path):
     assert sum(len(batch.x_TD) for batch in found) == 64
 
 
-def test_no_room_for_the_trace_is_said_before_anything_runs(tmp_path, monkeypatch):
-    tiny_llama().save_pretrained(tmp_path / "m")
+def test_no_room_is_said_before_anything_runs(tmp_path, monkeypatch):
+    """Trace, two turns of a stream, layers and the model of them; what an interrupted conversion left counts as there."""
+    asked = []
+    monkeypatch.setattr(files, "check_room", lambda folder, need, *words: asked.append(need))
+    made = tiny_moe(tmp_path, split="activation", compensate=0.5, reconstruct="least-squares", shared=32)
+    weights = (tmp_path / "moe/model/model.safetensors").stat().st_size
+    states = 10 * 32 * 48 * 4  # blocks, tokens, width, float32
+    left = sum(path.stat().st_size for path in (tmp_path / "work").rglob("*") if path.is_file())
+    assert asked == [pytest.approx(states * (4 + 2) + 2 * weights, rel=0.02)]
+    assert left + weights == pytest.approx(asked[0], rel=0.25), "that much is what was written"
+    tiny_moe(tmp_path, split="activation", compensate=0.5, reconstruct="least-squares", shared=32)
+    assert asked[1] == pytest.approx(weights, rel=0.35)
+    monkeypatch.undo()
     monkeypatch.setattr("shutil.disk_usage", lambda _path: type("Usage", (), {"free": 10_000}))
-    with pytest.raises(InputError, match=r"no room on the disk.*calibration\.tokens"):
-        Trace(LazyModel(tmp_path / "m"), tiny_text(), 3, tmp_path)
-    assert not (tmp_path / "trace.bin").exists()
+    (tmp_path / "full").mkdir()
+    with pytest.raises(InputError, match=r"no room on the disk for the conversion.*calibration\.tokens"):
+        tiny_moe(tmp_path / "full", split="activation", shared=32)
+    assert not list((tmp_path / "full/work").iterdir())
+    assert made.layers
+
+
+def test_gradients_of_fewer_tokens_leave_all_else_as_it_is(tmp_path, monkeypatch):
+    """Only the sensitivities come from the limited pass back."""
+    tiny_llama().save_pretrained(tmp_path / "m")
+    text, found, right = tiny_text(10), {}, split_layers.split_one
+
+    def seen(name, ffn, features, *more):
+        found[limit, more[-1]] = features
+        return right(name, ffn, features, *more)
+
+    monkeypatch.setattr(split_layers, "split_one", seen)
+    for limit in (64, 10**6):
+        settings = {"clusters": "domain", "gradient_tokens": limit}
+        (tmp_path / str(limit)).mkdir()
+        tiny_moe(tmp_path / str(limit), text=text, split="activation", shared=32, calibration=settings)
+    for index in range(3):
+        few, every = found[64, index], found[10**6, index]
+        assert few.tokens == every.tokens == 8 * 32
+        for name in ("rate_F", "energy_F", "x_gram_DD", "patterns_FP"):
+            assert torch.equal(getattr(few, name), getattr(every, name)), name
+        assert not torch.equal(few.sensitivity_F, every.sensitivity_F)
+    # two blocks of the eight, by autograd
+    squares = torch.zeros(3, 96)
+    for row, index, change_TF in loss_changes(tiny_llama(), text):
+        if row in (0, 4):
+            squares[index] += change_TF.square().sum(dim=0)
+    for index in range(3):
+        assert torch.allclose(found[64, index].sensitivity_F, squares[index] / 64, rtol=1e-3, atol=1e-7)
+
+
+def test_splits_at_once_are_bounded_by_memory(monkeypatch):
+    def free(size):
+        monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": size}))
+
+    counts = 4 * 11008**2  # LLaMA-2-7B's F x F counts
+    free(10**12)
+    assert split_layers.at_once(10**6, frozenset({"patterns"}), 64) == 128
+    assert split_layers.at_once(counts, frozenset({"coactivation"}), 64) == 4
+    free(2 * 16 * counts)
+    assert split_layers.at_once(counts, frozenset({"coactivation"}), 64) == 1
+    free(10**6)
+    assert split_layers.at_once(counts, frozenset({"coactivation"}), 64) == 1
+
+
+def test_no_more_splits_wait_than_fit(tmp_path, monkeypatch):
+    """Processes and none give the same split; never more are under way than may be."""
+    under_way = []
+    monkeypatch.setattr(split_layers, "at_once", lambda *_: 1)
+    right = split_layers.ProcessPoolExecutor.submit
+
+    def submit(self, *arguments):
+        assert all(future.done() for future in under_way)
+        under_way.append(right(self, *arguments))
+        return under_way[-1]
+
+    monkeypatch.setattr(split_layers.ProcessPoolExecutor, "submit", submit)
+    tiny_llama().save_pretrained(tmp_path / "m")
+    settings = Experts(
+        split="coactivation", experts=4, per_token=2, calibration={"clusters": "domain"}
+    ).model_dump(mode="json")
+    widths, found = sizes.sizes(96, settings), []
+    for workers in (0, 2):
+        work = tmp_path / str(workers)
+        trace = Trace(LazyModel(tmp_path / "m"), tiny_text(), 3, work)
+        trace.run()
+        found.append(split_layers.run(trace.dense, trace, None, [settings] * 3, widths, (), 0, work, workers))
+    assert len(under_way) == 3
+    for one, two in zip(*found, strict=True):
+        assert torch.equal(one.routed_EM, two.routed_EM)
 
 
 def test_a_cluster_without_text_is_refused(tmp_path):

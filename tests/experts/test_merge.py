@@ -8,7 +8,7 @@ from moesaic import cli
 from moesaic.errors import InputError
 from moesaic.experts import merge
 from moesaic.flow import manifest
-from moesaic.model import depth, load
+from moesaic.model import depth, families, load
 from moesaic.schema import Depth
 
 
@@ -56,15 +56,40 @@ def test_assignments_of_other_models_and_overlaps_are_refused(tmp_path):
         )
     with pytest.raises(InputError, match="no such assignment"):
         merge.run(tmp_path / "moe" / "model", tmp_path / "x", 2.0, tmp_path / "none.parquet")
-    (tmp_path / "copies").mkdir()
-    tiny_moe(tmp_path / "copies", split="copy", granularity=2)
-    with pytest.raises(InputError, match="in several experts"):
-        merge.run(
-            tmp_path / "copies" / "moe" / "model",
-            tmp_path / "x",
-            2.0,
-            tmp_path / "copies" / "moe" / "assignment.parquet",
-        )
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"split": "copy", "granularity": 2}, {"split": "drop"}, {"split": "sharing-inner"}]
+)
+@pytest.mark.parametrize("ordered", [True, False])
+def test_neurons_in_several_experts_are_refused(tmp_path, settings, ordered):
+    """With the split file, and without: the model says it of itself, after training too. An older model does not, and its file tells."""
+    model = tiny_moe(tmp_path, **settings).model
+    model.save_pretrained(tmp_path / "trained")
+    assignment = tmp_path / "moe/assignment.parquet" if ordered else None
+    with pytest.raises(InputError, match="several experts hold the same neurons"):
+        merge.run(tmp_path / "trained", tmp_path / "x", 2.0, assignment)
+    if ordered:
+        config = tmp_path / "trained/config.json"
+        config.write_text(config.read_text().replace("moesaic_overlap", "unknown"))
+        with pytest.raises(InputError, match="neurons are in several experts"):
+            merge.run(tmp_path / "trained", tmp_path / "x", 2.0, assignment)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_partition_carries_no_mark(tmp_path):
+    tiny_moe(tmp_path)
+    assert "moesaic_overlap" not in (tmp_path / "moe/model/config.json").read_text()
+
+
+def test_a_trained_gate_of_the_shared_expert_is_refused(tmp_path):
+    model = tiny_moe(tmp_path, shared=32, family="qwen2_moe").model
+    gate = next(families.parts(model)).shared.shared_expert_gate
+    gate.weight.data[0, 3] = 0.1
+    model.save_pretrained(tmp_path / "trained")
+    with pytest.raises(InputError, match=r"layer 0: the gate of the shared expert was trained"):
+        merge.run(tmp_path / "trained", tmp_path / "x", 2.0)
     assert not (tmp_path / "x").exists()
 
 

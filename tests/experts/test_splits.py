@@ -8,7 +8,7 @@ from test_features import a_layer
 from tiny import tiny_moe, tiny_text
 
 from moesaic.errors import InputError
-from moesaic.experts import sizes, splits
+from moesaic.experts import scale, sizes, splits
 from moesaic.experts.assignment import Assignment, Sizes, generator
 from moesaic.experts.features import Activations, Ffn, measure
 from moesaic.schema import Experts
@@ -172,12 +172,26 @@ def test_sharing_inner_overlaps_where_clusters_agree():
     assert int(found.multiplicity().min()) == 1
 
 
-def test_copies_start_as_the_parent(tmp_path, llama):
-    """Virtual groups: two copies in two pieces each, two experts on: the untrained MoE is the dense model."""
-    made = tiny_moe(tmp_path, llama, split="copy", experts=4, per_token=2, granularity=2, scale="times-k")
+@pytest.mark.parametrize("scale", ["times-k", "unit"])
+@pytest.mark.parametrize("shared", [0, 32])
+@pytest.mark.parametrize(("experts", "per_token", "granularity"), [(4, 2, 2), (4, 2, 1), (8, 4, 2)])
+def test_copies_start_as_the_parent(tmp_path, llama, experts, per_token, granularity, shared, scale):
+    """Whole copies run, one or several, in one piece or in two (virtual groups): the untrained MoE is the dense model."""
+    made = tiny_moe(
+        tmp_path, llama, split="copy", experts=experts, per_token=per_token, granularity=granularity, shared=shared, scale=scale,
+    )  # fmt: skip
     ids = torch.randint(3, 512, (2, 24))
     with torch.no_grad():
         assert (made.model(input_ids=ids).logits - llama(input_ids=ids).logits).abs().max() < 1e-3
+
+
+def test_less_than_a_copy_counts_what_runs():
+    """Two of the four pieces of a copy weigh 1 each, as experts of a split do."""
+    own = options("copy", granularity=4, per_token=2) | {"experts": 8}
+    assert scale.factor(own) == 2.0
+    assert scale.factor(own | {"per_token": 8}) == 4.0
+    assert scale.factor(own | {"scale": "n-over-k"}) == 4.0
+    assert scale.factor(options("random", per_token=3)) == 3.0
 
 
 def test_drop_draws_half_of_each_expert_anew(tmp_path, llama):
@@ -242,6 +256,7 @@ def test_impossible_shapes_are_refused(tmp_path, changes, message):
         ({"split": "drop"}, "set it to random"),
         ({"layers": {"one": {}}}, "not a layer or a range"),
         ({"layers": {"1": {"experts": 2}}}, "may differ by layer"),
+        ({"split": "sharing-inner", "layers": {"1": {"sharing": {"overlap": 2.0}}}}, "may differ by layer"),
         ({"layers": {"1": {"split": "copy", "router": "random"}}}, "another width"),
     ],
 )

@@ -6,7 +6,8 @@ import pytest
 import torch
 from tiny import loss_changes, tiny_llama, tiny_moe, tiny_text
 
-from moesaic.experts import walk, whole_layers
+from moesaic.errors import InputError
+from moesaic.experts import trace, walk, whole_layers
 from moesaic.model import families
 
 FITTED = {
@@ -38,7 +39,19 @@ def test_the_costliest_layers_stay_dense(tmp_path):
         assert made.model.config.mlp_only_layers == [kept]
 
 
-@pytest.mark.parametrize("changes", [{}, {"split": "random"}])
+FEW = {"clusters": "domain", "gradient_tokens": 64}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"split": "random"},
+        {"calibration": FEW},
+        {"split": "coactivation", "calibration": FEW},
+        {"activation": {"shared_by": "rate"}, "calibration": FEW},
+    ],
+)
 def test_a_number_equals_the_list_it_chose(tmp_path, changes):
     settings = FITTED | changes
     counted = tiny_moe(tmp_path / "a", dense_layers=2, **settings)
@@ -68,6 +81,14 @@ def test_interrupted_it_chooses_the_same(tmp_path, monkeypatch):
     assert again.dense_layers == whole.dense_layers
     for one, two in zip(whole.model.state_dict().values(), again.model.state_dict().values(), strict=True):
         assert torch.equal(one, two)
+
+
+def test_what_only_first_layers_could_be_is_refused_before_anything_runs(tmp_path, monkeypatch):
+    """Heads that do not divide the width leave glm4_moe alone, whose dense layers are the first; which ones they will be is not known yet."""
+    monkeypatch.setattr(trace.Trace, "run", lambda _self: pytest.fail("too late"))
+    settings = FITTED | {"dense_layers": 1, "experts": 8}
+    with pytest.raises(InputError, match="glm4_moe: only its first layers can be dense"):
+        tiny_moe(tmp_path, tiny_llama(head_dim=16), **settings)
 
 
 def test_ties_go_to_the_first_layers(tmp_path):

@@ -13,6 +13,7 @@ from moesaic.flow import files, manifest, paths
 from moesaic.flow.manifest import Manifest
 from moesaic.model import for_vllm
 from moesaic.model.adapters import beside
+from moesaic.model.depth import saved
 from moesaic.report.gather import Gathered, Point, gather
 from moesaic.schema import Config
 
@@ -30,7 +31,7 @@ def run(
 
     Raises:
         InputError: the variant or the stage is unknown or not finished, a stage before it was made again since, a file is
-            damaged, or `out` exists.
+            damaged, `out` exists, or vLLM would run half of the model.
     """
     if stage not in config.stages:
         raise InputError(f"--stage {stage}: not a stage of this configuration: {', '.join(config.stages)}")
@@ -44,6 +45,8 @@ def run(
     point = next((item for item in found.points if (item.variant, item.stage) == (variant, stage)), None)
     if point is None:
         raise InputError(f"{paths.folder(stage, variant)}: not finished; run the {stage} step first")
+    if engine == "vllm":
+        refuse_half(point.model.folder / "model")
     _check_lineage(config, story.lineage(found, point))
     manifest.verify(point.model)
     with files.atomic_path(out) as folder:
@@ -57,6 +60,15 @@ def run(
     missing = "" if point.scores else "; it is not evaluated yet, so the card has no numbers"
     log.info("%s: %s of %s with its card%s", out, point.model.metrics["architecture"], point.label, missing)
     return out
+
+
+def refuse_half(folder: Path) -> None:
+    """Refuse a model that vLLM would run without its adapter or its depth routers. Raises InputError."""
+    beside.refuse_half(folder, "vLLM")
+    if files.read_json(folder / "config.json")["model_type"] == saved.MODEL_TYPE:
+        raise InputError(
+            f"{folder}: its layers skip FFNs by routers of their own, for which vLLM has no place; `moesaic fold` first, or export without --for vllm"
+        )
 
 
 def gathered(config: Config, results: Path = Path("results")) -> Gathered:

@@ -20,17 +20,20 @@ FIXED = (
 )
 
 
+def fixed(tokenizer: Any) -> str:
+    """The tokenizer's template, with one day for today."""
+    template: str = tokenizer.get_chat_template()
+    return FIXED + template if "strftime_now" in template else template
+
+
 def render(messages: list[dict[str, str]], tokenizer: Any, prompt: bool) -> list[int]:
     """Token ids of a conversation. Args: prompt: with the beginning of an answer to come.
 
     Raises:
         jinja2.TemplateError: the template refuses these messages.
     """
-    template = tokenizer.get_chat_template()
-    if "strftime_now" in template:
-        template = FIXED + template
     text = tokenizer.apply_chat_template(
-        messages, chat_template=template, tokenize=False, add_generation_prompt=prompt
+        messages, chat_template=fixed(tokenizer), tokenize=False, add_generation_prompt=prompt
     )
     found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return found

@@ -25,8 +25,12 @@ from moesaic.errors import InputError
 log = logging.getLogger("moesaic.formats")
 
 CHUNK = 1 << 16
+# The longest window of `zstd --long=31`; as much memory is taken as a file asks for.
+WINDOW = 1 << 31
 # What decompressors raise on damaged or truncated input.
 BROKEN = (EOFError, OSError, zlib.error, zstandard.ZstdError)
+# What the json library raises: for no JSON, for a number of thousands of digits, for brackets within thousands of brackets.
+UNREADABLE = (ValueError, RecursionError)
 
 
 class Record(NamedTuple):
@@ -78,7 +82,8 @@ class _Zstd(io.RawIOBase):
 
     def __init__(self, path: Path):
         self.raw = path.open("rb")
-        self.frame = zstandard.ZstdDecompressor().decompressobj()
+        self.unpack = zstandard.ZstdDecompressor(max_window_size=WINDOW)
+        self.frame = self.unpack.decompressobj()
         self.ready, self.rest, self.within = b"", b"", False
 
     def readable(self) -> bool:
@@ -94,7 +99,7 @@ class _Zstd(io.RawIOBase):
             self.ready, self.within, self.rest = self.frame.decompress(data), True, b""
             if self.frame.eof:
                 self.rest, self.within = self.frame.unused_data, False
-                self.frame = zstandard.ZstdDecompressor().decompressobj()
+                self.frame = self.unpack.decompressobj()
         count = min(len(buffer), len(self.ready))
         buffer[:count], self.ready = self.ready[:count], self.ready[count:]
         return count
@@ -140,7 +145,7 @@ def _jsonl(file: File, stream: IO[str]) -> Iterator[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except UNREADABLE as error:
             raise _damaged(file, error, number) from error
         if not isinstance(row, dict):
             raise _damaged(file, f"a record must be an object, found {type(row).__name__}", number)
@@ -162,14 +167,16 @@ def _json(file: File, stream: IO[str]) -> Iterator[dict[str, Any]]:
             continue
         if opened and text.startswith("]"):
             return
-        row: Any = None
+        end = 0
         if text:
             try:
                 row, end = decode(text)
             except json.JSONDecodeError as error:
                 if ended:
                     raise _damaged(file, error.msg, line + error.doc.count("\n", 0, error.pos)) from error
-        if row is not None:
+            except UNREADABLE as error:
+                raise _damaged(file, error, line) from error
+        if end:
             if not isinstance(row, dict):
                 raise _damaged(file, f"a record must be an object, found {type(row).__name__}", line)
             yield row
@@ -209,7 +216,8 @@ def _parquet(file: File, stream: IO[bytes]) -> Iterator[dict[str, Any]]:
         # Pre-buffering would hold the whole compressed file in memory.
         for batch in pq.ParquetFile(stream, pre_buffer=False).iter_batches(batch_size=256):
             yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
+        # ValueError: text that is no UTF-8, times finer than Python's.
         raise _damaged(file, error) from error
 
 

@@ -152,14 +152,8 @@ class Teacher(nn.Module):
             uniform_TE = torch.rand(own_TE.shape, generator=stream, device=own_TE.device)
             gumbel_TE = -(-uniform_TE.clamp(1e-20, 1 - 1e-7).log()).log()
             drawn_TK = (log_p_TE + gumbel_TE).topk(index_TK.shape[1], dim=1).indices
-            chosen_TK = own_TE.gather(1, drawn_TK)
-            if scores == "sigmoid":
-                score_TK = chosen_TK.sigmoid()
-                made_TK = (
-                    score_TK / (score_TK.sum(dim=1, keepdim=True) + 1e-20) * router.routed_scaling_factor
-                )
-            else:
-                made_TK = chosen_TK.softmax(dim=1)
+            made_TK = families.chosen_weights(own_TE.gather(1, drawn_TK), scores)
+            made_TK = made_TK * getattr(router, "routed_scaling_factor", 1.0)
             return logits_TE, made_TK.to(weight_TK.dtype), drawn_TK
 
         return draw

@@ -17,6 +17,8 @@ CHUNK = 2_000_000
 
 Stratum = tuple[np.ndarray, np.ndarray]
 """Numerators [N] and denominators [N] of the units of one domain or task."""
+Part = tuple[float, Stratum]
+"""A ratio of sums and its weight in a sum of several."""
 
 
 @dataclass(frozen=True)
@@ -125,20 +127,53 @@ def beyond(strata: Sequence[Stratum]) -> float:
 
 
 def difference(
-    first: Sequence[Stratum], second: Sequence[Stratum], resamples: int, rng: np.random.Generator
+    first: Sequence[Stratum],
+    second: Sequence[Stratum],
+    resamples: int,
+    rng: np.random.Generator,
+    rate: bool = False,
 ) -> Estimate:
     """macro(first) - macro(second) of two models on the same units: both see the same draws, so shared difficulty cancels.
 
     Args:
         first, second: strata in the same order, with the same units in the same order.
+        rate: units are yes or no (or between). Where the two agree on every unit, the interval is what so many units leave open: no
+            difference among n leaves up to 1 - 0.025^(1 / n) to either side.
     """
     value, samples_R, n = 0.0, np.zeros(resamples), 0
+    # Half of 1 plus the difference of a unit lies between 0 and 1, as a rate.
+    apart: list[Part] = []
     for (top_a, bottom_a), (top_b, bottom_b) in zip(first, second, strict=True):
         assert len(top_a) == len(top_b), "paired strata must hold the same units"
         n += len(top_a)
         value += (top_a.sum() / bottom_a.sum() - top_b.sum() / bottom_b.sum()) / len(first)
         sums_RC = resampled_sums(np.stack([top_a, bottom_a, top_b, bottom_b]), resamples, rng)
         samples_R += (sums_RC[:, 0] / sums_RC[:, 1] - sums_RC[:, 2] / sums_RC[:, 3]) / len(first)
+        apart.append((2 / len(first), ((bottom_a + top_a - top_b) / 2, bottom_a)))
     if all(len(top) < 2 for top, _ in first):
         return Estimate(float(value), None, None, n)
-    return Estimate(float(value), *interval(samples_R), n)
+    return Estimate(float(value), *(_widened(value, samples_R, apart) if rate else interval(samples_R)), n)
+
+
+def unpaired(parts: Sequence[Part], resamples: int, rng: np.random.Generator) -> Estimate:
+    """Weighted sum of rates that share no unit, such as one minus another: each is resampled on its own. Where nothing is left to
+    resample, as in difference."""
+    value, samples_R = 0.0, np.zeros(resamples)
+    for weight, (top, bottom) in parts:
+        sums_RC = resampled_sums(np.stack([top, bottom]), resamples, rng)
+        value += weight * float(top.sum() / bottom.sum())
+        samples_R += weight * sums_RC[:, 0] / sums_RC[:, 1]
+    return Estimate(value, *_widened(value, samples_R, parts), sum(len(top) for _, (top, _) in parts))
+
+
+def _widened(value: float, samples_R: np.ndarray, parts: Sequence[Part]) -> tuple[float, float]:
+    """The interval of a weighted sum of rates; without width, what the units leave open: the bound beyond for a unit that says otherwise
+    (97.5 %), times how far it could move the sum."""
+    low, high = interval(samples_R)
+    if high - low > 1e-12:
+        return low, high
+    open_share = len(parts) * beyond([stratum for _, stratum in parts])
+    rates = [(weight, float(top.sum() / bottom.sum())) for weight, (top, bottom) in parts]
+    up = max(max(weight * (1 - rate), -weight * rate) for weight, rate in rates)
+    down = max(max(weight * rate, -weight * (1 - rate)) for weight, rate in rates)
+    return value - down * open_share, value + up * open_share

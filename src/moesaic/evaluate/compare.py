@@ -18,6 +18,8 @@ from moesaic.evaluate import bootstrap
 from moesaic.evaluate.reliability import calibration
 
 GROUPS = {"text/average": "text", "text/held-out": "held-out", "mc/average": "mc"}
+SCALED = ("rouge", "bleu", "brier", "tokens")
+"""Beginnings of metrics whose items are no rates, even where all lie between 0 and 1."""
 FIXED = ("task", "item", "key", "group", "cluster", "unit", "nats", "bytes", "tokens")
 
 
@@ -60,9 +62,9 @@ def _paired(
         [_stratum(rows, metric, name) for _, rows in frame.groupby("cluster")]
         for name, frame in zip(names, frames, strict=True)
     )
-    found = bootstrap.difference(
-        first, second, resamples, bootstrap.generator(seed, f"paired/{task}/{metric}")
-    )
+    rng = bootstrap.generator(seed, f"paired/{task}/{metric}")
+    rate = all(_is_rate(frame, metric) for frame in frames)
+    found = bootstrap.difference(first, second, resamples, rng, rate)
     return found.value, found.low, found.high, found.n
 
 
@@ -152,6 +154,13 @@ def _rows(frame: pd.DataFrame, task: str, path: str) -> pd.DataFrame:
     if rows.empty:
         raise InputError(f"{path}: no task '{task}'; tasks: {', '.join(sorted(frame['task'].unique()))}")
     return rows.sort_values(["task", "item"])
+
+
+def _is_rate(rows: pd.DataFrame, metric: str) -> bool:
+    """Whether items say yes or no, or something between."""
+    if rows["nats"].notna().any() or metric.startswith(SCALED):
+        return False
+    return bool(rows[metric].between(0, 1).all())
 
 
 def _stratum(rows: Any, metric: str, path: str) -> bootstrap.Stratum:

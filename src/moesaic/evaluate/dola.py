@@ -192,7 +192,4 @@ class DolaLM(SharedPrefixLM):
                 return contrast(logits_BV, early, self.how.alpha)[0]
 
             given = LogitsProcessorList([processor])
-            found: Tensor = super()._model_generate(
-                context, max_length, stop, logits_processor=given, **kwargs
-            )
-            return found
+            return super()._model_generate(context, max_length, stop, logits_processor=given, **kwargs)

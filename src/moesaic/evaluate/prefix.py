@@ -15,8 +15,10 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
+from moesaic.data import chat_template
 from moesaic.evaluate.likelihood import target_nats
 from moesaic.flow.progress import Progress
+from moesaic.generate.decode import end_tokens
 
 Request = tuple[tuple[str, str], list[int], list[int]]
 """(prompt and continuation as text, prompt ids, continuation ids), as lm-eval hands them over."""
@@ -45,6 +47,14 @@ class SharedPrefixLM(HFLM):
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch, backend="causal")
         self.progress_name = name
 
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        # As in tuning and sampling: a template that writes today's date writes one day's.
+        self.chat_template_args["chat_template"] = chat_template.fixed(self.tokenizer)
+        text: str = super().apply_chat_template(chat_history, add_generation_prompt)
+        return text
+
     def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
         return super().loglikelihood(requests, disable_tqdm=True)
 
@@ -53,6 +63,15 @@ class SharedPrefixLM(HFLM):
 
     def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
         return super().generate_until(requests, disable_tqdm=True)
+
+    def _model_generate(self, context: Any, max_length: int, stop: list[str], **kwargs: Any) -> Tensor:
+        # An answer ends, as in samples and instructions, where the chat template ends a turn too. From there on is padding, which is not decoded.
+        ends = sorted(end_tokens(self.model, self.tokenizer))
+        found_BT: Tensor = super()._model_generate(context, max_length, stop, eos_token_id=ends, **kwargs)
+        said_BT = found_BT[:, context.shape[1] :]
+        ended_BT = torch.isin(said_BT, torch.tensor(ends, device=said_BT.device)).cumsum(1) > 0
+        said_BT.masked_fill_(ended_BT, self.tokenizer.pad_token_id)
+        return found_BT
 
     @torch.inference_mode()
     def _loglikelihood_tokens(

@@ -3,9 +3,7 @@
 import time
 from typing import Any
 
-import torch
-
-from moesaic.generate.decode import end_tokens
+from moesaic.evaluate import greedy
 from moesaic.generate.sample import chat_prompt
 
 PROMPTS = (
@@ -17,7 +15,6 @@ QUESTION = "Give three tips for staying healthy."
 NEW_TOKENS = 48
 
 
-@torch.inference_mode()
 def generate(
     model: Any, tokenizer: Any, new_tokens: int = NEW_TOKENS
 ) -> tuple[list[dict[str, str]], int, float]:
@@ -26,8 +23,6 @@ def generate(
     Returns:
         [{kind, prompt, text}], tokens made (padding after an end token not counted), seconds.
     """
-    from transformers import GenerationConfig
-
     kinds = ["text"] * len(PROMPTS)
     shown = list(PROMPTS)
     ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in PROMPTS]
@@ -35,27 +30,11 @@ def generate(
         kinds.append("chat")
         shown.append(QUESTION)
         ids.append(chat_prompt(tokenizer, QUESTION))
-    ends = sorted(end_tokens(model, tokenizer))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
-    longest = max(len(item) for item in ids)
-    # Padded on the left, so that all sequences go on at the same column.
-    tokens = torch.tensor([[pad] * (longest - len(item)) + item for item in ids], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(item)) + [1] * len(item) for item in ids], device=model.device)
-    settings = GenerationConfig(
-        max_new_tokens=new_tokens,
-        do_sample=False,
-        pad_token_id=pad,
-        eos_token_id=ends,
-        bos_token_id=tokenizer.bos_token_id,
-    )
     began = time.perf_counter()
-    out = model.generate(input_ids=tokens, attention_mask=mask, generation_config=settings)[:, longest:]
+    rows = greedy.answers(model, tokenizer, ids, new_tokens)
     seconds = time.perf_counter() - began
-    made = 0
-    found = []
-    for kind, prompt, row in zip(kinds, shown, out.tolist(), strict=True):
-        made += row.index(ends) + 1 if ends in row else len(row)
-        found.append(
-            {"kind": kind, "prompt": prompt, "text": tokenizer.decode(row, skip_special_tokens=True)}
-        )
-    return found, made, seconds
+    found = [
+        {"kind": kind, "prompt": prompt, "text": tokenizer.decode(row, skip_special_tokens=True)}
+        for kind, prompt, row in zip(kinds, shown, rows, strict=True)
+    ]
+    return found, sum(map(len, rows)), seconds

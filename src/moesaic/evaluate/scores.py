@@ -120,7 +120,8 @@ def item_table(
             rows.append(common | {"item": i, "key": key, "unit": i} | numbers)
     counted: dict[str, int] = {}
     for task in tasks:
-        group = task.group or ("mc" if task.multiple_choice else "other")
+        # As in mc/average: a choice task without an accuracy by item (cola has its correlation alone) is no part of it.
+        group = task.group or ("mc" if task.multiple_choice and "acc" in task.items else "other")
         cluster = task.cluster or (task.asked if group == "mc" else "") or task.task
         common = {"task": task.task, "group": group, "cluster": cluster}
         # The tasks of a group ask items of their own, those of a cluster the same ones again.

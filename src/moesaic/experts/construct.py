@@ -3,6 +3,7 @@
 Layer by layer: the memory of one layer and its statistics, whatever the model's size; an interrupted run goes on with the next layer.
 """
 
+import functools
 import logging
 import shutil
 from dataclasses import dataclass, replace
@@ -84,8 +85,8 @@ def run(context: Context) -> Result:
         values = [item[key] for item in found.layers if key in item]
         if values:
             metrics[name] = round(sum(values) / len(values), 6)
-    shutil.rmtree(work)
-    return Result(["model", "assignment.parquet", "equivalence.json", "audit.json"], metrics)
+    outputs = ["model", "assignment.parquet", "equivalence.json", "audit.json"]
+    return Result(outputs, metrics, cleanup=functools.partial(shutil.rmtree, work))
 
 
 def convert(
@@ -101,11 +102,12 @@ def convert(
     """Everything from the dense parent to the checked files in `out`.
 
     Args:
-        settings: schema.Experts as a dict. work: folder for what an interrupted conversion goes on from. workers: processes for splits, 0 for none.
+        settings: schema.Experts as a dict. work: folder of this conversion alone, for what an interrupted one goes on from; the caller clears it away
+        when the result is safe. workers: processes for splits, 0 for none.
         tokenizer: saved with the model, and reads the text for its clusters.
 
     Raises:
-        InputError: sizes that do not fit, text too short, damaged weights, a conversion that is not exact.
+        InputError: sizes that do not fit, text too short, no room on the disk, damaged weights, a conversion that is not exact.
     """
     widths = sizes.sizes(dense.config.intermediate_size, settings)
     shape = sizes.shape(widths, dense.layers, settings)
@@ -118,7 +120,9 @@ def convert(
         # before the pass over the text, which takes long
         split_layers.check_clusters(cluster_N, widths.experts)
     trace = None
-    if any(split_layers.traced(layer) or walk.compensates(layer) for layer in by_layer):
+    traced = any(split_layers.traced(layer) or walk.compensates(layer) for layer in by_layer)
+    _check_room(dense, family, shape, text, traced, work)
+    if traced:
         trace = Trace(dense, text, settings["calibration"]["batch"], work)
         trace.run()
     costs: list[float] | None = None
@@ -131,13 +135,11 @@ def convert(
         family, reasons = families.choose(shape, dense.config, settings["family"])
         assignments = [None if i in chosen else found for i, found in enumerate(assignments)]
     ids_1T = text.ids_NT[:1, :PROOF_TOKENS]
-    builder = Builder(dense, family, shape, work / "layers", ids_1T, _common_factor(by_layer, widths.experts))
+    builder = Builder(dense, family, shape, work / "layers", ids_1T, _common_factor(by_layer))
     layers = walk.run(builder, assignments, by_layer, text, trace, seed, work)
-    if trace is not None:
-        trace.remove()
     proof = builder.equivalence()
     split = split_file.table(assignments)
-    builder.finish(out / "model", tokenizer, {split_file.KEY: split_file.digest(split)})
+    builder.finish(out / "model", tokenizer, split_file.keys(split))
     model = load.load_model(out / "model", "construct")
     proof["reload_error"] = _reload_error(builder, model, ids_1T, out / "model")
     files.write_json(out / "equivalence.json", proof)
@@ -151,6 +153,24 @@ def convert(
     files.write_json(out / "audit.json", record)
     split_file.write(out / "assignment.parquet", split)
     return Converted(model, widths, shape.dense_layers, proof, layers)
+
+
+def _check_room(
+    dense: LazyModel, family: families.Family, shape: families.Shape, text: calibration.Text, traced: bool, work: Path
+) -> None:  # fmt: skip
+    """Look for room before hours of work, less what an interrupted conversion left: trace, two turns of a stream, layers, the model of them.
+
+    Raises:
+        InputError: there is none.
+    """
+    with torch.device("meta"):
+        model = families.build(family, dense.config, shape)
+    states = 4 * text.ids_NT.numel() * dense.config.hidden_size
+    need = states * (2 + (dense.layers + 1) * traced)
+    need += 2 * sum(parameter.nbytes for parameter in model.parameters())
+    there = sum(path.stat().st_blocks * 512 for path in work.rglob("*") if path.is_file())
+    advice = "free some space, or lower experts.calibration.tokens"
+    files.check_room(work, max(0, need - there), "the conversion", advice)
 
 
 def _active_ffn(widths: Sizes, per_token: int, layers: int, dense: int) -> float:
@@ -173,12 +193,12 @@ def _clusters(
     )
 
 
-def _common_factor(by_layer: list[dict[str, Any]], experts: int) -> float | None:
+def _common_factor(by_layer: list[dict[str, Any]]) -> float | None:
     """The factor that all layers have, when it does not depend on data."""
     names = {settings["scale"] for settings in by_layer}
     if len(names) > 1 or "calibrated" in names:
         return None
-    return scale.FACTORS[names.pop()](experts, by_layer[0]["per_token"])
+    return scale.factor(by_layer[0])
 
 
 def _work(context: Context) -> Path:

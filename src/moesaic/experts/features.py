@@ -102,6 +102,17 @@ def active(contribution_TF: Tensor, top: float) -> Tensor:
 
 
 @torch.no_grad()
+def sensitivity(ffn: Ffn, batches: Iterable[Activations]) -> Tensor:
+    """Features.sensitivity_F alone, of batches with gradients."""
+    total, tokens = torch.zeros(ffn.width, dtype=torch.float64), 0
+    for batch in batches:
+        assert batch.gradient_TF is not None
+        total += (batch.h_TF * batch.gradient_TF).square().sum(dim=0)
+        tokens += len(batch.h_TF)
+    return (total / tokens).float()
+
+
+@torch.no_grad()
 def measure(
     ffn: Ffn,
     batches: Iterable[Activations],

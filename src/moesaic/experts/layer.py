@@ -72,7 +72,7 @@ def fit(
         router_ED = router_ED * scale.UNIT_TEMPERATURE
     gate_PD, up_PD, down_PD = stacked(ffn, assignment, seed, index)
     own = fresh(assignment, gate_PD, up_PD, down_PD)
-    factor = scale.FACTORS[settings["scale"]](assignment.routed_EM.shape[0], per_token)
+    factor = scale.factor(settings)
     weigh = partial(
         scale.weigh,
         router_ED=router_ED,

@@ -29,7 +29,8 @@ def run(folder: Path, out: Path, factor: float, assignment: Path | None = None) 
         assignment: assignment.parquet of the split.
 
     Raises:
-        InputError: not an MoE, layers that skip or are dense and of another width, an adapter that lies beside the model, an assignment of another model, or an output that exists.
+        InputError: not an MoE, experts that share neurons, a trained gate on the shared expert, layers that skip or are dense and of another width,
+            an adapter that lies beside the model, an assignment of another model, or an output that exists.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -43,6 +44,18 @@ def run(folder: Path, out: Path, factor: float, assignment: Path | None = None) 
     parts = list(families.parts(model))
     if not parts:
         raise InputError(f"{folder}: no layer has experts, there is nothing to merge")
+    if getattr(model.config, split_file.OVERLAP, False):
+        raise InputError(
+            f"{folder}: several experts hold the same neurons (split copy, drop or sharing-inner), and a dense model would count them several times; "
+            "such a split has no exact dense model"
+        )
+    for part in parts:
+        gate = getattr(part.shared, "shared_expert_gate", None)
+        if gate is not None and bool(gate.weight.any()):
+            raise InputError(
+                f"{folder}: layer {part.layer}: the gate of the shared expert was trained, so its share differs from token to token, and no dense model "
+                "computes that; merge the constructed model, or set experts.family to one without such a gate"
+            )
     matrices = [_neurons(part, factor) for part in parts]
     width = matrices[0][0].shape[0]
     split = {part.layer for part in parts}

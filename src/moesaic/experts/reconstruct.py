@@ -11,12 +11,14 @@ residual stream, which is what the next norm does to errors.
 Shapes: T tokens, D model width, S shared neurons, E experts, M neurons per expert, P = S + E M.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from moesaic.errors import InputError
 from moesaic.experts.assignment import Assignment
 from moesaic.experts.features import Activations, Ffn
 
@@ -96,10 +98,16 @@ def gather(
 
 
 def solve(gram_PP: Tensor, product_PD: Tensor, ridge: float) -> Tensor:
-    """(G + ridge * mean diag(G) * I)^-1 B."""
-    gram = gram_PP.clone()
-    gram.diagonal().add_(ridge * gram.diagonal().mean().clamp_min(1e-12))
-    return torch.cholesky_solve(product_PD, torch.linalg.cholesky(gram))
+    """(G + ridge * mean diag(G) * I)^-1 B, in float64 where float32 does not do. Raises InputError when that does not do either."""
+    for dtype in (torch.float32, torch.float64):
+        gram = gram_PP.to(dtype, copy=True)
+        gram.diagonal().add_(ridge * gram.diagonal().mean().clamp_min(1e-12))
+        factor, failed = torch.linalg.cholesky_ex(gram)
+        if not failed:
+            return torch.cholesky_solve(product_PD.to(dtype), factor).float()
+    raise InputError(
+        f"experts.ridge: {ridge:.3g} is too small for the rounding of this layer's statistics; take a larger one or auto, or more experts.calibration.tokens"
+    )
 
 
 def left_out(normal: Normal, change_PD: Tensor) -> float:
@@ -124,7 +132,12 @@ def refit(folds: dict[int, Normal], ridge: float | None, start: float) -> Refit:
     def errors(strength: float) -> list[float]:
         found = []
         for fold in folds.values():
-            change = solve(gram_PP - fold.gram_PP, product_PD - fold.product_PD, strength)
+            try:
+                change = solve(gram_PP - fold.gram_PP, product_PD - fold.product_PD, strength)
+            except InputError:
+                if ridge is not None:
+                    raise
+                return [math.inf] * len(folds)  # the search goes on to stronger ones
             found.append(left_out(fold, change))
         return found
 
@@ -140,7 +153,7 @@ def refit(folds: dict[int, Normal], ridge: float | None, start: float) -> Refit:
             best = lowest
             break
         best = lowest
-    if _mean(tried[best]) >= 1.0:
+    if math.isfinite(_mean(tried[best])) and _mean(tried[best]) >= 1.0:
         return Refit(None, best, tried[best])
     return Refit(solve(gram_PP, product_PD, best), best, tried[best])
 

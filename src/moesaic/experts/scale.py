@@ -5,13 +5,15 @@ With softmax over K chosen experts each weighs 1 / K on average. LLaMA-MoE multi
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from moesaic.experts import reconstruct
+from moesaic.experts import reconstruct, sizes
 from moesaic.experts.assignment import Assignment
 from moesaic.experts.features import Activations, Ffn
+from moesaic.model import families
 
 UNIT_TEMPERATURE = 2.0**-12
 """Top-k choice does not change with the router's length, softmax does: a short router gives all chosen experts the same weight."""
@@ -26,6 +28,19 @@ FACTORS: dict[str, Callable[[int, int], float]] = {
     "calibrated": lambda experts, per_token: float(per_token),
 }
 """Factor for E experts, K of them chosen; `calibrated` starts from times-k."""
+EACH_ONE = ("times-k", "unit", "calibrated")
+"""Those by which a chosen expert weighs 1, which is right while the chosen ones are no more than one FFN."""
+
+
+def factor(settings: dict[str, Any]) -> float:
+    """The factor of a layer's settings, before it is calibrated.
+
+    G pieces make up one copy of the FFN (splits copy and drop). More chosen ones than that are several copies, whose mean is the FFN: K is G then.
+    """
+    per_token = settings["per_token"]
+    if settings["split"] in sizes.COPYING and settings["scale"] in EACH_ONE:
+        per_token = min(per_token, settings["granularity"])
+    return FACTORS[settings["scale"]](settings["experts"], per_token)
 
 
 def calibrate(
@@ -59,10 +74,5 @@ def weigh(
     logits_TE = x_TD @ router_ED.T
     score_TE = logits_TE.sigmoid() if scores == "sigmoid" else logits_TE
     index_TK = (score_TE if bias_E is None else score_TE + bias_E).topk(per_token, dim=1).indices
-    chosen_TK = score_TE.gather(1, index_TK)
-    weights_TK = (
-        chosen_TK / (chosen_TK.sum(dim=1, keepdim=True) + 1e-20)
-        if scores == "sigmoid"
-        else chosen_TK.softmax(dim=1)
-    )
+    weights_TK = families.chosen_weights(logits_TE.gather(1, index_TK), scores)
     return torch.zeros_like(logits_TE).scatter(1, index_TK, weights_TK * factor)

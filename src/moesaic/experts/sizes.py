@@ -56,14 +56,14 @@ def sizes(ffn: int, settings: dict[str, Any]) -> Sizes:
 
 
 def shape(found: Sizes, layers: int, settings: dict[str, Any]) -> Shape:
-    """What the architecture has to express; where layers are still to be chosen, with the first ones dense.
+    """What the architecture has to express; where layers are still to be chosen, with the last ones dense.
 
     Raises:
         InputError: layers that the parent does not have.
     """
-    dense_layers = whole_layers.listed(settings)
+    dense_layers = whole_layers.listed(settings, layers)
     wrong = [layer for layer in dense_layers if layer >= layers]
-    if wrong and not whole_layers.counted(settings):
+    if wrong:
         raise InputError(
             f"experts.dense_layers: layer {wrong[0]} does not exist, the parent has {layers} (from 0)"
         )

@@ -19,6 +19,8 @@ from moesaic.flow import files
 
 KEY = "moesaic_split"
 """Where the model's configuration holds the digest of its split."""
+OVERLAP = "moesaic_overlap"
+"""Where it says that several experts hold the same neurons."""
 
 SCHEMA = pa.schema(
     [("layer", pa.int32()), ("neuron", pa.int32()), ("expert", pa.int32()), ("score", pa.float32())]
@@ -47,6 +49,12 @@ def digest(found: pa.Table) -> str:
     for name in ("layer", "neuron", "expert"):
         sha.update(np.ascontiguousarray(found[name].to_numpy(), dtype="<i4").tobytes())
     return sha.hexdigest()
+
+
+def keys(found: pa.Table) -> dict[str, Any]:
+    """What the configuration of a model says of its split."""
+    places = found.group_by(["layer", "neuron"]).aggregate([]).num_rows
+    return {KEY: digest(found)} | ({OVERLAP: True} if places < found.num_rows else {})
 
 
 def write(path: Path, found: pa.Table) -> None:

@@ -4,9 +4,10 @@ Each layer's result is a file in the work folder, so that an interrupted run goe
 """
 
 import contextlib
+import dataclasses
 import pickle
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 from moesaic.errors import InputError
 from moesaic.experts import splits, whole_layers
 from moesaic.experts.assignment import Assignment, Sizes, generator
-from moesaic.experts.features import Features, Ffn, measure
+from moesaic.experts.features import Features, Ffn, measure, sensitivity
 from moesaic.experts.trace import Trace
 from moesaic.flow import files
 from moesaic.flow.progress import Progress
@@ -27,6 +28,11 @@ GRADIENTS = frozenset({"importance", "sensitivity"})
 """Needs that the backward pass serves."""
 WITHOUT_ACTIVATIONS = frozenset({"weights"})
 """Needs that no pass over the calibration text serves."""
+SPLIT_BYTES = 32 * 2**30
+"""Memory that splits which wait or run may take together, or half of what is free where that is less. One always runs."""
+COPIES, GRAPH_COPIES = 4, 16
+"""Memory of a split, by the bytes of its task: here and in the queue, as bytes and as tensors in its worker; there a whole graph takes most (measured: 11 to 16
+times the F x F counts)."""
 
 
 def traced(settings: dict[str, Any]) -> bool:
@@ -84,10 +90,20 @@ def run(
                 _write(work, index, split_one(*task))
             else:
                 # plain pickling: torch's own would hand tensors over in shared memory, which containers keep small
-                waiting[index] = pool.submit(_split_pickled, pickle.dumps(task))
-                _collect(waiting, work, only_done=len(waiting) <= 2 * workers)
-        _collect(waiting, work, only_done=False)
+                pickled = pickle.dumps(task)
+                _collect(waiting, work, at_once(len(pickled), needs, workers) - 1)
+                waiting[index] = pool.submit(_split_pickled, pickled)
+        _collect(waiting, work, 0)
     return [None if i in dense_layers else _read(_path(work, i)) for i in range(dense.layers)]
+
+
+def at_once(size: int, needs: frozenset[str], workers: int) -> int:
+    """How many splits may wait or run at once: two for each worker, as far as memory goes. Args: size: bytes of a task."""
+    import psutil
+
+    room = min(SPLIT_BYTES, psutil.virtual_memory().available // 2)
+    each = size * (GRAPH_COPIES if "coactivation" in needs else COPIES)
+    return max(1, min(2 * workers, room // each))
 
 
 def check_clusters(cluster_N: Tensor, clusters: int) -> None:
@@ -147,17 +163,19 @@ def _features(
         block = dense.layer(index)
         ffn = ffn_of(block)
         needs, features = needed(layers[index]), None
-        batches = None
+        backward = None
         if gradients and index == gradients.next and index >= min(backwards):
-            batches = gradients.activations(block, ffn, cluster_N if "importance" in needs else None)
-        elif needs - WITHOUT_ACTIVATIONS:
+            backward = gradients.activations(block, ffn, cluster_N if "importance" in needs else None)
+        if index in missing and needs - WITHOUT_ACTIVATIONS:
             assert trace is not None
-            batches = trace.activations(index, block, ffn)
-        if batches is not None and index in missing and needs - WITHOUT_ACTIVATIONS:
+            everywhere = gradients is not None and gradients.everywhere
+            batches = backward if backward and everywhere else trace.activations(index, block, ffn)
             top, clusters = layers[index]["calibration"]["top"], experts if "importance" in needs else 0
             features = measure(ffn, batches, needs, top, generator(seed, index, 1), clusters)
-        elif batches is not None:
-            for _ in batches:  # only to hand the gradient down
+            if backward and not everywhere:
+                features = dataclasses.replace(features, sensitivity_F=sensitivity(ffn, backward))
+        elif backward:
+            for _ in backward:  # only to hand the gradient down
                 pass
         if index in missing:
             yield index, ffn, features
@@ -166,10 +184,16 @@ def _features(
         gradients.remove()
 
 
-def _collect(waiting: dict[int, Future[bytes]], work: Path, only_done: bool) -> None:
-    for index in list(waiting):
-        if not only_done or waiting[index].done():
+def _collect(waiting: dict[int, Future[bytes]], work: Path, most: int) -> None:
+    """Write what is done, and wait until no more than `most` are left."""
+    while waiting:
+        if len(waiting) > most:
+            wait(waiting.values(), return_when=FIRST_COMPLETED)
+        done = [index for index, future in waiting.items() if future.done()]
+        for index in done:
             _write(work, index, pickle.loads(waiting.pop(index).result()))
+        if len(waiting) <= most:
+            return
 
 
 def _one_thread() -> None:

@@ -7,7 +7,6 @@ Both go on where an interrupted process stopped.
 Shapes: L layers, N blocks, B blocks of a batch, T tokens of a block, D model width, F dense FFN width, V vocabulary.
 """
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from torch.nn import functional
 from moesaic.errors import InputError
 from moesaic.experts import calibration
 from moesaic.experts.features import Activations, Ffn
-from moesaic.experts.stream import Stream, mapped
+from moesaic.experts.stream import Stream, mapped, progress
 from moesaic.flow import files
 from moesaic.flow.progress import Progress
 from moesaic.model.lazy import LazyModel, attend
@@ -31,15 +30,13 @@ class Trace:
     """Inputs of every decoder layer of the dense parent, [L + 1, N, T, D] float32 in `work`; the last one is what the final norm gets."""
 
     def __init__(self, dense: LazyModel, text: calibration.Text, batch: int, work: Path):
-        """Open or begin a trace. Raises InputError when the disk has no room for it."""
+        """Open or begin a trace. Raises InputError when the disk is full."""
         self.dense, self.text, self.work = dense, text, work
         self.batch, self.parts = batch, calibration.batches(text.fold_N, batch)
         self.positions = dense.positions(text.ids_NT.shape[1])
         self.shape = (dense.layers + 1, *text.ids_NT.shape, dense.config.hidden_size)
-        self.done = int(files.read_json(work / STATE)["layers"]) if (work / STATE).exists() else -1
-        if not (work / NAME).exists():
-            advice = "free some space, or lower experts.calibration.tokens"
-            files.check_room(work, 4 * math.prod(self.shape), "the calibration pass", advice)
+        found = progress(work / STATE, "layers", [work / NAME], self.shape)
+        self.done = -1 if found is None else found
         self.inputs_LNTD = mapped(work / NAME, self.shape)
 
     @torch.no_grad()
@@ -86,12 +83,6 @@ class Trace:
         fold = int(self.text.fold_N[part][0])
         return Activations(x_TD, h_TF, fold, None, weight_T, **more)
 
-    def remove(self) -> None:
-        """Delete the file; the trace cannot be used any more."""
-        del self.inputs_LNTD
-        for name in (NAME, STATE):
-            (self.work / name).unlink(missing_ok=True)
-
 
 class Gradients:
     """dL/d(output) of one layer after the other, from the last to the first; L is the sum of the next-token losses."""
@@ -103,6 +94,11 @@ class Gradients:
         self.blocks_B = (torch.arange(count) * fitted) // count
         self.stream = Stream(trace.work, "gradient", (count, *trace.shape[2:]))
         self.stream.begin(self._loss())
+
+    @property
+    def everywhere(self) -> bool:
+        """True when the pass goes over every block that fits may use."""
+        return len(self.blocks_B) == self.trace.text.fitted
 
     @property
     def next(self) -> int:

@@ -1,6 +1,7 @@
 """Fit and write the layers one after the other, each on the hidden states that the converted ones before it give.
 
 What is done is in the work folder: layers, proofs, figures and the residual streams, so that an interrupted run goes on with the next layer.
+It stays there when all are done: a run that is killed later repeats no fit.
 """
 
 import logging
@@ -83,7 +84,6 @@ def run(
         stream.advance()
         error = None if fitted is None else fitted.audit.get("error")
         progress.update(detail=f"relative error {error:.3f}" if error is not None else "")
-    stream.remove()
     return [files.read_json(work / f"audit-{index:03}.json") for index in range(dense.layers)]
 
 

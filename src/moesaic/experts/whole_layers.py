@@ -22,10 +22,10 @@ def counted(settings: dict[str, Any]) -> bool:
     return isinstance(settings["dense_layers"], int)
 
 
-def listed(settings: dict[str, Any]) -> list[int]:
-    """The dense layers in order; the first ones where a number is asked for, which is as good where any count as much."""
+def listed(settings: dict[str, Any], layers: int) -> list[int]:
+    """The dense layers in order. Where a number is asked for, the last ones: an architecture that can have these can have any."""
     wanted = settings["dense_layers"]
-    return list(range(wanted)) if counted(settings) else sorted(set(wanted))
+    return list(range(layers))[-wanted:] if counted(settings) else sorted(set(wanted))
 
 
 def record(work: Path, layer: int, sensitivity_F: Tensor, shared: int) -> None:

@@ -21,6 +21,14 @@ PROBE = (
 )
 
 
+CONFIG = "config.json"
+WANTED = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.jinja", "README.md"]
+UNWANTED = ["*consolidated*", "original/*"]
+"""The same weights once more, in the form of the code that made them."""
+ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+"""Factors by rotary frequency in a GGUF file."""
+
+
 def run(context: Context) -> Result:
     """Load the configured model, check it, give it image tokens where pictures are asked for, write `model/`. Metrics: architecture, sizes, loss on a short English text."""
     settings = context.settings["model"]
@@ -85,32 +93,69 @@ def probe_loss(model: Any, tokenizer: Any) -> float:
     return float(model(input_ids=ids, labels=ids).loss)
 
 
+def parent_config(at: dict[str, Any]) -> Any:
+    """The parent's configuration: of a hub config.json alone is fetched, of a GGUF file no weights are read.
+
+    Raises:
+        InputError: no such parent, or one that no MoE family can represent.
+    """
+    if at["kind"] not in ("folder", "hub"):
+        found = _gguf_config(_gguf_file(at))
+        families.check_parent(found)
+        return found
+    if at["kind"] == "hub":
+        return _folder_config(_hub(at, [CONFIG]))
+    return _folder_config(_folder(at))
+
+
 def _load(at: dict[str, Any], tokenizer: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
-    key = "model.at"
-    if at["kind"] == "folder":
-        folder = Path(at["path"])
-        if not folder.is_dir():
-            raise InputError(f"{key}.path: {folder} does not exist")
-    elif at["kind"] == "hub":
-        folder = _hub(at["repository"], at["revision"])
-    else:
-        path = _gguf_file(at)
-        return _from_gguf(path, tokenizer, dtype)
-    model = load.load_model(folder, key, dtype)
+    if at["kind"] not in ("folder", "hub"):
+        return _from_gguf(_gguf_file(at), tokenizer, dtype)
+    parent_config(at)  # before gigabytes are fetched or read
+    folder = _hub(at, WANTED) if at["kind"] == "hub" else _folder(at)
+    model = load.load_model(folder, "model.at", dtype)
     return model, load.load_tokenizer(Path(tokenizer) if tokenizer else folder)
 
 
-def _hub(repository: str, revision: str | None) -> Path:
+def _folder(at: dict[str, Any]) -> Path:
+    folder = Path(at["path"])
+    if not folder.is_dir():
+        raise InputError(f"model.at.path: {folder} does not exist")
+    return folder
+
+
+def _folder_config(folder: Path) -> Any:
+    """The configuration in a folder, refused where the step could not go on from its weights."""
+    from transformers import AutoConfig
+
+    raw = load.read_config(folder, "model.at")
+    families.check_architecture(raw.get("model_type"))
+    quantised = raw.get("quantization_config") or raw.get("compression_config")
+    if quantised:
+        raise InputError(
+            f"model.at: {folder / CONFIG}: quantised weights ({quantised.get('quant_method', 'unknown')}) cannot be cut into experts; "
+            "give the checkpoint in float32, bfloat16 or float16, or a GGUF file"
+        )
+    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    families.check_parent(config)
+    return config
+
+
+def _hub(at: dict[str, Any], patterns: list[str]) -> Path:
+    """The folder of a repository's files, fetched where they are not there yet."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    repository = at["repository"]
     try:
-        patterns = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.jinja", "README.md"]
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+        found = snapshot_download(
+            repository, revision=at["revision"], allow_patterns=patterns, ignore_patterns=UNWANTED
+        )
+        return Path(found)
     except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"model.at.repository: cannot get {repository} from the hub ({reason}); check the name, the network and HF_TOKEN, or give a folder"
+            f"model.at.repository: cannot get {repository} from the hub ({reason}); check the name, the network and HF_TOKEN, or give a folder (to plan alone: model.shape)"
         ) from error
 
 
@@ -129,15 +174,45 @@ def _gguf_file(at: dict[str, Any]) -> Path:
     return path
 
 
-def gguf_config(at: dict[str, Any]) -> Any:
-    """The configuration in a GGUF file of a package or on disk; no weights are read. Raises InputError: no such file, or not GGUF."""
+def _gguf_config(path: Path) -> Any:
+    """The configuration in a GGUF file; no weights are read. Raises InputError: not GGUF, or one that would be read wrongly."""
     from transformers import AutoConfig
 
-    path = _gguf_file(at)
+    _check_gguf(path)
     try:
         return AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
     except (ValueError, IndexError, KeyError) as error:
         raise _unreadable(path, error) from error
+
+
+def _check_gguf(path: Path) -> None:
+    """Refuse what transformers would read wrongly without a word: it takes the base of the rotary frequencies from GGUF, and never their scaling.
+
+    Llama 3.1 and later keep it as the tensor rope_freqs.weight; others as rope.scaling.* keys, where llama.cpp takes a factor without a type as linear.
+    """
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+        kind = reader.fields["general.architecture"].contents()
+        known = {
+            name: field.contents()
+            for name, field in reader.fields.items()
+            if name.startswith(f"{kind}.rope.scal")
+        }
+        tensors = [
+            item.name for item in reader.tensors if item.name in ROPE_TENSORS and (item.data != 1).any()
+        ]
+    except (ValueError, IndexError, KeyError) as error:
+        raise _unreadable(path, error) from error
+    families.check_architecture(kind)
+    scaling = known.get(f"{kind}.rope.scaling.type", "linear")
+    factor = known.get(f"{kind}.rope.scaling.factor", known.get(f"{kind}.rope.scale_linear", 1.0))
+    if tensors or not (scaling == "none" or (scaling == "linear" and factor in (0, 1))):
+        raise InputError(
+            f"model.at: {path.name}: its rotary frequencies are scaled ({tensors[0] if tensors else scaling}), which transformers does not read from GGUF; "
+            "give the checkpoint in Hugging Face format (kind: folder or hub)"
+        )
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
@@ -151,6 +226,7 @@ def _from_gguf(path: Path, tokenizer: str | None, dtype: torch.dtype) -> tuple[A
     """Dequantise a GGUF file into a plain model (transformers refuses to save it otherwise)."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    _check_gguf(path)
     log.info("dequantising %s", path.name)
     where = {
         "pretrained_model_name_or_path": str(path.parent),

@@ -11,12 +11,8 @@ from moesaic.errors import InputError
 from moesaic.model import execution
 
 
-def check_folder(folder: Path, key: str) -> dict[str, Any]:
-    """Refuse what would need unpickling or remote code; return config.json as a dict.
-
-    Raises:
-        InputError: names `key` and the file, and says what to do.
-    """
+def read_config(folder: Path, key: str) -> dict[str, Any]:
+    """config.json as a dict. Raises InputError: none there, damaged, or one that asks for remote code."""
     path = folder / "config.json"
     if not path.is_file():
         raise InputError(
@@ -30,6 +26,16 @@ def check_folder(folder: Path, key: str) -> dict[str, Any]:
         raise InputError(
             f"{key}: {path} asks for code of its own (auto_map); only architectures built into transformers are loaded, never remote code"
         )
+    return config
+
+
+def check_folder(folder: Path, key: str) -> dict[str, Any]:
+    """Refuse what would need unpickling or remote code; return config.json as a dict.
+
+    Raises:
+        InputError: names `key` and the file, and says what to do.
+    """
+    config = read_config(folder, key)
     if not list(folder.glob("*.safetensors")):
         pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
         if pickles:

@@ -153,7 +153,7 @@ class Temporal(Strict):
     """Questions about time (the 38 tasks of Timo), for preference tuning and evaluation."""
 
     tasks: Literal["all"] | Annotated[list[str], Field(min_length=1)] = "all"
-    """Names of docs/methods/temporal.md. all: every task that can be generated, and those that the folders below have."""
+    """Names of docs/methods/temporal.md. all: every task that can be generated, and those that the folders below have; what is missing is told."""
     forms: Annotated[list[Literal["choice", "short"]], Field(min_length=1)] = ["choice", "short"]
     """choice: multiple choice; short: free answers, checked by value."""
     train: Count = 200
@@ -165,7 +165,7 @@ class Temporal(Strict):
     tram: str | None = None
     """Folder with TRAM's unpacked CSV files."""
     published: Literal["missing", "all"] = "missing"
-    """Which tasks are read from TRAM's files: those that cannot be generated, or all."""
+    """Which tasks are read from TRAM's files: those that cannot be generated, or all (then none is generated)."""
     timebench: str | None = None
     """Folder with TimeBench's JSON lines: evaluation only."""
     mctaco: str | None = None

@@ -21,7 +21,7 @@ class Calibration(Strict):
     clusters: Literal["text", "domain"] = "text"
     """Data clusters of the importance-based splits: by the blocks' text, or by domain."""
     gradient_tokens: Positive = 16_384
-    """Most tokens of the backward pass, which costs more than all others, when only sensitivities are wanted of it."""
+    """Most tokens of the backward pass, which costs more than all others, when only sensitivities are wanted of it; all else is taken on `tokens`."""
     top: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
     """A neuron is active on a token when its contribution is among this share of the layer's largest."""
 
@@ -92,7 +92,8 @@ class Method(Strict):
     scale: Scale = "times-k"
     """Weight of the chosen experts from their softmax: none = it sums to 1; times-k = 1 each on average; unit = exactly 1 each (a router too
     short to train well); n-over-k = times N/k (LLaMA-MoE); mean = times N (keeps the mean output); norm = times k sqrt(N/k) (keeps the norm of
-    uncorrelated experts); calibrated = fitted on calibration text."""
+    uncorrelated experts); calibrated = fitted on calibration text. Splits copy and drop: the k of times-k and unit
+    is no more than the experts that make up one FFN (granularity)."""
     reconstruct: Literal["none", "least-squares"] = "none"
     """least-squares: refit the down projections in closed form so that the MoE output matches the dense layer's."""
     compensate: Fraction = 0.3
@@ -103,7 +104,6 @@ class Method(Strict):
     """Regulariser of the router's regression, as a share of the mean Gram diagonal."""
     clustering: Clustering = Clustering()
     coactivation: Coactivation = Coactivation()
-    sharing: Sharing = Sharing()
     activation: Activation = Activation()
     drop: Drop = Drop()
 
@@ -121,6 +121,7 @@ class Experts(Method):
     """Instead of `shared`: so many shared experts of a routed expert's width."""
     granularity: Positive = 1
     """Splits copy and drop: experts that one copy of the FFN is cut into (virtual groups); must divide `experts`."""
+    sharing: Sharing = Sharing()
     family: Literal["auto", "mixtral", "granitemoeshared", "qwen2_moe", "glm4_moe"] = "auto"
     """Architecture in transformers; auto: the first of these that can express the split."""
     dense_layers: list[Count] | Positive = []

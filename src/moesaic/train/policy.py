@@ -228,11 +228,9 @@ class Policy(nn.Module):
 def _choose(router: Any, noisy_TE: Tensor, scores: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The stock routers' choice, made on noisy logits: indices and weights [T, K]."""
     if scores == "sigmoid":
-        score_TE = noisy_TE.sigmoid()
-        index_TK = (score_TE + router.e_score_correction_bias).topk(router.top_k, dim=1).indices
-        chosen_TK = score_TE.gather(1, index_TK)
-        weight_TK = chosen_TK / (chosen_TK.sum(dim=1, keepdim=True) + 1e-20) * router.routed_scaling_factor
+        biased_TE = noisy_TE.sigmoid() + router.e_score_correction_bias
+        index_TK = biased_TE.topk(router.top_k, dim=1).indices
     else:
-        chosen_TK, index_TK = noisy_TE.topk(router.top_k, dim=1)
-        weight_TK = chosen_TK.softmax(dim=1)
-    return index_TK, weight_TK.to(dtype)
+        index_TK = noisy_TE.topk(router.top_k, dim=1).indices
+    weight_TK = families.chosen_weights(noisy_TE.gather(1, index_TK), scores)
+    return index_TK, (weight_TK * getattr(router, "routed_scaling_factor", 1.0)).to(dtype)

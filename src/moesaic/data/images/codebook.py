@@ -110,16 +110,16 @@ def patches(pixels: np.ndarray, patch: int) -> np.ndarray:
 
 
 def read(source: Any, grid: tuple[int, int], patch: int) -> np.ndarray:
-    """An image file as pixels [H p, W p, 3] in 0..1, resized to the grid; what is transparent becomes white.
+    """An image file as pixels [H p, W p, 3] in 0..1, turned upright as its EXIF data say and resized to the grid; what is transparent becomes white.
 
     Raises:
         InputError: not an image that Pillow can read.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(source) as opened:
-            image = opened.convert("RGBA")
+            image = ImageOps.exif_transpose(opened).convert("RGBA")
     except (OSError, UnidentifiedImageError) as error:
         raise InputError(
             f"{source}: not an image that can be read ({' '.join(str(error).split())})"

@@ -79,26 +79,55 @@ def run(context: Context) -> Result:
 
 def _records(settings: Images, seed: int, counts: Counter[str]) -> Iterator[Interleaved]:
     """The records of all sources; malformed ones are counted."""
+    shown: set[Path] = set()
+    """Pictures of the records so far."""
+    again: set[Path] = set()
     for i, source in enumerate(settings.sources):
         key = f"data.images.sources.{i}"
-        read = _captions if source.format == "captions" else _messages
-        for raw, find in read(source, key, settings, random.Random(f"{seed}/{i}"), counts):
+        if source.format == "captions":
+            read = _captions(source, key, settings, random.Random(f"{seed}/{i}"), counts, shown)
+        else:
+            read = _messages(source, key)
+        for raw, find in read:
             record = records.parse(raw, find, settings.grid, settings.patch)
             if record is None:
                 counts["malformed"] += 1
             else:
+                inside = {picture.path for picture in records.pictures(record)}
+                again |= inside & shown
+                shown |= inside
                 yield record
+    if counts["repeated_picture"]:
+        log.warning(
+            "data.images: %d captions are left out, their pictures stand in a record already: one caption is taken of each picture",
+            counts["repeated_picture"],
+        )
+    if again:
+        log.warning(
+            "data.images: %d pictures stand in several records and may be on both sides of the split: give each record of format messages its own",
+            len(again),
+        )
 
 
 Found = Iterator[tuple[dict[str, Any], Callable[[str], Path]]]
 
 
 def _captions(
-    source: ImageSource, key: str, settings: Images, chance: random.Random, counts: Counter[str]
+    source: ImageSource,
+    key: str,
+    settings: Images,
+    chance: random.Random,
+    counts: Counter[str],
+    shown: set[Path],
 ) -> Found:
-    """Captioned pictures in random order, several to a record."""
+    """Captioned pictures in random order, several to a record; of a picture with several captions (as in COCO) the first.
+
+    Args:
+        shown: pictures of other sources' records, which are left out here.
+    """
     pairs: list[tuple[str, str]] = []
     places: dict[str, Path] = {}
+    mine, repeated = set(shown), 0
     fields: list[str] = []
     for fields_of, find in _rows(source, key):
         fields = fields or list(fields_of)
@@ -106,9 +135,16 @@ def _captions(
         if path is None or caption is None or not caption.strip():
             counts["malformed"] += 1
             continue
-        places[path] = find(path)
+        file = find(path)
+        if file in mine:
+            repeated += 1
+            continue
+        mine.add(file)
+        places[path] = file
         pairs.append((path, caption.lower() if caption.isupper() else caption))
-    if not pairs:
+    if repeated:
+        counts["repeated_picture"] += repeated
+    if not pairs and not repeated:
         raise InputError(
             f"{key}: no record has what {source.image} and {source.caption} ask for; its fields are {', '.join(fields) or 'none'}"
         )
@@ -119,9 +155,7 @@ def _captions(
         yield raw, places.__getitem__
 
 
-def _messages(
-    source: ImageSource, key: str, settings: Images, chance: random.Random, counts: Counter[str]
-) -> Found:
+def _messages(source: ImageSource, key: str) -> Found:
     """Interleaved records as they stand."""
     for number, (raw, find) in enumerate(_rows(source, key)):
         if source.max_records is not None and number >= source.max_records:

@@ -37,7 +37,8 @@ def how(task: str) -> str:
 def reader(task: str) -> FromFiles:
     """Rows {sentence or premise and hypothesis, label, domain, ask}; rows without text or label are left out, as the authors do.
 
-    Raises (the reader): ValueError without the set in distribution, or without any other; KeyError for other columns.
+    Raises (the reader): ValueError without the set in distribution, or without any other, and for a row that breaks off; KeyError for
+    other columns.
     """
 
     def read(files: Sequence[File]) -> Iterator[Row]:
@@ -47,16 +48,15 @@ def reader(task: str) -> FromFiles:
                 f"boss/{task}: sets {', '.join(names)}; {IN_DOMAIN[task]}, which is in distribution, and at least one other are needed"
             )
         for file, name in zip(files, names, strict=True):
-            with file.path.open(encoding="utf-8", newline="") as text:
-                for row in csv.DictReader(text, delimiter="\t"):
-                    fields = ("Premise", "Hypothesis") if ASKED[task] == "nli" else ("Text",)
-                    values = [" ".join(row[field].split()) for field in fields]
-                    label = row["Label"].removesuffix(".0")
-                    if all(values) and label in ("0", "1", "2"):
-                        named = ("premise", "hypothesis") if len(fields) == 2 else ("sentence",)
-                        yield dict(zip(named, values, strict=True)) | {
-                            "label": int(label), "domain": name, "ask": ASKED[task],
-                        }  # fmt: skip
+            for row in _table(file, "\t"):
+                fields = ("Premise", "Hypothesis") if ASKED[task] == "nli" else ("Text",)
+                values = [" ".join(row[field].split()) for field in fields]
+                label = row["Label"].removesuffix(".0")
+                if all(values) and label in ("0", "1", "2"):
+                    named = ("premise", "hypothesis") if len(fields) == 2 else ("sentence",)
+                    yield dict(zip(named, values, strict=True)) | {
+                        "label": int(label), "domain": name, "ask": ASKED[task],
+                    }  # fmt: skip
 
     return read
 
@@ -64,9 +64,20 @@ def reader(task: str) -> FromFiles:
 def critics_and_viewers(files: Sequence[File]) -> Iterator[Row]:
     """Sentences of critics (Rotten Tomatoes, in distribution) and whole reviews of viewers (IMDb, up to LONGEST words): same films, another genre of text."""
     for file in files:
-        with file.path.open(encoding="utf-8", newline="") as text:
-            for row in csv.DictReader(text):
-                domain = {"rotten_tomatoes": "critics", "imdb": "viewers"}[row["source"]]
-                words = row["text"].replace("<br />", " ").split()
-                if domain == "critics" or len(words) <= LONGEST:
-                    yield {"sentence": " ".join(words), "label": int(row["label"]), "domain": domain}
+        for row in _table(file, ","):
+            domain = {"rotten_tomatoes": "critics", "imdb": "viewers"}[row["source"]]
+            words = row["text"].replace("<br />", " ").split()
+            if domain == "critics" or len(words) <= LONGEST:
+                yield {"sentence": " ".join(words), "label": int(row["label"]), "domain": domain}
+
+
+def _table(file: File, delimiter: str) -> Iterator[dict[str, str]]:
+    """The rows of a table with a head line. Raises ValueError, with the line, for a row of another length."""
+    with file.path.open(encoding="utf-8", newline="") as text:
+        reader = csv.DictReader(text, delimiter=delimiter)
+        for row in reader:
+            if None in row or None in row.values():
+                raise ValueError(
+                    f"{file.path}, line {reader.line_num}: more or fewer fields than the head line has"
+                )
+            yield row

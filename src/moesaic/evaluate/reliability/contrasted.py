@@ -53,5 +53,5 @@ def _gain(
     name: str, metric: str, pairs: list[tuple[np.ndarray, np.ndarray]], resamples: int, seed: int
 ) -> TaskScores:
     with_it, without = ([(pair[i], np.ones(len(pair[i]))) for pair in pairs] for i in (0, 1))
-    estimate = bootstrap.difference(with_it, without, resamples, bootstrap.generator(seed, name))
+    estimate = bootstrap.difference(with_it, without, resamples, bootstrap.generator(seed, name), rate=True)
     return TaskScores(name, [Metric(metric, estimate, None)], {}, [], False)

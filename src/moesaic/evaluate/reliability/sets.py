@@ -3,6 +3,7 @@
 A set that cannot be had is never left out silently: `load` returns why, and what adds it.
 """
 
+import csv
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -233,7 +234,7 @@ def load(name: str, folder: str | None, source: Literal["packages", "hub"]) -> L
         records = (record.fields for record in sources.located(item.hub, key))
         try:
             return Loaded(list(item.from_hub(records)), f"hub, {item.hub.dataset}")
-        except (KeyError, TypeError, IndexError) as error:
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise InputError(
                 f"{key}: {item.hub.dataset} on the hub is laid out otherwise ({error!r})"
             ) from error
@@ -264,7 +265,7 @@ def _rows(key: str, read: FromFiles, files: Sequence[File]) -> list[Row]:
         rows = list(read(files))
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError, IndexError, OSError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, OSError, csv.Error) as error:
         names = ", ".join(str(file.path) for file in files[:3])
         raise InputError(
             f"{key}: {names} is laid out otherwise or damaged ({type(error).__name__}: {error}); see docs/methods/reliability.md"

@@ -162,7 +162,7 @@ def drops(
         clean, shifted = found[other].items["acc"], found[name].items["acc"]
         rng = bootstrap.generator(seed, f"{name}_drop")
         if "of" in facts:
-            estimate = bootstrap.difference([_stratum(clean)], [_stratum(shifted)], resamples, rng)
+            estimate = bootstrap.difference([_stratum(clean)], [_stratum(shifted)], resamples, rng, rate=True)
         else:
             estimate = contrast([([clean], [shifted])], resamples, rng)
         out.append(TaskScores(f"{name}_drop", [Metric("acc_drop", estimate, None)], {}, [], False))
@@ -221,6 +221,7 @@ def means(
                 [_stratum(_joined(items)) for items in shifted],
                 resamples,
                 rng,
+                rate=True,
             )
             out.append(_one(f"reliability/{axis}_drop", "acc_drop", estimate))
         elif against:
@@ -280,17 +281,13 @@ def contrast(
     rng: np.random.Generator,
 ) -> bootstrap.Estimate:
     """Mean over sets of: mean over the first tasks minus mean over the second; every task is resampled on its own (nothing is shared)."""
-    value, samples_R, n = 0.0, np.zeros(resamples), 0
-    for sides in pairs:
-        for side, sign in zip(sides, (1.0, -1.0), strict=True):
-            for values in side:
-                weight = sign / len(side) / len(pairs)
-                top, bottom = _stratum(values)
-                sums_RC = bootstrap.resampled_sums(np.stack([top, bottom]), resamples, rng)
-                value += weight * float(values.mean())
-                samples_R += weight * sums_RC[:, 0] / sums_RC[:, 1]
-                n += len(values)
-    return bootstrap.Estimate(value, *bootstrap.interval(samples_R), n)
+    parts = [
+        (sign / len(side) / len(pairs), _stratum(values))
+        for sides in pairs
+        for side, sign in zip(sides, (1.0, -1.0), strict=True)
+        for values in side
+    ]
+    return bootstrap.unpaired(parts, resamples, rng)
 
 
 def _stratum(values: np.ndarray) -> bootstrap.Stratum:

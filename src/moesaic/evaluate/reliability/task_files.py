@@ -5,24 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from moesaic.evaluate import task_yaml
 from moesaic.evaluate.reliability import metrics
 from moesaic.evaluate.reliability.lm_tasks import HEADED, Made
+from moesaic.evaluate.task_yaml import Function
 from moesaic.flow import files
 
 VERSION = 1.0
-
-
-class Function(str):
-    """A function of utils.py."""
-
-
-class Dumper(yaml.SafeDumper):
-    """Writes `!function utils.NAME`, which the harness's loader reads."""
-
-
-Dumper.add_representer(Function, lambda dumper, name: dumper.represent_scalar("!function", f"utils.{name}"))
 
 
 def write(folder: Path, shown: Path, made: Sequence[Made], answer_tokens: int) -> dict[str, dict[str, Any]]:
@@ -37,8 +26,7 @@ def write(folder: Path, shown: Path, made: Sequence[Made], answer_tokens: int) -
         lines = (json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
         (folder / "data" / f"{task}.jsonl").write_text("".join(lines), encoding="utf-8")
         config = _config(task, rows[0]["form"], f"{shown.as_posix()}/data/{task}.jsonl", answer_tokens)
-        text = yaml.dump(config, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=10_000)
-        (folder / f"{task}.yaml").write_text(text, encoding="utf-8")
+        (folder / f"{task}.yaml").write_text(task_yaml.text(config), encoding="utf-8")
     known = {task: facts for task, facts, _ in made}
     for facts in known.values():
         # The standard set may be one that cannot be had.
@@ -71,7 +59,7 @@ def _config(task: str, form: str, data: str, answer_tokens: int) -> dict[str, An
         "test_split": "test",
         "num_fewshot": 0,
         "doc_to_text": "{{prompt}}",
-        "process_results": Function("process_results"),
+        "process_results": Function("utils.process_results"),
     }
     if form in ("refusal", "answer"):
         until = ["\n\n\n", "### Instruction:"] if form == "refusal" else ["\n"]
@@ -92,7 +80,7 @@ def _config(task: str, form: str, data: str, answer_tokens: int) -> dict[str, An
     config["metric_list"] = [
         {
             "metric": name,
-            "aggregation": Function("ece") if name == "ece" else "mean",
+            "aggregation": Function("utils.ece") if name == "ece" else "mean",
             "higher_is_better": name not in down,
         }
         for name in names

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from moesaic.evaluate import task_yaml
 from moesaic.evaluate.science import grade
 from moesaic.evaluate.science.generate import SPLITS, Item
+from moesaic.evaluate.task_yaml import Function
 
 NAME = "sciqa_dcf"
 CHOICE = f"{NAME}_mc"
@@ -25,17 +25,6 @@ LISTED = (
     + "".join(f"{letter}. {{{{choices[{i}]}}}}\n" for i, letter in enumerate(LETTERS))
     + "Answer:"
 )
-
-
-class Function(str):
-    """A function of utils.py."""
-
-
-class Dumper(yaml.SafeDumper):
-    """Writes `!function utils.NAME`, which the harness's loader reads."""
-
-
-Dumper.add_representer(Function, lambda dumper, name: dumper.represent_scalar("!function", f"utils.{name}"))
 
 
 def write(
@@ -79,7 +68,7 @@ def write(
 
 def _common(split: str) -> dict[str, Any]:
     return {
-        "custom_dataset": Function("load"),
+        "custom_dataset": Function("utils.load"),
         "dataset_kwargs": {"split": split},
         "training_split": "train",
         "test_split": "test",
@@ -97,7 +86,7 @@ def open_task(split: str, max_tokens: int) -> dict[str, Any]:
         "output_type": "generate_until",
         "doc_to_text": "Question: {{question}}\nAnswer:",
         "doc_to_target": "{{answer}}",
-        "process_results": Function("process_results"),
+        "process_results": Function("utils.process_results"),
         "generation_kwargs": {
             "until": ["Question:", "\n\n\n"],
             "do_sample": False,
@@ -158,6 +147,4 @@ def _lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
 
 
 def _yaml(path: Path, config: dict[str, Any]) -> None:
-    path.write_text(
-        yaml.dump(config, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=10_000), encoding="utf-8"
-    )
+    path.write_text(task_yaml.text(config), encoding="utf-8")

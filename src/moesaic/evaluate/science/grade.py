@@ -61,7 +61,7 @@ UNITS = {
     for prefix, factor in PREFIXES.items()
 } | PLAIN
 NAMES = {
-    "gauss": "G", "tesla": "T", "teslas": "T", "meter": "m", "meters": "m", "metre": "m", "metres": "m", "gram": "g", "grams": "g", "second": "s",
+    "gauss": "G", "Gauss": "G", "tesla": "T", "Tesla": "T", "teslas": "T", "meter": "m", "meters": "m", "metre": "m", "metres": "m", "gram": "g", "grams": "g", "second": "s",
     "seconds": "s", "sec": "s", "parsec": "pc", "parsecs": "pc", "joule": "J", "joules": "J", "ergs": "erg", "watt": "W", "watts": "W",
     "kelvin": "K", "kelvins": "K", "year": "yr", "years": "yr", "radian": "rad", "radians": "rad", "jansky": "Jy", "janskys": "Jy",
     "electronvolt": "eV", "electronvolts": "eV", "hertz": "Hz", "pascal": "Pa", "pascals": "Pa",
@@ -69,12 +69,15 @@ NAMES = {
 WORDS = {
     "AU": "au", "ly": "lyr", "degree": "deg", "degrees": "deg", "arcminutes": "arcmin", "arcminute": "arcmin", "arcseconds": "arcsec",
     "arcsecond": "arcsec", "steradian": "sr", "steradians": "sr", "percent": "%", "M_sun": "Msun", "L_sun": "Lsun", "days": "day", "dyne": "dyn",
-    "gauss": "G", "Gauss": "G",
 }  # fmt: skip
 UNITS |= {word: UNITS[name] for word, name in WORDS.items()}
 UNITS |= {word: UNITS[name] for word, name in NAMES.items()}
 UNITS |= {
     long + word: UNITS[short + name] for word, name in NAMES.items() for long, short in LONG_PREFIXES.items()
+}
+# mGauss, nTesla
+UNITS |= {
+    short + word: UNITS[short + name] for word, name in NAMES.items() if name in "GT" for short in PREFIXES
 }
 
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
@@ -100,7 +103,7 @@ def plain(text: str) -> str:
     text = re.sub(r"\\(?:,|;|!|:| |quad\b|left\b|right\b)|[\u00a0\u2009\u202f]", " ", text)
     text = re.sub(r"\\(?:text|mathrm|rm|mathbf|boldsymbol|operatorname)\s*\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/(\2)", text)
-    text = re.sub(r"([ML])_?\{?\s*(?:\\odot|☉|⊙|sun)\s*\}?", r"\1sun", text)
+    text = re.sub(r"([ML])\$?_?\{?\s*(?:\\odot|☉|⊙|sun)\s*\}?", r"\1sun", text)
     text = re.sub(r"solar[\s-]+mass(?:es)?", "Msun", text, flags=re.IGNORECASE)
     text = re.sub(r"solar[\s-]+luminosit(?:y|ies)", "Lsun", text, flags=re.IGNORECASE)
     text = re.sub(r"astronomical\s+units?", "au", text, flags=re.IGNORECASE)
@@ -114,6 +117,13 @@ def plain(text: str) -> str:
         re.sub(r"[−–]", "-", text).replace("$", " ").replace("\\%", "%").replace("{,}", ",").replace("~", " ")
     )
     text = re.sub(r"(?<![\d.])(\d{1,3}(?:,\d{3})+)(?!\d)", lambda run: run[0].replace(",", ""), text)
+    # 12 000, but not the factors of a product: 10^3 500, 2 100e3
+    text = re.sub(
+        r"(?<![\w.^])(?<!\^[-+])([1-9]\d{0,2}(?: \d{3})+)(?!\d|[eE][-+]?\d|\s*\^)",
+        lambda run: run[0].replace(" ", ""),
+        text,
+    )
+    text = re.sub(rf"\b({'|'.join(LONG_PREFIXES)})-(?=[A-Za-z])", r"\1", text)
     text = re.sub(
         r"\b(square|cubic)\s+([A-Za-z]+)", lambda run: f"{run[2]}^{2 if run[1] == 'square' else 3}", text
     )

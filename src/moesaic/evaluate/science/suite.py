@@ -56,20 +56,8 @@ def means(found: Sequence[TaskScores], known: dict[str, Any], resamples: int, se
         chance = float(np.mean([known[item.task]["chance"] for item in members.values()]))
         mean = bootstrap.macro(list(strata.values()), resamples, bootstrap.generator(seed, group), rate=True)
         out.append(TaskScores(group, [Metric("acc", mean, chance)], {}, [], False))
-        drop = _drop(strata, resamples, bootstrap.generator(seed, f"{group}_drop"))
+        weights = {split: 1.0 if split == "id" else -1 / (len(strata) - 1) for split in strata}
+        parts = [(weights[split], stratum) for split, stratum in strata.items()]
+        drop = bootstrap.unpaired(parts, resamples, bootstrap.generator(seed, f"{group}_drop"))
         out.append(TaskScores(f"{group}_drop", [Metric("acc_drop", drop, None)], {}, [], False))
     return out
-
-
-def _drop(
-    strata: dict[str, bootstrap.Stratum], resamples: int, rng: np.random.Generator
-) -> bootstrap.Estimate:
-    weights = {split: 1.0 if split == "id" else -1 / (len(strata) - 1) for split in strata}
-    value = sum(weights[split] * float(np.mean(top)) for split, (top, _) in strata.items())
-    samples_R = np.zeros(resamples)
-    for split, (top, bottom) in strata.items():
-        sums_RC = bootstrap.resampled_sums(np.stack([top, bottom]), resamples, rng)
-        samples_R += weights[split] * sums_RC[:, 0] / sums_RC[:, 1]
-    return bootstrap.Estimate(
-        value, *bootstrap.interval(samples_R), sum(len(top) for top, _ in strata.values())
-    )

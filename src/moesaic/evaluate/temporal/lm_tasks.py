@@ -13,9 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from moesaic.evaluate import kept
+from moesaic.evaluate import kept, task_yaml
 from moesaic.evaluate.temporal import values, verify
 from moesaic.evaluate.temporal.item import Item
 from moesaic.evaluate.temporal.make import normal
@@ -142,8 +140,9 @@ def _config(name: str, form: str, data: Mapping[str, Any], shown: Path) -> str:
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
         "metadata": {"version": 1.0},
     }
-    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-    return text + (f"process_results: !function {CHECKER}.process_results\n" if form == "short" else "")
+    if form == "short":
+        config["process_results"] = task_yaml.Function(f"{CHECKER}.process_results")
+    return task_yaml.text(config)
 
 
 def _group(name: str, members: list[str]) -> str:
@@ -153,7 +152,7 @@ def _group(name: str, members: list[str]) -> str:
         "aggregate_metric_list": [{"metric": "acc", "aggregation": "mean", "weight_by_size": False}],
         "metadata": {"version": 1.0},
     }
-    return yaml.safe_dump(config, sort_keys=False)
+    return task_yaml.text(config)
 
 
 def _chance(items: Sequence[Item]) -> float:

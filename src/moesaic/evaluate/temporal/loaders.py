@@ -63,10 +63,10 @@ def tram(folder: Path, task: str, form: str = "choice", shots: bool = False) -> 
     return items
 
 
-def tram_forms(folder: Path, task: str) -> list[str]:
-    """The forms in which a folder has a task's file."""
+def tram_forms(folder: Path, task: str, shots: bool = False) -> list[str]:
+    """The forms in which a folder has a task's file. Args: shots: the file of its development rows."""
     names = {"choice": "mcq", "short": "saq"}
-    return [form for form, kind in names.items() if _find(folder, TASKS[task].file, kind, False) is not None]
+    return [form for form, kind in names.items() if _find(folder, TASKS[task].file, kind, shots) is not None]
 
 
 def _find(folder: Path, file: str, kind: str, shots: bool) -> Path | None:

@@ -60,7 +60,8 @@ def run(context: Context) -> Result:
                 {f: rows.get(f, {}).get("test", 0) for f in few},
             )
     if missing:
-        log.warning("%s: no items of %s; they need data.temporal.tram", context.name, ", ".join(missing))
+        where = "; they need data.temporal.tram" if settings.tram is None else f" in {settings.tram}"
+        log.warning("%s: no items of %s%s", context.name, ", ".join(missing), where)
     metrics = {
         "counts": counts,
         "missing": missing,
@@ -79,8 +80,9 @@ def collect(settings: Temporal, seed: int) -> tuple[list[Item], dict[str, str]]:
         published = settings.tram is not None and (settings.published == "all" or not TASKS[name].generated)
         if published:
             assert settings.tram is not None
-            items += _tram(Path(settings.tram), name, counts, settings.forms)
-            sources[name] = "tram"
+            found = _tram(Path(settings.tram), name, counts, settings.forms, settings.tasks != "all")
+            items += found
+            sources |= {name: "tram"} if found else {}
         elif TASKS[name].generated:
             items += generate(name, counts, settings.forms, seed)
             sources[name] = "generated"
@@ -88,34 +90,44 @@ def collect(settings: Temporal, seed: int) -> tuple[list[Item], dict[str, str]]:
             raise InputError(
                 f"data.temporal.tasks: {name} cannot be generated with an exact answer; give TRAM's folder as data.temporal.tram"
             )
+    if settings.tram is not None and settings.tasks == "all" and "tram" not in sources.values():
+        raise InputError(
+            f"data.temporal.tram: none of TRAM's files, such as causality_mcq.csv, in {settings.tram} or below; unpack its zip files there"
+        )
     for kind, path, load in (
         ("timebench", settings.timebench, loaders.timebench),
         ("mctaco", settings.mctaco, loaders.mctaco),
     ):
         if path is not None:
             # Sets of other papers are for evaluation: what they offer for development is used for few-shot prompts only.
-            found = load(Path(path))
-            for task in dict.fromkeys(item.task for item in found):
-                mine = [item for item in found if item.task == task]
+            read = load(Path(path))
+            for task in dict.fromkeys(item.task for item in read):
+                mine = [item for item in read if item.task == task]
                 items += _first((i for i in mine if i.split == "validation"), counts["validation"])
                 items += _first((i for i in mine if i.split == "test"), counts["test"])
                 sources[task] = kind
     return items, sources
 
 
-def _tram(folder: Path, task: str, counts: dict[str, int], forms: Sequence[Form]) -> list[Item]:
-    """A task's items from TRAM's files: split by content as the generated ones are; the published shots come first in validation."""
+def _tram(folder: Path, task: str, counts: dict[str, int], forms: Sequence[Form], named: bool) -> list[Item]:
+    """A task's items from TRAM's files: split by content as the generated ones are; the published shots come first in validation.
+
+    Args:
+        named: in the configuration, so that the task must be there; False: what is there is taken.
+    """
     found: list[Item] = []
+    there = [form for form in loaders.tram_forms(folder, task) if form in forms]
     # Without any file the choice form's is asked for, so that it is named.
-    for form in [form for form in loaders.tram_forms(folder, task) if form in forms] or ["choice"]:
+    for form in there or ["choice"] * named:
         rows = [_moved(item, split_of(normal(item.question))) for item in loaders.tram(folder, task, form)]
         known = {normal(item.question) for item in rows}
-        shots = loaders.tram(folder, task, form, shots=True) if counts["validation"] else []
+        shown = counts["validation"] and (named or form in loaders.tram_forms(folder, task, shots=True))
+        shots = loaders.tram(folder, task, form, shots=True) if shown else []
         shots = [item for item in shots if normal(item.question) not in known]
         for split in SPLITS:
             mine = [item for item in rows if item.split == split]
             found += [*(shots if split == "validation" else []), *_first(mine, len(mine))][: counts[split]]
-    if not found:
+    if not found and named:
         raise InputError(
             f"data.temporal.tram: no row of category {TASKS[task].category} in the {TASKS[task].file} files of {folder}, in the forms {', '.join(forms)}"
         )

@@ -2,8 +2,8 @@
 
 Plain Python without imports of ours: the evaluation copies this file into the lm-eval task folder, where it runs by itself.
 
-How an answer is found in a text: what stands after the last `answer is`, `Answer:`, `####` or in the last \\boxed{}; without any, the last
-line (that has a value). Two different values or letters in it are no answer. A text that hedges ("A or B") is never right.
+How an answer is found in a text: what stands after the last `answer is`, `Answer:`, `####` or in the last \\boxed{}; without any, a letter that
+the first line is or begins with, or else the last line (that has a value). Two different values or letters in it are no answer. A text that hedges ("A or B") is never right.
 """
 
 import re
@@ -29,6 +29,10 @@ MARKER = re.compile(
     r"|####\s*|\\boxed\{",
     re.IGNORECASE,
 )
+FOLLOWS = r"(?=$|\s*[,;()]|\s*\.(?!\w\.)|\s*[\-\u2013](?!\w)|\s+(?:because|since|as|or|and)\b|/|\s+is\s+(?:the\s+)?(?:correct|right|true|best)\b)"
+"""What stands after a letter that is an answer: `A, because`, but not `A week` or `A.M.`."""
+FIRST = re.compile(rf"[(\[]([{LETTERS}a-j])[)\]]|([{LETTERS}])(?:[).:](?=\s|$)|{FOLLOWS})|([a-j])[).:]*$")
+"""A line that is a letter or begins with one."""
 DENIED = re.compile(r"\s*not\b", re.IGNORECASE)
 FORMS = {
     "datetime": "Answer with time and date, such as 14:05 on March 5, 2024.",
@@ -88,7 +92,8 @@ def letter(text: str, choices: list[str]) -> str | None:
     """The letter that the text gives as its answer; None when it gives none, or two different ones."""
     text = _after_thinking(text)
     marked = _marked(text)
-    span = marked if marked is not None else text
+    told = marked if marked is not None else _opening(text, len(choices))
+    span = told if told is not None else text
     if DENIED.match(span):
         return None
     # Without the choices' own texts, in which an initial ("John F. Kennedy") is no letter.
@@ -96,7 +101,7 @@ def letter(text: str, choices: list[str]) -> str | None:
     for choice in sorted(choices, key=len, reverse=True):
         if len(choice) > 1:
             bare = re.sub(rf"(?<!\w){re.escape(choice)}(?!\w)", "...", bare, flags=re.IGNORECASE)
-    found = _letters(bare, len(choices), marked is not None)
+    found = _letters(bare, len(choices), told is not None)
     if len(found) > 1:
         return None
     named = _named(span, choices)
@@ -115,7 +120,7 @@ def letter(text: str, choices: list[str]) -> str | None:
 def _letters(span: str, count: int, marked: bool) -> set[str]:
     """Letters that stand as a choice's name: alone, in brackets, before a full stop or colon, or after `option`."""
     allowed = LETTERS[:count]
-    bare = re.sub(r"[*_`$]|\\text\{|\\mathrm\{", "", span).strip().rstrip("}").strip()
+    bare = _bare(span)
     if re.fullmatch(rf"[(\[]?([{allowed}{allowed.lower()}])[)\].:]*", bare):
         return {bare.strip("()[].: ").upper()}
     found = set(re.findall(rf"[(\[]([{LETTERS}{allowed.lower()}])[)\]]", bare))
@@ -123,9 +128,7 @@ def _letters(span: str, count: int, marked: bool) -> set[str]:
     found |= set(re.findall(rf"\b(?:option|choice|answer)\s+([{allowed}])\b", bare, re.IGNORECASE))
     if marked:
         # "the answer is A, because" but not "the answer is A week".
-        follows = re.match(
-            rf"([{allowed}])(?=$|[\s]*[,;.()\-\u2013]|\s+(?:because|since|as|or|and)\b|/)", bare
-        )
+        follows = re.match(rf"([{allowed}]){FOLLOWS}", bare)
         if follows:
             found.add(follows[1])
     # Whatever form the first one has: "A or B", "A/B", "A and B" name two.
@@ -214,6 +217,27 @@ def _marked(text: str) -> str | None:
         return None
     rest = text[found[-1].end() :].lstrip()
     return rest.splitlines()[0].rstrip("}") if rest else None
+
+
+def _opening(text: str, count: int) -> str | None:
+    """The first line, up to its reason, when it is a letter or begins with one; None when it does not, or when it begins a list of the choices."""
+    lines = [line for line in map(_bare, text.splitlines()) if line]
+    first, second = (FIRST.match(line) for line in (*lines, "", "")[:2])
+    if first is None or _name(first) not in LETTERS[:count]:
+        return None
+    alone = [match is not None and not match.string[match.end() :].strip(".:)]") for match in (first, second)]
+    if second is not None and _name(second) != _name(first) and alone[0] == alone[1]:
+        return None
+    return re.split(r"\b(?:because|since)\b", lines[0], flags=re.IGNORECASE)[0]
+
+
+def _name(match: re.Match[str]) -> str:
+    return match[match.lastindex or 0].upper()
+
+
+def _bare(span: str) -> str:
+    """Without Markdown and TeX around the words."""
+    return re.sub(r"[*_`$]|\\text\{|\\mathrm\{", "", span).strip().rstrip("}").strip()
 
 
 def _last_line(text: str, kind: str = "text") -> str:

@@ -12,11 +12,25 @@ from torch import Tensor, nn
 
 from moesaic.errors import InputError
 from moesaic.model.families import glm4_moe, granite_moe_shared, mixtral, qwen2_moe
-from moesaic.model.families.base import Family, Parts, Shape
+from moesaic.model.families.base import Family, Parts, Shape, chosen_weights
 
 __all__ = [
-    "FAMILIES", "PARENTS", "Family", "Parts", "Routing", "Shape", "build", "check_parent", "choose", "is_moe", "of", "parts", "set_per_token",
-]  # fmt: skip
+    "FAMILIES",
+    "PARENTS",
+    "Family",
+    "Parts",
+    "Routing",
+    "Shape",
+    "build",
+    "check_architecture",
+    "check_parent",
+    "choose",
+    "chosen_weights",
+    "is_moe",
+    "of",
+    "parts",
+    "set_per_token",
+]
 
 FAMILIES: dict[str, Family] = {
     module.FAMILY.name: module.FAMILY for module in (mixtral, granite_moe_shared, qwen2_moe, glm4_moe)
@@ -27,12 +41,17 @@ PARENTS = ("llama", "mistral")
 """model_type of the dense parents that the MoE families represent exactly."""
 
 
+def check_architecture(model_type: str | None) -> None:
+    """Refuse a dense parent by its model_type alone. Raises InputError."""
+    if model_type not in PARENTS:
+        raise InputError(
+            f"model.at: architecture {model_type} is not supported; supported: {', '.join(PARENTS)}"
+        )
+
+
 def check_parent(config: Any) -> None:
     """Refuse a dense parent that no MoE family can represent. Raises InputError naming what is in the way."""
-    if config.model_type not in PARENTS:
-        raise InputError(
-            f"model.at: architecture {config.model_type} is not supported; supported: {', '.join(PARENTS)}"
-        )
+    check_architecture(config.model_type)
     if getattr(config, "sliding_window", None):
         raise InputError(
             "model.at: sliding-window attention (config.json: sliding_window) has no counterpart in the MoE families; use a checkpoint without it"

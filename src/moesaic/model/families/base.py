@@ -74,6 +74,14 @@ class Family:
     """True: the router has a bias per expert that only takes part in the choice."""
 
 
+def chosen_weights(logits_TK: Tensor, scores: str) -> Tensor:
+    """What the stock routers make of the logits of a token's chosen experts [T, K], before their factor. Args: scores: Family.scores."""
+    if scores == "sigmoid":
+        score_TK = logits_TK.sigmoid()
+        return score_TK / (score_TK.sum(dim=1, keepdim=True) + 1e-20)
+    return logits_TK.softmax(dim=1)
+
+
 def common_config(dense: Any) -> dict[str, Any]:
     """The keys that every family takes over from the dense configuration as they are."""
     return {

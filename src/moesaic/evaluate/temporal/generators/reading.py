@@ -74,7 +74,7 @@ def frequency_reading(rng: Rng) -> Draft:
         question,
         words[asked],
         tuple(w for w in words if w != words[asked]),
-        f"habits {habits} {words} {asked}",
+        f"habits {sorted(zip(habits, words, strict=True))} {habits[asked]}",
     )
 
 

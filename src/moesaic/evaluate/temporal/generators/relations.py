@@ -111,11 +111,13 @@ def _order(rng: Rng) -> tuple[str, str, str, str]:
         else f"The {names[b]} took place after the {names[a]}."
         for a, b in facts
     ]
+    # Named, not numbered: whichever fact is told first, and whichever event was drawn first, it is one problem.
+    known = sorted((names[a], names[b]) for a, b in facts)
     return (
         " ".join(told),
         f"The {names[asked[0]]} took place before the {names[asked[1]]}.",
         label,
-        f"order {names} {facts} {asked}",
+        f"order {known} {names[asked[0]]}, {names[asked[1]]}",
     )
 
 
