@@ -1,18 +1,8 @@
 """Moesaic: dense LLM -> Mixture of Experts. This file is the table of contents; the steps are in rules/, the science in src/."""
 
-import os
-
 from snakemake.utils import min_version
 
 min_version("9.6")
-
-# A configuration given by --configfile replaces the embedded default as a whole; mixing two corpora is never meant.
-# A job reads what the main process has written (rules/common.smk), and not this file, which may have been edited since.
-if not workflow.overwrite_configfiles and (
-    workflow.is_main_process or "MOESAIC_CONFIG" not in os.environ
-):
-
-    configfile: "config/config.yaml"
 
 
 include: "rules/common.smk"

@@ -2,20 +2,40 @@ import json
 
 from moesaic import config as moesaic_config
 from moesaic.errors import InputError
-from moesaic.flow import hooks, local_data, paths
+from moesaic.flow import hooks, local_data, paths, told
 from moesaic.flow.step import STEPS
 from moesaic.settings import compared
 
 # Every job reads this file too. What it computes is what the main process was started with: a file edited since is not looked at.
 try:
-    CONFIG = None if workflow.is_main_process else hooks.inherited()
-    if CONFIG is None:
+    INHERITED = None if workflow.is_main_process else hooks.inherited()
+except InputError as error:
+    raise WorkflowError(str(error)) from None
+
+# A configuration given by --configfile replaces the embedded default as a whole; mixing two corpora is never meant.
+if INHERITED is None and not workflow.overwrite_configfiles:
+
+    configfile: "config/config.yaml"
+
+
+try:
+    if INHERITED is None:
         for path in workflow.configfiles:
             # Snakemake's own reading takes a key that stands twice
             moesaic_config.read(path)
-        CONFIG = moesaic_config.check(config, "config")
+    CONFIG = INHERITED or moesaic_config.check(config, "config")
+    if workflow.is_main_process:
+        told.check(CONFIG)
 except InputError as error:
     raise WorkflowError(str(error)) from None
+
+# Nor does the Snakemake of a job read the user's file, which may be half saved by then. Of a module it is the outer workflow's, and left alone.
+if (
+    workflow.is_main_process
+    and workflow.overwrite_configfiles
+    and not workflow.modifier.skip_configfile
+):
+    workflow.config_settings.configfiles = [hooks.config_file(CONFIG).absolute()]
 
 # The jobs find their configuration and their command in the environment.
 hooks.prepare(CONFIG)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from moesaic import config
+from moesaic import cli, config
 from moesaic.errors import InputError
 from moesaic.settings import step_settings
 
@@ -288,6 +288,21 @@ def test_missing_and_broken_files(tmp_path):
     bad.write_text("a: [1")
     with pytest.raises(InputError, match="not valid YAML"):
         config.load(bad)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tune": {"engine": {"kind": "deepspeed", "deepspeed": "gone.json"}}}, r"tune\.engine\.deepspeed: gone\.json: missing"),
+        ({"evaluate": {"task_shots": {"nothing": 2}}}, r"evaluate\.task_shots"),
+    ],
+)  # fmt: skip
+def test_check_plans_every_step(tmp_path, changes, said):
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(config.merge(BASE, changes)))
+    arguments = cli.parser().parse_args(["check", str(path)])
+    with pytest.raises(InputError, match=said):
+        arguments.call(arguments)
 
 
 def test_how_experts_run_changes_no_settings_until_it_is_asked_for():

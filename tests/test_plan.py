@@ -6,8 +6,10 @@ import pytest
 import torch
 from tiny import tiny_llama, tiny_moe
 
-from moesaic import config, plan, plan_page, plan_parent
+from moesaic import config, plan, plan_page, plan_parent, plan_sampling
 from moesaic.errors import InputError
+from moesaic.flow import manifest, paths
+from moesaic.flow.step import STEPS
 from moesaic.model import families
 from moesaic.schema import Pretrain
 from moesaic.settings import step_settings
@@ -219,6 +221,10 @@ def test_preference_tuning_is_planned(nothing_done):
     assert scores.total == 6 * 2 * 2
     assert stage.steps == 2 * 5, "3 epochs of at most 6 pairs in batches of 4"
     assert stage.tokens == 10 * 4 * 2 * 100
+    expected = own | {"rubric": {"read": "expected", "batch": 9}}
+    (read,) = planned({"stages": ["construct", "preference"], "preference": expected}).stages
+    assert read.sampling[-1].total == 6 * (2 + 5) * 2, "the scores of an answer share a pass"
+    assert read.sampling[-1].memory_gb["activations"] == scores.memory_gb["activations"] * 9 / 4
     assert (
         planned({"stages": ["construct", "preference"], "preference": own | {"pairs": "verifier"}})
         .stages[0]
@@ -320,6 +326,43 @@ def test_a_parent_is_planned_in_the_dtype_that_it_will_have(tmp_path, monkeypatc
     }
     found = plan_parent.shape(config.check(raw))
     assert (found.rms_norm_eps, str(found.dtype)) == (1e-5, f"torch.{dtype}")
+
+
+def test_only_what_this_configuration_made_is_counted(tmp_path, monkeypatch):
+    """There may be results of another one in the folder."""
+    monkeypatch.chdir(tmp_path)
+    tiny_llama().save_pretrained(tmp_path / "parent")
+    mine = config.check(SMALL | {"model": {"at": {"kind": "folder", "path": "parent"}}})
+    other = config.check(
+        config.merge(
+            SMALL,
+            {"model": {"dtype": "bfloat16"}, "data": {"chat": {"max_tokens": 9}, "temporal": {"train": 9}}},
+        )
+    )
+    for step, metrics in (
+        ("dense", {}),
+        ("chat", {"conversations": {"train": 7}}),
+        ("temporal", {"items": {"train": 3}}),
+    ):
+        folder = paths.folder(step)
+        tiny_llama(hidden_size=24).config.save_pretrained(folder / "model")
+        manifest.write(folder, step, STEPS[step].version, step_settings(other, step), {}, ["model"], metrics)
+    asked = [plan_sampling.instruction_questions, plan_sampling.temporal_questions]
+    assert plan_parent.shape(mine).hidden_size == 48
+    assert [count(mine) for count in asked] == [None, 20]
+    assert [count(other) for count in asked] == [7, 3]
+    manifest.write(paths.folder("dense"), "dense", 1, step_settings(mine, "dense"), {}, ["model"], {})
+    assert plan_parent.shape(mine).hidden_size == 24
+
+
+def test_a_batch_that_the_gpus_cannot_share_is_said(nothing_done):
+    own = {"stages": ["construct", "tune"], "tune": {"steps": 5, "batch": 8, "micro_batch": 4}}
+    found = {}
+    for gpus in (1, 2, 8):
+        machine = plan.Hardware("A100", gpus)
+        found[gpus] = plan_page.text(plan.make(config.check(config.merge(SMALL, own)), machine), machine)
+    assert "8 does not divide by 8 GPUs x micro_batch 4" in found[8]
+    assert not any("does not divide" in found[gpus] for gpus in (1, 2))
 
 
 @pytest.mark.parametrize("wrong", [{"gpus": 0}, {"mfu": 0.0}, {"gpus": -1}])

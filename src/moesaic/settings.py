@@ -13,6 +13,9 @@ from moesaic.errors import InputError
 from moesaic.evaluate import presets
 from moesaic.preference import rubric
 from moesaic.schema import Config
+from moesaic.schema.evaluate import Instructions
+from moesaic.schema.preference import Preference, Rubric, Sampling
+from moesaic.schema.samples import Samples
 from moesaic.schema.teaching import PAIR_LOSSES
 from moesaic.train import zero
 
@@ -26,6 +29,17 @@ HOUSEKEEPING = ("engine", "save_every", "keep_checkpoints", "keep_every", "log_s
 """Keys of a training stage that change how it runs and not what it computes: a checkpoint may be taken up with others, and a finished stage is not run again."""
 ALONE = ("shards", "instructions", "blocks", "conversations", "pictures", "judge")
 """Keys of evaluate that its shards do not depend on."""
+AT_ONCE = {
+    name: {key: getattr(section, key) for key in ("batch", "part")}
+    for name, section in (
+        ("sampling", Sampling()),
+        ("rubric", Rubric()),
+        ("samples", Samples()),
+        ("instructions", Instructions()),
+    )
+}
+"""Section -> its keys that say how much is done at once and change nothing of the answers, with their defaults. `offline.batch` is none of them: the
+tail is drawn batch by batch."""
 
 
 def step_settings(config: Config, step: str, variant: str | None = None) -> dict[str, Any]:
@@ -199,13 +213,26 @@ def teacher_settings(config: Config, stage: str, variant: str) -> dict[str, Any]
 
 
 def compared(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A step's settings without HOUSEKEEPING: what decides whether a finished step is still what the configuration asks for."""
-    return {
-        key: {name: item for name, item in value.items() if name not in HOUSEKEEPING}
-        if key in VARIANT_KEYS and isinstance(value, Mapping)
-        else value
-        for key, value in settings.items()
-    }
+    """What decides whether a step, begun or finished, is the one that the configuration asks for: its settings without HOUSEKEEPING, and with AT_ONCE as
+    if never set.
+    """
+    found = dict(settings)
+    for key in (*VARIANT_KEYS, "evaluate"):
+        if isinstance(own := found.get(key), Mapping):
+            left_out = HOUSEKEEPING if key in VARIANT_KEYS else ()
+            found[key] = _at_once({name: value for name, value in own.items() if name not in left_out})
+    return _at_once(found)
+
+
+def _at_once(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A section with the defaults of what changes nothing, so that a project that never set it compares as before the rule."""
+    found = dict(section)
+    for name, defaults in AT_ONCE.items():
+        if isinstance(own := found.get(name), Mapping):
+            found[name] = {key: defaults.get(key, value) for key, value in own.items()}
+    if "score_batch" in found:
+        found["score_batch"] = Preference().score_batch
+    return found
 
 
 def sampled(config: Config) -> bool:

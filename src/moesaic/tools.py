@@ -63,7 +63,10 @@ def _add_check(commands: Any) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    from moesaic.flow import told
+
     loaded = load(arguments)
+    told.check(loaded)
     logging.getLogger("moesaic").info(
         "%s is valid: variants %s, stages %s",
         arguments.config,

@@ -229,6 +229,62 @@ def test_a_stage_begun_from_the_dense_parent_leaves_the_earlier_ones_out(loaded)
     assert [point.stage for point in story.lineage(run, points[2])] == ["construct", "pretrain", "tune"]
 
 
+def test_a_construction_is_told_as_it_was(loaded):
+    """Copies are not cut; and the finished model's logits, routed and refitted, are not the parent's."""
+    point = export.gathered(loaded).of("activation")[0]
+    own = point.model.settings["experts"]
+    (line,) = story.stages([point])
+    assert "was cut into" in line
+    assert (
+        "Before it got its router and its refit, with all experts on at equal weight, its logits were" in line
+    )
+    own |= {"split": "copy", "router": "random", "reconstruct": "none", "granularity": 8}
+    (line,) = story.stages([point])
+    assert "was copied 4 times into 512 shared neurons that always run and 32 experts of 32 neurons" in line
+    assert "Before it got its router, with" in line
+    own |= {"split": "drop", "drop": {"ratio": 0.5}}
+    (line,) = story.stages([point])
+    assert "32 experts of 32 neurons, 50% of their neurons drawn anew, 7" in line
+    assert "Before it got its router and its new neurons, with" in line
+
+
+def test_text_beside_pairs_is_training_text(loaded):
+    point = export.gathered(loaded).of("activation")[-1]
+    own = point.model.settings["distill"]
+    own |= {"data": "samples", "pairs": {"corpus": 0.0}}
+    assert story.reads(point) == {"conversations"}
+    own["pairs"]["corpus"] = 0.5
+    assert story.reads(point) == {"conversations", "training"}
+    (line,) = story.stages([point])
+    assert "next-token loss on the text below, weight 0.5" in line
+
+
+def test_guessing_is_a_matter_of_right_answers(loaded):
+    """An error or a drift below its floor is a good one."""
+    path = paths.folder("evaluate", "activation", "distill") / "scores.json"
+    kept = path.read_text()
+    low = {"value": 0.02, "ci_low": 0.01, "ci_high": 0.03, "n": 40, "chance": 0.05}
+    more = [
+        low | {"task": task, "metric": metric}
+        for task, metric in (
+            ("anli_r1", "ece"),
+            ("reliability/calibration", "ece"),
+            ("shift/typos", "drift"),
+            ("images", "grid_accuracy"),
+            ("nq_open", "exact"),
+            ("sst_attacked", "acc_clean"),
+        )
+    ]
+    files.write_json(path, json.loads(kept) + more)
+    try:
+        _, card = exported(loaded)
+    finally:
+        path.write_text(kept)
+    line = next(line for line in card.text.splitlines() if "guessing" in line)
+    assert {"`nq_open`", "`sst_attacked`", "`openbookqa_local`"} <= set(re.findall(r"`\w+`", line))
+    assert not any(name in line for name in ("anli", "calibration", "shift", "images"))
+
+
 @pytest.mark.parametrize(
     ("card", "license", "expected"),
     [
@@ -304,6 +360,29 @@ def test_what_cannot_be_exported_is_named(loaded, tmp_path, variant, stage, mess
         done.write_bytes(kept[0])
         weights.write_text(kept[1])
     assert not list(tmp_path.glob("out/*"))
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        (
+            "manifest.json",
+            {"metrics": {"adapter": {"method": "lateral", "merged": False}}},
+            "only whole with its adapter, for which vLLM",
+        ),
+        ("model/config.json", {"model_type": "moesaic_depth"}, "`moesaic fold` first"),
+    ],
+)
+def test_half_of_a_model_is_not_exported_for_vllm(loaded, tmp_path, file, changes, message):
+    path = paths.folder("distill", "activation") / file
+    kept = path.read_text()
+    path.write_text(json.dumps(configuration.merge(json.loads(kept), changes)))
+    try:
+        with pytest.raises(InputError, match=message):
+            export.run(loaded, "activation", "distill", tmp_path / "out", "vllm")
+    finally:
+        path.write_text(kept)
+    assert not (tmp_path / "out").exists()
 
 
 class Validator(BaseHTTPRequestHandler):

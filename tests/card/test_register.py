@@ -1,6 +1,8 @@
 """The model registry: one version per finished model, with signature and card; MLflow itself loads and asks it."""
 
 import contextlib
+import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,6 +10,7 @@ import mlflow
 import pandas as pd
 import project
 import pytest
+from mlflow.tracking._tracking_service import utils
 from report import fake_results
 
 from moesaic.card import register
@@ -61,6 +64,21 @@ def test_versions_follow_the_models(config):
     )
     track.replay(quiet, Path("results"))
     assert versions(quiet)[1] == []
+
+
+def test_a_moved_folder_gives_versions_that_find_their_weights(config, tmp_path, monkeypatch):
+    track.replay(config, Path("results"))
+    there = tmp_path.parent / f"{tmp_path.name}-moved"
+    shutil.move(tmp_path, there)
+    monkeypatch.chdir(there)
+    utils._artifact_repos_cache.clear()  # as in a new process
+    for _ in range(2):
+        track.replay(config, Path("results"))
+    _, found = versions(config)
+    mine = [item for item in found if item.name.endswith("-activation")]
+    assert [item.version for item in mine] == [1, 2]
+    facts = json.loads((Path(mine[-1].source) / register.DATA).read_text())
+    assert Path(facts["folder"]) == there / "results/activation/pretrain/model"
 
 
 def test_mlflow_loads_it(tmp_path):

@@ -46,6 +46,20 @@ def test_every_file_that_settings_name_counts_by_size_and_time(tmp_path, monkeyp
     assert local_data.state(settings) != before
 
 
+def test_linked_folders_are_followed_and_loops_end(tmp_path):
+    for name in ("web/deep/a.txt", "disk/more/b.txt", "disk/.hidden/c.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    web = tmp_path / "web"
+    for link, target in {
+        "archive": "disk", "again": "web/deep", "deep/up": "web", "disk-parent": ".", "../disk/back": "web",
+    }.items():  # fmt: skip
+        (web / link).symlink_to(tmp_path / target)
+    (web / "gone").symlink_to(tmp_path / "nowhere")
+    found = [path.relative_to(web).as_posix() for path in local_data.matching(str(web))]
+    assert found == ["archive/more/b.txt", "deep/a.txt"]
+
+
 def test_settings_without_local_files_have_no_state():
     assert (
         local_data.state({"domains": {"a": {"sources": [{"at": {"kind": "hub", "dataset": "x/y"}}]}}}) == ""

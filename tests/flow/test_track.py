@@ -197,6 +197,23 @@ def test_changed_setting_gives_a_new_run_and_supersedes_the_old_one(config):
     )
 
 
+def test_a_stage_under_way_keeps_its_run_when_only_how_it_runs_was_changed(config):
+    fake_results.unfinish(RESULTS / "activation/pretrain")
+    track.replay(config, RESULTS, "FAILED")
+    before = step(config, "activation/pretrain")
+    raw = config.model_dump(mode="json", exclude_unset=True)
+    raw["pretrain"] |= {"save_every": 1, "engine": {"gradient_checkpointing": True}}
+    changed = configuration.check(raw)
+    track.replay(changed, RESULTS, "FAILED")
+    under_way = step(changed, "activation/pretrain")
+    assert under_way.info.run_id == before.info.run_id
+    parents = [run.data.tags["mlflow.parentRunId"] for run in (before, under_way)]
+    assert parents[0] != parents[1], "it is the new configuration's"
+    fake_results.finish(changed, "pretrain", ["model"], {"parameters": 1}, "activation")
+    track.replay(changed, RESULTS, "FAILED")
+    assert step(changed, "activation/pretrain").info.run_id == before.info.run_id
+
+
 def test_what_an_older_configuration_made_stays_with_it(config, capsys):
     track.replay(config, RESULTS, "FINISHED")
     (old,) = runs(config, kind="workflow")

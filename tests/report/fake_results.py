@@ -19,6 +19,7 @@ from moesaic.flow import files, manifest, paths
 from moesaic.flow.step import STEPS, execute
 from moesaic.report import gather
 from moesaic.schema import Config
+from moesaic.settings import compared
 
 ROOT = Path(__file__).parents[2]
 LAYERS, HIDDEN, FFN, VOCABULARY, DENSE = 30, 576, 1536, 49152, 134_515_008
@@ -85,7 +86,7 @@ def finish(
     plan = paths.plan_step(loaded, step, variant, stage)
     record = {
         "step": step,
-        "settings_digest": configuration.digest(plan.settings),
+        "settings_digest": configuration.digest(compared(plan.settings)),
         "started": "2026-11-23T09:00:00+00:00",
         "ended": "2026-11-23T09:02:30+00:00",
         "seconds": 150.25,

@@ -13,6 +13,7 @@ from tiny import tiny_moe
 
 from moesaic.errors import InputError
 from moesaic.flow import manifest, paths
+from moesaic.model import execution
 from moesaic.report import cells, gather, plots, stage_table, summary, svg
 
 VOID = {"meta", "link", "br", "img", "hr", "input", "image", "use", "path"}
@@ -194,7 +195,12 @@ def test_tables_hold_counts_settings_and_digests(made):
     assert "experts.per_token" in text
     assert 'folder = "results/activation/distill/model"' in text
     assert "lm_eval --model hf --model_args pretrained=results/activation/distill/model" in text
-    assert "the largest logit difference to the parent is 3.1e-05 (allowed 0.0024)" in text
+    assert "the largest logit difference to the parent was 3.1e-05 (allowed 0.0024)" in text
+    backends = (
+        f"{execution.AUTO['cpu']} of Moesaic on a CPU, by {execution.AUTO['cuda']} of transformers on a GPU"
+    )
+    assert f"experts run by {backends}" in text
+    assert "Every step" not in text, "those of rounds and teachers are not in the table"
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,13 @@ from moesaic.flow import hooks, manifest, track
 ROOT = Path(__file__).parents[2]
 
 
-def snakemake(folder, *arguments, check=True):
+def snakemake(folder, *arguments, check=True, snakefile=ROOT / "Snakefile", configfile=None):
     command = [
         sys.executable,
         "-m",
         "snakemake",
         "--snakefile",
-        str(ROOT / "Snakefile"),
+        str(snakefile),
         "--directory",
         str(folder),
     ]
@@ -30,7 +30,7 @@ def snakemake(folder, *arguments, check=True):
         "--profile",
         str(ROOT / "profiles/local"),
         "--configfile",
-        str(folder / "config.yaml"),
+        str(configfile or folder / "config.yaml"),
         "--cores",
         "2",
         *arguments,
@@ -166,7 +166,9 @@ def test_a_typo_stops_the_run_before_any_job(tmp_path):
     assert not (tmp_path / "results").exists()
 
 
-def test_a_queued_job_sees_no_later_edit(tmp_path, monkeypatch):
+@pytest.fixture
+def started(tmp_path, monkeypatch):
+    """A project as the main process leaves it for its jobs: the configuration is written, the environment tells where."""
     project.make(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(track, "start", lambda settings, results: "")
@@ -175,11 +177,54 @@ def test_a_queued_job_sees_no_later_edit(tmp_path, monkeypatch):
     own = config.load(tmp_path / "config.yaml", {"seed": 41})
     hooks.start(own)
     hooks.prepare(own)
-    change(tmp_path, "seed", 42)
-    change(tmp_path, "distill.stps", 3)
-    job = ("--mode", "remote", "--no-hooks", "--target-jobs", "documents:", "--allowed-rules", "documents")
-    snakemake(tmp_path, *job, "--force")
-    assert manifest.read(tmp_path / "results/prepare/documents").settings["seed"] == 41
+    return tmp_path
+
+
+JOB = (
+    "--mode", "remote", "--no-hooks", "--target-jobs", "documents:", "--allowed-rules", "documents", "--force",
+)  # fmt: skip
+
+
+def test_a_queued_job_sees_no_later_edit(started):
+    change(started, "seed", 42)
+    change(started, "distill.stps", 3)
+    snakemake(started, *JOB)
+    assert manifest.read(started / "results/prepare/documents").settings["seed"] == 41
+
+
+def test_jobs_are_sent_off_without_the_users_file(tmp_path):
+    """Snakemake would parse it in each of them, and it may be half saved when a job leaves the queue."""
+    project.make(tmp_path)
+    (tmp_path / "Snakefile").write_text(
+        f'include: "{ROOT / "Snakefile"}"\nprint("jobs read", *workflow.overwrite_configfiles)\n'
+    )
+    out = snakemake(tmp_path, "--dry-run", snakefile=tmp_path / "Snakefile").stdout
+    (line,) = [line for line in out.splitlines() if line.startswith("jobs read")]
+    own = config.load(tmp_path / "config.yaml")
+    assert line == f"jobs read {tmp_path / hooks.config_file(own)}"
+
+
+def test_a_job_runs_beside_a_half_saved_file(started):
+    own = config.load(started / "config.yaml", {"seed": 41})
+    (started / "config.yaml").write_text("pretrain: {steps: [")
+    snakemake(started, *JOB, configfile=hooks.config_file(own).absolute())
+    assert manifest.read(started / "results/prepare/documents").settings["seed"] == 41
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("evaluate.task_shots", {"no_such_task": 3}, "evaluate.task_shots"),
+        ("pretrain.engine", {"kind": "deepspeed", "deepspeed": "gone.json"}, "gone.json: missing"),
+    ],
+)
+def test_what_a_step_cannot_be_planned_with_is_one_line(tmp_path, key, value, said):
+    project.make(tmp_path)
+    change(tmp_path, key, value)
+    done = snakemake(tmp_path, "--dry-run", check=False)
+    assert done.returncode != 0
+    assert said in done.stdout + done.stderr
+    assert "InputFunctionException" not in done.stdout + done.stderr
 
 
 def test_the_default_configuration_plans_the_whole_chain(tmp_path):

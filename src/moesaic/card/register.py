@@ -6,35 +6,43 @@ loads the folder of weights that moesaic.json names, where that can be reached.
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from moesaic import config as configuration
 from moesaic.card import export
 from moesaic.flow import files, manifest, store
+from moesaic.flow.current import Found
 from moesaic.model.adapters import beside
-from moesaic.report.gather import Point
+from moesaic.report.gather import Point, gather
 from moesaic.schema import Config
 
 ARTIFACT = "model"
 DATA = "moesaic.json"
 
 
-def models(client: Any, config: Config, results: Path, runs: dict[str, str]) -> None:
-    """One version for each variant whose last stage is in the report and new, or evaluated anew; doing it again changes nothing.
+def models(client: Any, config: Config, found: Mapping[Path, Found], runs: dict[str, str]) -> None:
+    """One version for each variant whose last stage is new, or evaluated anew; doing it again changes nothing.
 
     Args:
+        found: current.look of the results; their report is finished.
         runs: step key, as VARIANT/STAGE, -> id of its run.
     """
-    run, reported = export.gathered(config, results), manifest.read(results).inputs
+    report = next(item for item in found.values() if item.place.step == "report")
+    assert report.done is not None
+    inputs = {name: found[path.parent].done for name, path in report.place.inputs.items()}
+    run = gather(report.place.settings, {name: done for name, done in inputs.items() if done is not None})
+    made = files.sha256(manifest.path_of(report.done.folder))
+    home = str(
+        report.done.folder.absolute()
+    )  # an entry names its weights by it: after a move there is a new one
     for point in run.points:
         key = f"{point.variant}/{point.stage}"
         if point.variant is None or point.stage != config.stages[-1] or key not in runs:
             continue
         name = f"{config.name}-{point.variant}"
-        digest = files.sha256(point.model.folder / manifest.NAME)
-        if reported.get(key) != digest:  # trained again since the report
-            continue
-        state = digest[:16] + files.sha256(results / manifest.NAME)[:16]
+        state = configuration.digest([report.done.inputs[key], made, home])
         if any(item.tags.get("moesaic.state") == state for item in _versions(client, name)):
             continue
         if not client.search_registered_models(f"name = '{name}'"):

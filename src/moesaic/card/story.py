@@ -51,9 +51,16 @@ def reads(point: Point) -> set[str]:
             return {"training"}
         case "tune":
             return {"conversations"}
+        case "distill" if settings["data"] == "text":
+            return {"training"}
         case "distill":
-            return {"training"} if settings["data"] == "text" else {"conversations"}
+            return {"conversations", "training"} if _corpus(settings) else {"conversations"}
     return {"questions"}
+
+
+def _corpus(distill: Mapping[str, Any]) -> float:
+    """Weight of the loss on text beside pairs of sampled answers."""
+    return float(distill.get("pairs", {}).get("corpus", 0.0))
 
 
 def trained_tokens(points: list[Point]) -> int:
@@ -129,16 +136,23 @@ def place(at: Mapping[str, Any]) -> str:
 
 def _construct(experts: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     shared = f"{metrics['shared']} shared neurons that always run and " if metrics["shared"] else ""
-    refit = (
-        "" if experts["reconstruct"] == "none" else f", down projections refitted ({experts['reconstruct']})"
-    )
+    refitted = experts["reconstruct"] != "none"
+    refit = f", down projections refitted ({experts['reconstruct']})" if refitted else ""
     whole = ", ".join(map(str, metrics.get("dense_layers", [])))
     kept = f" outside of the dense layers ({whole})" if whole else ""
     tokens = f"; statistics of {experts['calibration']['tokens']:,} tokens"
+    done = "cut"
+    if experts["split"] in ("copy", "drop"):
+        done = f"copied {metrics['experts'] // experts['granularity']} times"
+    new = (
+        f", {experts['drop']['ratio']:.0%} of their neurons drawn anew" if experts["split"] == "drop" else ""
+    )
+    # what the proof is of: equal weights stand for the router, and the parent's own neurons for refitted and new ones
+    later = " and its refit" if refitted else " and its new neurons" if new else ""
     return (
-        f"**construct**: each FFN{kept} was cut into {shared}{metrics['experts']} experts of {metrics['neurons']} neurons, {metrics['per_token']} of them per token "
-        f"(split `{experts['split']}`, router `{experts['router']}`, weights `{experts['scale']}`{refit}{tokens}). With all experts on, the logits are the parent's "
-        f"to within {metrics['equivalence_error']:.0e}."
+        f"**construct**: each FFN{kept} was {done} into {shared}{metrics['experts']} experts of {metrics['neurons']} neurons{new}, {metrics['per_token']} of them per token "
+        f"(split `{experts['split']}`, router `{experts['router']}`, weights `{experts['scale']}`{refit}{tokens}). Before it got its router{later}, with all experts on at "
+        f"equal weight, its logits were the parent's to within {metrics['equivalence_error']:.0e}."
     )
 
 
@@ -163,4 +177,6 @@ def _training(stage: str, settings: Mapping[str, Any], metrics: Mapping[str, Any
                 "the dense parent" if settings["teacher"] == "dense" else "the model of the stage before"
             )
             parts.append(f"`{settings['loss']}` from {teacher}")
+            if weight := _corpus(settings):
+                parts.append(f"next-token loss on the text below, weight {weight:g}")
     return "; ".join(parts)

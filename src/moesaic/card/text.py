@@ -11,6 +11,9 @@ from moesaic.report import use
 from moesaic.report.cells import percent, short
 from moesaic.report.gather import Gathered, Point, Score
 
+RIGHT = ("acc", "exact")
+"""How names of metrics begin that are shares of right answers: of others, as calibration errors and drift, `chance` is not what guessing gets."""
+
 
 def body(run: Gathered, point: Point, parent: Parent, name: str, shape: dict[str, Any]) -> str:
     """Markdown below the metadata. Equal manifests give equal text."""
@@ -91,7 +94,10 @@ def _limits(run: Gathered, point: Point, parent: Parent, path: list[Point]) -> I
     guessed = [
         item["task"]
         for item in metadata.scores(point)
-        if item.get("chance") is not None and item["ci_low"] is not None and item["ci_low"] <= item["chance"]
+        if item["metric"].startswith(RIGHT)
+        and item.get("chance") is not None
+        and item["ci_low"] is not None
+        and item["ci_low"] <= item["chance"]
     ]
     if guessed:
         yield f"Not told apart from guessing: {', '.join(f'`{task}`' for task in dict.fromkeys(guessed))}."

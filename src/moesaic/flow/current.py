@@ -1,52 +1,64 @@
 """Which steps in results/ are the configuration's: those finished as it asks for, and those made with other settings."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from moesaic.errors import InputError
-from moesaic.flow import files, manifest
+from moesaic.flow import files, manifest, paths
 from moesaic.flow.manifest import Manifest
 from moesaic.flow.step import STEPS
-from moesaic.flow.told import Place
-from moesaic.settings import compared
+from moesaic.flow.told import Place, places
+from moesaic.schema import Config
+from moesaic.settings import compared, step_settings
 
 
-def finished(found: Iterable[Place]) -> set[Path]:
-    """Folders of the steps that have these settings, this version, and inputs that are finished and unchanged since."""
-    by_folder = {place.folder: place for place in found}
-    known: dict[Path, bool] = {}
+@dataclass(frozen=True)
+class Found:
+    """One step of the configuration, and what lies in its folder."""
 
-    def check(place: Place) -> bool:
-        if place.folder not in known:
-            above = [by_folder[path.parent] for path in place.inputs.values() if path.parent in by_folder]
-            known[place.folder] = _made(place) and all(map(check, above))
-        return known[place.folder]
-
-    return {place.folder for place in by_folder.values() if check(place)}
-
-
-def differing(found: Iterable[Place]) -> list[Place]:
-    """The steps whose manifest has other settings, or is of another version of the step."""
-    return [place for place in found if (done := _read(place)) is not None and not _configured(place, done)]
-
-
-def _made(place: Place) -> bool:
-    """Whether a step's own settings, version and inputs are what its manifest says."""
-    done = _read(place)
-    if done is None or not _configured(place, done):
-        return False
-    return done.inputs == {name: files.sha256(path) for name, path in place.inputs.items() if path.is_file()}
-
-
-def _configured(place: Place, done: Manifest) -> bool:
-    return (
-        compared(done.settings) == compared(place.settings) and done.step_version == STEPS[place.step].version
-    )
-
-
-def _read(place: Place) -> Manifest | None:
+    place: Place
+    done: Manifest | None
     """None: missing or damaged."""
+    configured: bool
+    """Its manifest has these settings and this version of the step."""
+    finished: bool
+    """And its inputs are finished, and unchanged since."""
+
+
+def look(config: Config, results: Path) -> dict[Path, Found]:
+    """Folder -> what is there, of every step in the order of the workflow. Every manifest is read once, so that all who ask see the same."""
+    found: dict[Path, Found] = {}
+    digests: dict[Path, str] = {}
+    for place in places(config, results):
+        done = _read(place.folder)
+        configured = finished = False
+        if done is not None:
+            digests[place.folder] = files.sha256(manifest.path_of(place.folder))
+            configured = _as_asked(done, place.step, place.settings)
+            finished = (
+                configured
+                and all(found[path.parent].finished for path in place.inputs.values())
+                and done.inputs == {name: digests[path.parent] for name, path in place.inputs.items()}
+            )
+        found[place.folder] = Found(place, done, configured, finished)
+    return found
+
+
+def shared(config: Config, step: str) -> Manifest | None:
+    """Manifest of a step that all variants share, where it has the configuration's settings; None: missing, damaged, or of another configuration."""
+    done = _read(paths.folder(step))
+    asked = done is not None and _as_asked(done, step, step_settings(config, step))
+    return done if asked else None
+
+
+def _as_asked(done: Manifest, step: str, settings: Mapping[str, Any]) -> bool:
+    return done.step_version == STEPS[step].version and compared(done.settings) == compared(settings)
+
+
+def _read(folder: Path) -> Manifest | None:
     try:
-        return manifest.read(place.folder)
+        return manifest.read(folder)
     except InputError:
         return None

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
+
+from moesaic.flow.manifest import Manifest
 
 PREPARED = "prepare"
 """Folder of the data that later steps read."""
@@ -86,19 +87,17 @@ def note(step: str, scores: list[dict[str, Any]]) -> str:
     return "; ".join(parts) if parts else DOES.get(step, "")
 
 
-def datasets(inputs: Mapping[str, Path], digests: Mapping[str, str]) -> Iterator[dict[str, str]]:
+def datasets(inputs: Mapping[str, Manifest], digests: Mapping[str, str]) -> Iterator[dict[str, str]]:
     """Prepared data that a step read: name, digest of its manifest, where it lies, its counts."""
-    for name, path in inputs.items():
-        if path.parent.parent.name != PREPARED or name not in digests or not path.exists():
-            continue
-        metrics = json.loads(path.read_text(encoding="utf-8"))["metrics"]
-        yield {
-            "name": path.parent.name,
-            "digest": digests[name][:36],
-            "source_type": "local",
-            "source": json.dumps({"uri": str(path.parent)}),
-            "profile": json.dumps(metrics),
-        }
+    for name, read in inputs.items():
+        if read.folder.parent.name == PREPARED and name in digests:
+            yield {
+                "name": read.folder.name,
+                "digest": digests[name][:36],
+                "source_type": "local",
+                "source": json.dumps({"uri": str(read.folder)}),
+                "profile": json.dumps(read.metrics),
+            }
 
 
 def _short(value: str | None) -> str:

@@ -4,14 +4,23 @@ import contextlib
 import glob
 import hashlib
 import json
+import logging
 import os
 import platform
+import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from moesaic.errors import InputError
+
+log = logging.getLogger("moesaic.flow")
+LEFTOVER = re.compile(r"\..+\.(?:tmp-(?P<host>.+)-|old-)(?P<pid>\d+)")
+"""Names that `atomic_path` gives while it writes."""
+GRACE = 600.0
+"""Seconds without a write after which a writer of another host is dead."""
 
 
 def sha256(path: Path) -> str:
@@ -106,6 +115,27 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return json_lines(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: missing or damaged ({error}); delete it and run its step again") from error
+
+
+def sweep(paths: Iterable[Path]) -> None:
+    """Remove those that are names of killed writers, whichever host they were on. For a folder whose lease we hold.
+
+    Writers that live stay: this host's by their process, another rank's on another host by the time of its last write.
+    """
+    import psutil
+
+    for path in paths:
+        found = LEFTOVER.fullmatch(path.name)
+        if found is None or not path.exists():
+            continue
+        mine = found["host"] in (None, platform.node())
+        if mine and psutil.pid_exists(int(found["pid"])):
+            continue
+        with contextlib.suppress(FileNotFoundError):  # renamed under our eyes: its writer lives
+            written = max(item.stat().st_mtime for item in (path, *path.rglob("*")))
+            if time.time() - written > GRACE:
+                log.info("%s: left behind by a killed process; removed", path)
+                _remove(path)
 
 
 def _remove(path: Path) -> None:

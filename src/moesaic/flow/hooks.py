@@ -4,13 +4,17 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from moesaic import config
 from moesaic.flow import current, files, manifest, track
+from moesaic.flow.current import Found
 from moesaic.schema import Config
 
 RESULTS = Path("results")
+NAME = RESULTS / "name.txt"
+"""The name of the run that this folder is of."""
 OTHER = """
 WARNING: these were not made with the settings of this configuration:
 {paths}
@@ -53,7 +57,12 @@ def prepare(settings: Config) -> None:
 
 
 def start(settings: Config) -> None:
-    """Once, in the main process: write the configuration, open the MLflow run, tell the jobs about both."""
+    """Once, in the main process: write the configuration, open the MLflow run, tell the jobs about both.
+
+    Raises:
+        WorkflowError: the results are of a run of another name.
+    """
+    _claim(settings.name.strip())
     # not sorted: variants and domains keep their order in the jobs, which digests of settings see
     files.write_text(
         config_file(settings), json.dumps(config.given(settings), indent=1, ensure_ascii=False) + "\n"
@@ -64,24 +73,40 @@ def start(settings: Config) -> None:
     os.environ["MOESAIC_EXPERIMENT"] = settings.track.experiment
 
 
+def _claim(name: str) -> None:
+    """Note whose results these are: another run's variants may have the same names, and would replace its models. A folder without the note is anyone's."""
+    there = NAME.read_text(encoding="utf-8").strip() if NAME.exists() else name
+    if there != name:
+        from snakemake.exceptions import WorkflowError
+
+        raise WorkflowError(
+            f"{RESULTS.absolute()} holds the run '{there}', and this configuration is named '{name}': its models would replace those of '{there}'. "
+            "Give it a folder of its own: add `--directory FOLDER` to the snakemake command, or lay one out with `moesaic init FOLDER --recipe RECIPE`. "
+            f"If it is the same run under a new name, or the old one may go, delete {NAME} and start again"
+        )
+    files.write_text(NAME, f"{name}\n")
+
+
 def finish(settings: Config, status: str) -> None:
     """Once, in the main process: replay all files into MLflow; after a success the closing words."""
-    track.replay(settings, RESULTS, status)
+    found = current.look(settings, RESULTS)
+    track.replay(settings, RESULTS, status, found)
     if status == "FINISHED":
-        sys.stderr.write(closing(settings))
+        sys.stderr.write(closing(found))
 
 
-def closing(settings: Config) -> str:
+def closing(found: Mapping[Path, Found]) -> str:
     """The stage table where the report is this configuration's; a warning that names steps made with other settings.
 
     Snakemake compares the configuration with what its own last job was given. A step made by hand, with `--set`, it keeps.
     """
     from moesaic.report import summary
 
-    found = list(track.places(settings, RESULTS))
     text = ""
-    if other := [str(place.folder / manifest.NAME) for place in current.differing(found)]:
+    if other := [
+        str(folder / manifest.NAME) for folder, item in found.items() if item.done and not item.configured
+    ]:
         text += OTHER.format(paths="\n".join(f"  {path}" for path in other), files=" ".join(other))
     if not (RESULTS / "summary.json").exists():
         return text
-    return text + (summary.text(RESULTS) if RESULTS in current.finished(found) else STALE)
+    return text + (summary.text(RESULTS) if found[RESULTS].finished else STALE)

@@ -1,10 +1,12 @@
 """Files of the user's own that a step reads: their state is part of what Snakemake compares, so that an edited file reruns what was made from it."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+log = logging.getLogger("moesaic.data")
 STEPS = ("dense", "documents", "images", "chat", "tasks", "temporal", "reliability")
 """Steps that read them."""
 KINDS = ("files", "folder", "gguf")
@@ -55,17 +57,36 @@ def pictures(table: str) -> Iterator[str]:
 
 
 def matching(text: str) -> list[Path]:
-    """Files of a path, a folder (but hidden ones) or a glob, sorted; empty where there is none."""
+    """Files of a path, a folder (linked ones in it too, but no hidden ones) or a glob, sorted; empty where there is none."""
     path = Path(text)
     if path.is_file():
         return [path]
     if path.is_dir():
-        inside = (item for item in path.rglob("*") if item.is_file())
-        return sorted(
-            item for item in inside if not any(part.startswith(".") for part in item.relative_to(path).parts)
-        )
+        return sorted(_inside(path))
     if not any(c in text for c in "*?["):
         return []
     base = Path(path.anchor) if path.is_absolute() else Path()
     pattern = str(path.relative_to(path.anchor)) if path.is_absolute() else text
     return sorted(item for item in base.glob(pattern) if item.is_file())
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    """Files below a folder, every real folder once: links come last, so that one back into the tree neither loops nor doubles anything."""
+    folders, links, seen = [folder], list[Path](), set[Path]()
+    while folders or links:
+        here = folders.pop() if folders else links.pop(0)
+        if (real := here.resolve()) in seen:
+            continue
+        seen.add(real)
+        try:
+            items = sorted(here.iterdir())
+        except PermissionError as error:
+            log.warning("%s: left out, it cannot be read (%s)", here, error.strerror)
+            continue
+        for item in items:
+            if item.name.startswith("."):
+                continue
+            if item.is_dir():
+                (links if item.is_symlink() else folders).append(item)
+            elif item.is_file():
+                yield item

@@ -85,7 +85,7 @@ def verify(manifest: Manifest, only: Iterable[str] | None = None) -> None:
             raise InputError(f"{path}: damaged, its SHA-256 differs from the manifest; {remedy}")
 
 
-def write(
+def make(
     folder: Path,
     step: str,
     step_version: int,
@@ -94,7 +94,7 @@ def write(
     outputs: Iterable[str],
     metrics: Mapping[str, Any],
 ) -> Manifest:
-    """Write `manifest.json` into a step's folder; call it last.
+    """The manifest of what a step has made: its files are read for their digests, which takes minutes where they are large.
 
     Args:
         outputs: files or folders, relative to `folder`; folders are listed file by file, dotfiles left out.
@@ -110,7 +110,7 @@ def write(
         )
         assert members, f"step {step} declared an output that it did not write: {top}"
         found += [Output(str(p.relative_to(folder)), p.stat().st_size, files.sha256(p)) for p in members]
-    manifest = Manifest(
+    return Manifest(
         step=step,
         step_version=step_version,
         settings=dict(settings),
@@ -120,7 +120,17 @@ def write(
         metrics=dict(metrics),
         folder=folder,
     )
+
+
+def save(manifest: Manifest) -> None:
+    """Write `manifest.json` into the step's folder; call it last."""
     raw = dataclasses.asdict(manifest)
     del raw["folder"]
-    files.write_json(folder / NAME, raw)
-    return manifest
+    files.write_json(manifest.folder / NAME, raw)
+
+
+def write(*args: Any, **kwargs: Any) -> Manifest:
+    """`make` and `save`."""
+    made = make(*args, **kwargs)
+    save(made)
+    return made

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from moesaic.config import digest, variant_config
 from moesaic.schema import Config
-from moesaic.settings import offline, on_pairs, sampled, teacher_settings, text_settings
+from moesaic.settings import compared, offline, on_pairs, sampled, teacher_settings, text_settings
 
 
 def teacher_folder(config: Config, variant: str, stage: str) -> Path:
@@ -32,7 +32,7 @@ def text_folder(config: Config, variant: str) -> Path:
     settings = text_settings(config, variant)
     owner = "dense" if settings["teacher"] == "dense" else variant
     shards = variant_config(config, variant).distill.samples.shards
-    return Path("results") / owner / "teacher_text" / digest(settings | {"shards": shards})[:12]
+    return Path("results") / owner / "teacher_text" / digest(compared(settings) | {"shards": shards})[:12]
 
 
 def texts(config: Config) -> dict[tuple[str, str], str]:

@@ -18,6 +18,7 @@ from moesaic import config
 from moesaic.flow import files, manifest
 from moesaic.flow.lease import Lease
 from moesaic.flow.manifest import Manifest
+from moesaic.settings import compared
 
 log = logging.getLogger("moesaic.step")
 
@@ -69,12 +70,12 @@ STEPS: dict[str, Step] = {
         Step("dense", "moesaic.model.dense"),
         Step("documents", "moesaic.data.documents"),
         Step("tokens", "moesaic.data.tokens"),
-        Step("images", "moesaic.data.images.step"),
+        Step("images", "moesaic.data.images.step", version=2),
         Step("chat", "moesaic.data.chat"),
         Step("tasks", "moesaic.evaluate.tasks"),
-        Step("temporal", "moesaic.evaluate.temporal.step", version=2),
-        Step("science", "moesaic.evaluate.science.step"),
-        Step("reliability", "moesaic.evaluate.reliability.step", version=3),
+        Step("temporal", "moesaic.evaluate.temporal.step", version=3),
+        Step("science", "moesaic.evaluate.science.step", version=2),
+        Step("reliability", "moesaic.evaluate.reliability.step", version=4),
         Step("construct", "moesaic.experts.construct", version=2),
         Step("pretrain", "moesaic.train.pretrain", version=2, distributed=True),
         Step("tune", "moesaic.train.tune", version=2, distributed=True),
@@ -86,8 +87,8 @@ STEPS: dict[str, Step] = {
         Step("pair_scores", "moesaic.distill.scoring"),
         Step("distill", "moesaic.distill.step", version=2, distributed=True),
         Step("teacher", "moesaic.distill.teach", distributed=True),
-        Step("evaluate_part", "moesaic.evaluate.shards", version=2),
-        Step("evaluate", "moesaic.evaluate.step", version=2),
+        Step("evaluate_part", "moesaic.evaluate.shards", version=3),
+        Step("evaluate", "moesaic.evaluate.step", version=3),
         Step("report", "moesaic.report.step"),
     )
 }
@@ -115,6 +116,7 @@ def execute(
     context.work.mkdir(exist_ok=True)
     with Lease(context.work / "lease.json"):
         (out / manifest.NAME).unlink(missing_ok=True)
+        _sweep(context)
         run = _run_record(step, settings, context.work / "run.json")
         began = time.monotonic()
         try:
@@ -124,17 +126,24 @@ def execute(
             run["ended"] = _now()
             files.write_json(context.work / "run.json", run)
         assert result is not None, f"step {step.name} returned nothing"
-        run["measured"] = result.measured
-        files.write_json(out / "run.json", run)
-        manifest.write(out, step.name, step.version, settings, inputs, result.outputs, result.metrics)
+        made = manifest.make(out, step.name, step.version, settings, inputs, result.outputs, result.metrics)
+        # Only now, close to the manifest: killed in between, a step would be taken for a finished one that is begun afresh.
+        files.write_json(out / "run.json", run | {"measured": result.measured})
+        manifest.save(made)
         if result.cleanup is not None:
             result.cleanup()
+        _sweep(context)  # what was too young at the beginning
     log.info("%s done in %.0f s", context.name, run["seconds"])
 
 
+def _sweep(context: Context) -> None:
+    """Not deeper into the step's folder: other steps have theirs below those of the dense parent and of the report."""
+    files.sweep([*context.out.glob(".*"), *context.work.rglob(".*")])
+
+
 def _run_record(step: Step, settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Host, time, versions and job ids; `seconds` and `attempts` add up over the attempts of one and the same settings."""
-    digest = config.digest(dict(settings))
+    """Host, time, versions and job ids; `seconds` and `attempts` add up over the attempts of the same settings, as far as they are compared."""
+    digest = config.digest(compared(settings))
     record: dict[str, Any] = {
         "step": step.name,
         "settings_digest": digest,

@@ -21,6 +21,7 @@ from typing import Any
 from moesaic import config as configuration
 from moesaic.errors import InputError
 from moesaic.flow import describe
+from moesaic.settings import compared
 
 log = logging.getLogger("moesaic.track")
 METRICS_PER_BATCH, PARAMS_PER_BATCH, PARAM_LENGTH, TAG_LENGTH = 1000, 100, 6000, 5000
@@ -31,8 +32,8 @@ TAGS = {"mlflow.experimentKind": "custom_model_development", "mlflow.note.conten
 
 
 def identity(settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    """Digest of what a step's result follows from: its settings and the SHA-256 of each input manifest."""
-    return configuration.digest({"settings": dict(settings), "inputs": dict(inputs)})
+    """Digest of what a step's result follows from: its settings, as far as they are compared, and the SHA-256 of each input manifest."""
+    return configuration.digest({"settings": compared(settings), "inputs": dict(inputs)})
 
 
 def is_http(uri: str) -> bool:

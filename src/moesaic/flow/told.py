@@ -64,6 +64,12 @@ def places(config: Config, results: Path) -> Iterator[Place]:
     yield place("report")
 
 
+def check(config: Config) -> None:
+    """Plan every step once. Raises InputError where a file that the settings of one name is missing or not whole: said at once, not when its turn comes."""
+    for _ in places(config, Path("results")):
+        pass
+
+
 def measured(
     place: Place, record: Mapping[str, Any], done: Manifest | None, scores: list[dict[str, Any]]
 ) -> Iterator[tuple[str, float, int, int]]:

@@ -12,16 +12,19 @@ import json
 import logging
 import sys
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from moesaic import config as configuration
 from moesaic.errors import InputError
 from moesaic.flow import current, describe, files, manifest, store, told
+from moesaic.flow.current import Found
 from moesaic.flow.live import Live, live, live_from_environment
 from moesaic.flow.store import git_commit
-from moesaic.flow.told import Place, places
+from moesaic.flow.told import places
 from moesaic.schema import Config
+from moesaic.settings import compared
 
 __all__ = ["Live", "git_commit", "live", "live_from_environment", "places", "replay", "start"]
 
@@ -69,17 +72,21 @@ def start(config: Config, results: Path) -> str:
         return ""
 
 
-def replay(config: Config, results: Path, status: str | None = None) -> None:
+def replay(
+    config: Config, results: Path, status: str | None = None, found: Mapping[Path, Found] | None = None
+) -> None:
     """Write all steps that ran, finished or not, into MLflow. Doing it again changes nothing.
 
     Args:
         status: FINISHED or FAILED closes the parent run; None leaves it open unless every step is finished.
+        found: current.look of these results, where the caller has it.
 
     Raises:
         InputError: an http server does not answer; only without `status`, since tracking never stops a workflow.
     """
+    found = current.look(config, results) if found is None else found
     try:
-        count = _replay(config, results, status)
+        count = _replay(config, results, status, found)
     except Exception as error:
         if not store.is_http(config.track.uri):
             raise
@@ -99,25 +106,24 @@ def replay(config: Config, results: Path, status: str | None = None) -> None:
 # ---------------------------------------------------------------- steps
 
 
-def _replay(config: Config, results: Path, status: str | None) -> int:
+def _replay(config: Config, results: Path, status: str | None, found: Mapping[Path, Found]) -> int:
     """Returns how many steps of the configuration ran."""
     client, experiment = store.open_experiment(config.track.uri, config.track.experiment)
     parent = _parent(client, experiment, config, results)
     run_id, workspace = parent.info.run_id, _workspace(results)
     known = list(store.search(client, experiment, workspace=workspace, kind="step"))
-    found = list(places(config, results))
-    done = current.finished(found)
     finished = [
-        _replay_step(client, experiment, run_id, workspace, known, place, done, status) for place in found
+        _replay_step(client, experiment, run_id, workspace, known, item, found, status)
+        for item in found.values()
     ]
-    if results in done:
+    if found[results].finished:
         _replay_parent(client, run_id, results)
         if config.track.register_models:
             from moesaic.card import register
 
             newest = (run for run in known if run.data.tags.get("moesaic.superseded") != "true")
             runs = {run.data.tags["moesaic.step_key"]: run.info.run_id for run in newest}
-            register.models(client, config, results, runs)
+            register.models(client, config, found, runs)
     status = status or ("FINISHED" if all(finished) else None)
     if status and parent.info.status != status:
         client.set_terminated(run_id, status)
@@ -130,8 +136,8 @@ def _replay_step(
     parent: str,
     workspace: str,
     known: list[Any],
-    place: Place,
-    configured: set[Path],
+    item: Found,
+    found: Mapping[Path, Found],
     status: str | None,
 ) -> bool | None:
     """True: finished; False: begun; None: not begun, or with settings or inputs that are not the configuration's.
@@ -139,19 +145,18 @@ def _replay_step(
     A run that the latter have already is brought up to date and keeps its parent.
 
     Args:
-        configured: folders of the finished steps that are the configuration's.
+        found: all steps, by folder.
     """
+    place, done, mine = item.place, item.done, item.finished
     path = place.folder / "run.json"
     record_path = path if path.exists() else place.folder / "work" / "run.json"
     if not record_path.exists():
         return None
     record = json.loads(record_path.read_text(encoding="utf-8"))
-    done = manifest.read(place.folder) if (place.folder / manifest.NAME).exists() else None
-    mine = place.folder in configured
     if done:
         settings, digest = done.settings, store.identity(done.settings, done.inputs)
-    elif record["settings_digest"] == configuration.digest(place.settings):
-        mine = all(path.parent in configured for path in place.inputs.values())
+    elif record["settings_digest"] == configuration.digest(compared(place.settings)):
+        mine = all(found[path.parent].finished for path in place.inputs.values())
         settings = place.settings
         digest = store.identity(
             settings, {name: files.sha256(path) for name, path in place.inputs.items() if path.exists()}
@@ -171,7 +176,8 @@ def _replay_step(
         store.log_metrics(client, run, told.measured(place, record, done, scores))
         store.log_params(client, run, settings)
         store.log_tags(client, run_id, told.tags(place, record, done, scores))
-        store.log_datasets(client, run_id, describe.datasets(place.inputs, done.inputs if done else {}))
+        read = {name: made for name, path in place.inputs.items() if (made := found[path.parent].done)}
+        store.log_datasets(client, run_id, describe.datasets(read, done.inputs if done else {}))
         for file in (place.folder / name for name in ARTIFACTS):
             if done and file.is_file() and file.stat().st_size <= LARGEST_ARTIFACT:
                 client.log_artifact(run_id, str(file))

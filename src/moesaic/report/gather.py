@@ -76,6 +76,7 @@ class Gathered:
     points: list[Point]
     """The dense parent first, then variant by variant in order of the stages."""
     steps: list[StepRecord]
+    """Those that the report reads: no steps of rounds, no caches of teachers."""
     stats: dict[str, dict[str, Any]]
     """documents, tokens, chat -> stats.json."""
     proofs: dict[str, dict[str, Any]]

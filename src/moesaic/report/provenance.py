@@ -1,4 +1,4 @@
-"""What ran: settings, versions, and when, where and from what each step was made."""
+"""What ran: settings, versions, and when, where and from what each step that the report reads was made."""
 
 from collections.abc import Sequence
 from html import escape
@@ -47,7 +47,7 @@ def steps(run: Gathered) -> str:
         if not proof:
             continue
         proofs += (
-            f"<p>{escape(variant)}: with all experts on and unit scores the largest logit difference to the parent is "
+            f"<p>{escape(variant)}: before routers and refit, with all experts on and unit scores, the largest logit difference to the parent was "
             f"{proof['max_logit_error']:.2g} (allowed {proof['tolerance']:.2g})"
         )
         error = facts[f"{variant}/construct"].get("mean_relative_error")
@@ -114,5 +114,9 @@ def steps_table(run: Gathered) -> Table:
         "output MB",
     ]
     return Table(
-        "Every step: settings are SHA-256 digests (first 12 digits).", head, cells, text=(0, 1, 4, 5, 6, 7)
+        "The steps that this page is made from. Sampling, rating, scoring, rounds before the last, teachers and shards of evaluations keep theirs in the "
+        "run.json of their folders. Settings are SHA-256 digests (first 12 digits).",
+        head,
+        cells,
+        text=(0, 1, 4, 5, 6, 7),
     )
