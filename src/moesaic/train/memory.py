@@ -57,7 +57,7 @@ def memory(
     head = 0 if settings["optimizer"]["freeze_embeddings"] else moe.config.hidden_size
     logits = (2 * min(chunked.CHUNK, tokens) + head) * moe.config.vocab_size * 4 + fixed * tokens
     teacher = size.count(resident).total * resident.dtype.itemsize if resident is not None else 0
-    passes = settings["batch"] // (settings["micro_batch"] * max(1, ranks))
+    passes = max(1, settings["batch"] // (settings["micro_batch"] * max(1, ranks)))
     # with one pass a step, gradients come as activations go, the last of them beside the first layer's; with several the gradients stay.
     # the layer that is gone through backwards has gradients of its activations beside them
     moving = layer + (gradients + activations if passes > 1 else max(gradients + layer, activations))
