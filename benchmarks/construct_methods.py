@@ -51,6 +51,12 @@ METHODS: dict[str, dict[str, Any]] = {
         "router": "least-squares",
         "reconstruct": "least-squares",
     },
+    "activation, first sixth of the layers left dense": {
+        "split": "activation",
+        "shape": "start-dense",
+        "router": "least-squares",
+        "reconstruct": "least-squares",
+    },
     "activation, first and last sixth of the layers left dense": {
         "split": "activation",
         "shape": "ends-dense",
@@ -66,6 +72,7 @@ def shape(kind: str, active: float, width: int) -> dict[str, Any]:
     equal: 8 experts. shared: half of the active neurons always on, 2 of the rest. fine: two thirds always on, experts of a 24th of the FFN.
     copies: of the whole FFN, 4 pieces each, twice. overlap: experts a third or more wider than an eighth, for sharing-inner. control: always the same.
     one-dense: the first layer runs whole, the others a little less than the share, so that the mean over SmolLM2's 30 layers is below it.
+    start-dense: the first five of its layers run whole, the others 69.8 % (75 % in all only), experts of 16 neurons.
     ends-dense: the first and last five of its layers run whole, the others 62.5 % (75 % in all only).
     """
     on, quarters = round(active * width), round(4 * active)
@@ -85,6 +92,9 @@ def shape(kind: str, active: float, width: int) -> dict[str, Any]:
         always, chosen = {1: (256, 2), 2: (512, 7), 3: (768, 11)}[quarters]
         more = {"dense_layers": [0], "family": "glm4_moe"}
         return {"shared": always, "experts": (width - always) // 32, "per_token": chosen} | more
+    if kind == "start-dense":
+        more = {"dense_layers": [*range(5)], "family": "glm4_moe"}
+        return {"shared": 768, "experts": 48, "per_token": 19} | more
     if kind == "ends-dense":
         whole = [*range(5), *range(25, 30)]
         return {"shared": 768, "experts": 24, "per_token": 6, "dense_layers": whole}
