@@ -92,12 +92,13 @@ def test_save_and_load(model, tmp_path):
     before = logits(model)
     depth.save(model, tmp_path / "out")
     again = depth.load(tmp_path / "out")
-    assert torch.equal(logits(again), before)
+    found = logits(again)
+    assert torch.allclose(found, before, atol=1e-5), "another backend runs the experts of a loaded model"
     assert list(skip.layers(again)) == [0, 2, 3]
     assert depth.shares(again) == {2: 0.25}
     assert int(skip.layers(again)[0].router.budget) == 123_456_789
     assert type(again) is type(model)
-    assert torch.equal(logits(load.load_model(tmp_path / "out", dtype=torch.float32)), before)
+    assert torch.equal(logits(load.load_model(tmp_path / "out", dtype=torch.float32)), found)
     from transformers import AutoModelForCausalLM
 
     with pytest.raises(ValueError, match="moesaic_depth"):
