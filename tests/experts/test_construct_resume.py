@@ -14,15 +14,11 @@ from moesaic.errors import InputError
 from moesaic.experts import construct, layer, stream, trace
 from moesaic.flow import files
 
+FITTED = {"split": "activation", "router": "least-squares", "reconstruct": "least-squares", "shared": 32}
+
 
 def test_an_interrupted_conversion_goes_on_with_the_next_layer(tmp_path, monkeypatch):
-    settings = {
-        "split": "activation",
-        "router": "least-squares",
-        "reconstruct": "least-squares",
-        "shared": 32,
-    }
-    whole = tiny_moe(tmp_path / "whole", **settings) if (tmp_path / "whole").mkdir() is None else None
+    whole = tiny_moe(tmp_path / "whole", **FITTED) if (tmp_path / "whole").mkdir() is None else None
     right, converted = construct.Builder.add, []
 
     def add(self, index, *arguments):
@@ -34,11 +30,11 @@ def test_an_interrupted_conversion_goes_on_with_the_next_layer(tmp_path, monkeyp
     monkeypatch.setattr(construct.Builder, "add", add)
     (tmp_path / "cut").mkdir()
     with pytest.raises(KeyboardInterrupt):
-        tiny_moe(tmp_path / "cut", **settings)
+        tiny_moe(tmp_path / "cut", **FITTED)
     assert converted == [0, 1]
     assert not (tmp_path / "cut" / "moe" / "model").exists()
     converted.append(None)
-    again = tiny_moe(tmp_path / "cut", **settings)
+    again = tiny_moe(tmp_path / "cut", **FITTED)
     assert converted == [0, 1, None, 2]
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name]), name
@@ -67,21 +63,15 @@ def test_a_kill_before_a_layer_is_noted_goes_on_from_it(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("late", ["finish", "equivalence"])
 def test_a_kill_after_the_last_layer_repeats_no_fit(tmp_path, monkeypatch, late):
-    settings = {
-        "split": "activation",
-        "router": "least-squares",
-        "reconstruct": "least-squares",
-        "shared": 32,
-    }
-    whole = tiny_moe(tmp_path / "whole", **settings) if (tmp_path / "whole").mkdir() is None else None
+    whole = tiny_moe(tmp_path / "whole", **FITTED) if (tmp_path / "whole").mkdir() is None else None
     (tmp_path / "cut").mkdir()
     with monkeypatch.context() as patch:
         patch.setattr(construct.Builder, late, lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            tiny_moe(tmp_path / "cut", **settings)
+            tiny_moe(tmp_path / "cut", **FITTED)
     for module, name in ((layer, "fit"), (trace, "attend"), (construct.Builder, "add")):
         monkeypatch.setattr(module, name, lambda *arguments: pytest.fail("this was done already"))
-    again = tiny_moe(tmp_path / "cut", **settings)
+    again = tiny_moe(tmp_path / "cut", **FITTED)
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name]), name
     for name in ("assignment.parquet", "equivalence.json", "audit.json", "model/model.safetensors"):

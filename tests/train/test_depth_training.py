@@ -8,11 +8,10 @@ import sys
 import types
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from ports import free_port
-from test_engine import settings
+from test_engine import settings, validated
 from test_objectives import batch
 from tiny import tiny_llama, tiny_moe
 
@@ -21,9 +20,7 @@ from moesaic.model import depth
 from moesaic.model.depth import skip, steer
 from moesaic.schema import Depth, Tune
 from moesaic.train.engine import build
-from moesaic.train.job import Job
 from moesaic.train.objectives import Trainee, Weights
-from moesaic.train.streams import Row
 from moesaic.train.validation import validate
 
 ROUTE = {"capacity": 0.5, "anneal": 0}
@@ -160,18 +157,7 @@ def test_without_a_gradient_into_the_model():
     assert not torch.allclose(found[True, 5.0], found[False, 5.0])
 
 
-def _job(trainee, sizes):
-    stream = types.SimpleNamespace(sizes=sizes, rows=lambda samples: [_row(s.row) for s in samples])
-    wanted = {"validation_batches": 2, "micro_batch": 2}
-    return Job(types.SimpleNamespace(name="x"), wanted, trainee, None, stream, stream, Path("x"))
-
-
-def _row(number):
-    ids = np.random.default_rng(number).integers(3, 512, 12)
-    return Row(ids, np.append(ids[1:], -100))
-
-
-def test_a_later_stage_measures_the_routers_that_it_trains():
+def test_a_later_stage_measures_the_routers_that_it_trains(tmp_path):
     """Without steering, as pre-training or distillation of a skipping model; nothing measured is no share of 0."""
     model = made().model
     for item in skip.layers(model).values():
@@ -179,13 +165,13 @@ def test_a_later_stage_measures_the_routers_that_it_trains():
     trainee = Trainee(model, Weights())
     assert trainee.depth is None
     engine = build(trainee, settings())
-    assert validate(_job(trainee, {"a": 4}), engine)["valid/ran"] == 1.0
+    assert validate(validated(trainee, tmp_path), engine)["valid/ran"] == 1.0
     with torch.no_grad():
         for router in skip.routers(model):
             router.bias.fill_(-5.0)
-    assert validate(_job(trainee, {"a": 4}), engine)["valid/ran"] == 0.0
+    assert validate(validated(trainee, tmp_path), engine)["valid/ran"] == 0.0
     assert set(depth.shares(model).values()) == {0.0}
-    assert "valid/ran" not in validate(_job(trainee, {}), engine)
+    assert "valid/ran" not in validate(validated(trainee, tmp_path, types.SimpleNamespace(sizes={})), engine)
     assert depth.shares(model) == {}
     with pytest.raises(InputError, match="nobody has measured"):
         depth.fold.fold(model)
@@ -334,7 +320,7 @@ import torch
 sys.path[:0] = json.loads(os.environ["TEST_PATHS"])
 from test_depth_training import made, settings
 from ports import free_port
-from test_engine import settings
+from test_engine import settings, validated
 from test_objectives import batch
 from moesaic.train.engine import build
 from moesaic.train.sums import Sums

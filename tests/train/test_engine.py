@@ -36,9 +36,11 @@ class Rows:
         return found
 
 
-def _job(trainee, folder):
+def validated(trainee, folder, rows=None):
+    """A job that can be validated, on these rows."""
+    rows = rows or Rows()
     wanted = {"validation_batches": 2, "micro_batch": 2}
-    return Job(types.SimpleNamespace(name="x"), wanted, trainee, None, Rows(), Rows(), folder)
+    return Job(types.SimpleNamespace(name="x"), wanted, trainee, None, rows, rows, folder)
 
 
 def settings(**optimizer):
@@ -55,15 +57,15 @@ def test_a_validation_does_not_depend_on_the_ranks(tmp_path):
     """Balance losses, too, which are not linear in the rows of a batch: batches are made before they are dealt out."""
     trainee = Trainee(tiny_moe(tmp_path, shared=32, experts=8).model.train(), Weights())
     engine = build(trainee, settings())
-    alone = validate(_job(trainee, tmp_path), engine)
+    alone = validate(validated(trainee, tmp_path), engine)
     given: dict[int, list] = {0: [], 1: []}
     for rank in given:
         engine.rank, engine.world = rank, 2
         engine.sum = lambda values, rank=rank: given[rank].append(values.clone()) or values
-        validate(_job(trainee, tmp_path), engine)
+        validate(validated(trainee, tmp_path), engine)
     turn = iter(zip(*given.values(), strict=True))
     engine.sum = lambda values: sum(next(turn))
-    together = validate(_job(trainee, tmp_path), engine)
+    together = validate(validated(trainee, tmp_path), engine)
     assert together.keys() == alone.keys()
     for key, value in alone.items():
         assert together[key] == pytest.approx(value, rel=1e-6), key
@@ -128,7 +130,7 @@ def test_validation_tells_the_load_of_each_domain(tmp_path):
     model = tiny_moe(tmp_path, shared=32, experts=8).model
     trainee = Trainee(model.train(), Weights())
     engine = build(trainee, settings())
-    job = _job(trainee, tmp_path)
+    job = validated(trainee, tmp_path)
     found = validate(job, engine)
     # two of eight experts for every token: the most uneven there is, sqrt(8 / 2 - 1)
     assert found["valid/load_cv/one word"] == pytest.approx(3**0.5, abs=0.35)

@@ -34,9 +34,8 @@ def models(client: Any, config: Config, found: Mapping[Path, Found], runs: dict[
     inputs = {name: found[path.parent].done for name, path in report.place.inputs.items()}
     run = gather(report.place.settings, {name: done for name, done in inputs.items() if done is not None})
     made = files.sha256(manifest.path_of(report.done.folder))
-    home = str(
-        report.done.folder.absolute()
-    )  # an entry names its weights by it: after a move there is a new one
+    # an entry names its weights by it: after a move there is a new one
+    home = str(report.done.folder.absolute())
     for point in run.points:
         key = f"{point.variant}/{point.stage}"
         if point.variant is None or point.stage != config.stages[-1] or key not in runs:

@@ -156,7 +156,8 @@ class Trainee(nn.Module):
             self.policy.begin(valid_T, batch.seed)
         if self.depth is not None:
             self.depth.begin(batch.mask_BT, batch.ids_BT, batch.seed, self.training)
-        self._valid_T = valid(batch.mask_BT, batch.ids_BT) if self.routed else None
+        elif self.routed:
+            self._valid_T = valid(batch.mask_BT, batch.ids_BT)
         return batch.hidden(self.model)
 
     def with_router_terms(
@@ -181,7 +182,9 @@ class Trainee(nn.Module):
                 "depth_agreement": depth.agreement,
                 "depth_L4": depth.counts_L4,
             }
-        if self._valid_T is not None and not self.training:
+        if self.depth is not None:
+            statistics["ran_L2"] = statistics["depth_L4"][:, 2:]
+        elif self._valid_T is not None and not self.training:
             statistics["ran_L2"] = ran(list(self.routed.values()), self._valid_T)
         return loss, statistics
 
