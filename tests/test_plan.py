@@ -85,6 +85,23 @@ def test_memory_follows_the_settings(tmp_path):
     assert planned(teacher="dense")["teacher"] == plain["weights"]
 
 
+def test_disk_of_the_construction_is_planned(nothing_done):
+    """4 bytes x tokens x width x (layers + 1) where something is fitted, nothing of that for a split by chance."""
+    changes = {"stages": ["construct"], "experts": {"calibration": {"tokens": 100_000}}}
+    chance = {"experts": {"split": "random", "router": "random", "reconstruct": "none"}}
+    fitted, random = planned(changes), planned(config.merge(changes, chance))
+    assert fitted.disk.trace == 4 * 100_000 * 64 * 3
+    assert random.disk.trace == 0
+    assert fitted.disk.stream == random.disk.stream == 2 * 4 * 100_000 * 64
+    assert fitted.disk.model == 2 * 4 * fitted.moe.total
+    page = plan_page.text([fitted], MACHINE)
+    assert (
+        "on disk     0.1 GB while it lasts (0.0 twice the model, 0.1 hidden states of the parent's layers"
+        in page
+    )
+    assert "of the parent's layers" not in plan_page.text([random], MACHINE)
+
+
 def test_what_cannot_be_planned_is_said(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="--gpu: K80 is not known"):
@@ -96,7 +113,7 @@ def test_what_cannot_be_planned_is_said(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="run the dense step first"):
         plan.make(config.check(raw), MACHINE)
     raw["pretrain"] = {"engine": {"kind": "deepspeed", "deepspeed": "nowhere.json"}}
-    with pytest.raises(InputError, match=r"pretrain\.engine\.deepspeed: nowhere\.json: missing"):
+    with pytest.raises(InputError, match=r"pretrain\.engine\.deepspeed: nowhere\.json: no such file"):
         step_settings(config.check(raw), "pretrain", "a")
 
 

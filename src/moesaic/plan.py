@@ -18,7 +18,7 @@ from moesaic import plan_parent, plan_sampling
 from moesaic.config import variant_config
 from moesaic.distill import cache, students
 from moesaic.errors import InputError
-from moesaic.experts import sizes
+from moesaic.experts import room, sizes
 from moesaic.model import depth, families, size
 from moesaic.model.cost import flops_per_token
 from moesaic.model.depth import skip
@@ -110,6 +110,8 @@ class Plan:
     moe: size.Size
     stages: list[Stage]
     caches: list[Cache] = field(default_factory=list)
+    disk: room.Room | None = None
+    """Of the construction while it lasts."""
 
 
 def make(config: Config, machine: Hardware) -> list[Plan]:
@@ -148,6 +150,12 @@ def make(config: Config, machine: Hardware) -> list[Plan]:
                 size.count(moe),
                 stages,
                 _caches(config, variant, {"dense": dense, "moe": moe}),
+                room.needed(
+                    moe,
+                    sizes.by_layer(settings, dense_config.num_hidden_layers),
+                    settings["calibration"]["tokens"],
+                    dense_config.hidden_size,
+                ),
             )
         )
     return plans

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
+from moesaic.experts.room import Room
 from moesaic.plan import GPU_MEMORY_GB, Hardware, Plan, Stage
 from moesaic.plan_sampling import Sampling
 from moesaic.train.memory import BILLION
@@ -15,6 +16,8 @@ def text(plans: list[Plan], machine: Hardware) -> str:
             f"variant {plan.variant}: {plan.architecture} ({plan.why})",
             f"  parameters    {_count(plan.moe.total)} total, {_count(plan.moe.active)} active for a token; dense parent {_count(plan.dense.total)}",
         ]
+        if plan.disk is not None:
+            lines += _room(plan.disk)
         for stage in plan.stages:
             hours = stage.hours(machine)
             money = f", {hours * machine.price:,.0f} at {machine.price:g} a GPU-hour" if machine.price else ""
@@ -46,6 +49,16 @@ def text(plans: list[Plan], machine: Hardware) -> str:
                 f"    FLOPs       {item.flops:.3g}, of the teacher's forward pass",
             ]
     return "\n".join(lines) + "\n"
+
+
+def _room(room: Room) -> list[str]:
+    """What the construction takes on the disk."""
+    trace, stream, model = (value / BILLION for value in (room.trace, room.stream, room.model))
+    states = f", {trace:,.1f} hidden states of the parent's layers" if room.trace else ""
+    return [
+        "  construct",
+        f"    on disk     {room.total / BILLION:,.1f} GB while it lasts ({model:,.1f} twice the model{states}, {stream:,.1f} between two layers)",
+    ]
 
 
 def _layers(stage: Stage) -> str:

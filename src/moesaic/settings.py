@@ -12,6 +12,7 @@ from moesaic.config import VARIANT_KEYS, variant_config
 from moesaic.errors import InputError
 from moesaic.evaluate import presets
 from moesaic.preference import rubric
+from moesaic.project import shipped
 from moesaic.schema import Config
 from moesaic.schema.evaluate import Instructions
 from moesaic.schema.preference import Preference, Rubric, Sampling
@@ -57,6 +58,8 @@ def step_settings(config: Config, step: str, variant: str | None = None) -> dict
     match step:
         case "dense":
             model = {key: value for key, value in raw["model"].items() if key not in TOLD_KEYS}
+            if model["chat_template"]:
+                shipped.find("chat_templates", model["chat_template"], "model.chat_template")
             return {"model": model} | _image_tokens(data["images"], seed)
         case "documents":
             domains = {name: {"sources": domain["sources"]} for name, domain in data["domains"].items()}
@@ -274,13 +277,14 @@ def _training(raw: Mapping[str, Any], step: str) -> dict[str, Any]:
         settings = settings | {"engine": engine}
     if engine["kind"] != "deepspeed":
         return settings
-    key, path = f"{step}.engine.deepspeed", Path(engine["deepspeed"])
+    key = f"{step}.engine.deepspeed"
+    path = shipped.find("deepspeed", engine["deepspeed"], key)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         stage = found["zero_optimization"]["stage"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{key}: {path}: missing, not JSON, or without zero_optimization.stage ({error}); templates are in config/deepspeed/"
+            f"{key}: {path}: cannot be read, not JSON, or without zero_optimization.stage ({error}); shipped: {', '.join(shipped.names('deepspeed'))}"
         ) from error
     if stage not in (1, 2, 3):
         raise InputError(f"{key}: {path}: zero_optimization.stage is {stage}; take 1, 2 or 3")

@@ -70,7 +70,7 @@ def run(context: Context) -> Result:
     check_tokenizer(tokenizer, dense.metrics["vocab_size"])
     if not tokenizer.chat_template:
         raise InputError(
-            "model.chat_template: the model's tokenizer has no chat template; give a Jinja file (ChatML, for example)"
+            "model.chat_template: the model's tokenizer has no chat template; take a shipped one (tulu or chatml), or give a Jinja file"
         )
     counts: dict[str, Counts] = {}
     seen: set[bytes] = set()

@@ -19,6 +19,7 @@ from moesaic.experts import (
     audit,
     calibration,
     clusters,
+    room,
     scale,
     sizes,
     split_file,
@@ -120,9 +121,8 @@ def convert(
         # before the pass over the text, which takes long
         split_layers.check_clusters(cluster_N, widths.experts)
     trace = None
-    traced = any(split_layers.traced(layer) or walk.compensates(layer) for layer in by_layer)
-    _check_room(dense, family, shape, text, traced, work)
-    if traced:
+    _check_room(dense, family, shape, text, by_layer, work)
+    if room.traced(by_layer):
         trace = Trace(dense, text, settings["calibration"]["batch"], work)
         trace.run()
     costs: list[float] | None = None
@@ -156,18 +156,16 @@ def convert(
 
 
 def _check_room(
-    dense: LazyModel, family: families.Family, shape: families.Shape, text: calibration.Text, traced: bool, work: Path
+    dense: LazyModel, family: families.Family, shape: families.Shape, text: calibration.Text, by_layer: list[dict[str, Any]], work: Path
 ) -> None:  # fmt: skip
-    """Look for room before hours of work, less what an interrupted conversion left: trace, two turns of a stream, layers, the model of them.
+    """Look for room before hours of work, less what an interrupted conversion left.
 
     Raises:
         InputError: there is none.
     """
     with torch.device("meta"):
         model = families.build(family, dense.config, shape)
-    states = 4 * text.ids_NT.numel() * dense.config.hidden_size
-    need = states * (2 + (dense.layers + 1) * traced)
-    need += 2 * sum(parameter.nbytes for parameter in model.parameters())
+    need = room.needed(model, by_layer, text.ids_NT.numel(), dense.config.hidden_size).total
     there = sum(path.stat().st_blocks * 512 for path in work.rglob("*") if path.is_file())
     advice = "free some space, or lower experts.calibration.tokens"
     files.check_room(work, max(0, need - there), "the conversion", advice)

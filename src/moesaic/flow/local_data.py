@@ -42,6 +42,8 @@ def named(settings: Any) -> Iterator[str]:
         for key, value in settings.items():
             if key in KEYS and isinstance(value, str):
                 yield value
+                if key == "chat_template":  # a name: the project's own file of it
+                    yield f"config/chat_templates/{value}.jinja"
             else:
                 yield from named(value)
     elif isinstance(settings, list | tuple):

@@ -18,7 +18,7 @@ from typing import Any
 
 from moesaic import config as configuration
 from moesaic.errors import InputError
-from moesaic.flow import current, describe, files, manifest, store, told
+from moesaic.flow import current, describe, files, manifest, store, told, ui
 from moesaic.flow.current import Found
 from moesaic.flow.live import Live, live, live_from_environment
 from moesaic.flow.store import git_commit
@@ -96,10 +96,11 @@ def replay(
         log.warning("%s; `moesaic sync` fills it later", reason)
         return
     log.info(
-        "MLflow has %d steps of run %s in %s; look at them with `make ui`",
+        "MLflow has %d steps of run %s in %s; look at them with `%s`",
         count,
         config.name,
         config.track.uri,
+        ui.command(config.track.uri),
     )
 
 

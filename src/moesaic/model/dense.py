@@ -12,6 +12,7 @@ from moesaic.errors import InputError
 from moesaic.flow import files
 from moesaic.flow.step import Context, Result
 from moesaic.model import families, load, size
+from moesaic.project import shipped
 
 log = logging.getLogger("moesaic.dense")
 
@@ -36,9 +37,7 @@ def run(context: Context) -> Result:
     families.check_parent(model.config)
     check_tokenizer(tokenizer, model.config.vocab_size)
     if settings["chat_template"]:
-        path = Path(settings["chat_template"])
-        if not path.is_file():
-            raise InputError(f"model.chat_template: {path} does not exist")
+        path = shipped.find("chat_templates", settings["chat_template"], "model.chat_template")
         tokenizer.chat_template = path.read_text(encoding="utf-8")
     nats = probe_loss(model, tokenizer)
     if nats > 0.95 * math.log(model.config.vocab_size):

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from moesaic.errors import InputError
-from moesaic.project import cluster, workflow
+from moesaic.project import cluster, shipped, workflow
 
 log = logging.getLogger("moesaic.init")
 
@@ -61,7 +61,8 @@ def make(folder: Path, recipe: str | None, partition: str | None, look: bool = T
     text = config.read_text(encoding="utf-8").replace("$schema=../schema.json", "$schema=schema.json")
     (folder / "config" / "config.yaml").write_text(text, encoding="utf-8")
     shutil.copy2(source / "config" / "schema.json", folder / "config" / "schema.json")
-    shutil.copytree(source / "config" / "deepspeed", folder / "config" / "deepspeed")
+    for name in shipped.SUFFIX:
+        shutil.copytree(source / "config" / name, folder / "config" / name)
     shutil.copytree(source / "profiles", folder / "profiles")
     (folder / "profiles" / "slurm" / "config.yaml").write_text(profile, encoding="utf-8")
     (folder / "slurm").symlink_to(Path("profiles", "slurm"))

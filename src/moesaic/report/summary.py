@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.errors import InputError
+from moesaic.flow import ui
 from moesaic.report.cells import percent, short
 
 HEAD = ("model", "bits/byte", "95 %", "x dense", "held-out", "choice", "active FFN", "params", "tokens/s")
@@ -30,7 +31,7 @@ def text(results: Path) -> str:
         out.append("  ".join([first, *rest]).rstrip())
         if number == 0:
             out.append("-" * (sum(widths) + 2 * (len(widths) - 1)))
-    out += ["", f"report: {results / 'report.html'}", "MLflow: make ui", ""]
+    out += ["", f"report: {results / 'report.html'}", f"MLflow: {ui.command()}", ""]
     return "\n".join(out)
 
 

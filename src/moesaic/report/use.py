@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from moesaic.flow import ui
 from moesaic.model.adapters import beside
 from moesaic.report import stage_table
 from moesaic.report.gather import Gathered, Point
@@ -63,7 +64,7 @@ def html(run: Gathered, found: Sequence[dict[str, Any]]) -> str:
     shell = (
         f"lm_eval --model hf --model_args pretrained={path} --tasks piqa,hellaswag\n"
         f"{export}vllm serve {served}\n"
-        "make ui        # MLflow with all runs on http://127.0.0.1:5000\n"
+        f"{ui.command()}   # MLflow with all runs on http://127.0.0.1:5000\n"
         "moesaic summary # the first table, in the terminal"
     )
     if not plain:

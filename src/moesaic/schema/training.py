@@ -64,8 +64,8 @@ class Engine(Strict):
 
     kind: Literal["torch", "fsdp", "deepspeed"] = "torch"
     """torch: plain, and DDP over several ranks; fsdp: everything cut up over the ranks (FSDP2); deepspeed: ZeRO."""
-    deepspeed: str = "config/deepspeed/zero1.json"
-    """DeepSpeed's JSON; batch sizes, clipping and the learning rate in it are replaced by the stage's own."""
+    deepspeed: str = "zero1"
+    """DeepSpeed's JSON: zero1, zero2, zero2-offload, zero3, zero3-offload, or a path of your own; batch sizes, clipping and the learning rate in it are replaced by the stage's own."""
     gradient_checkpointing: bool = False
     """Keep only the layers' inputs and compute the rest again in the backward pass: a third more time for much less memory."""
     experts: Literal["auto", "sorted", "grouped_mm", "eager", "batched_mm", "sonicmoe"] = "auto"

@@ -1,0 +1,19 @@
+"""How to look at MLflow, as a command for the folder at hand."""
+
+from pathlib import Path
+
+from moesaic.schema.evaluate import Track
+
+
+def command(uri: str | None = None) -> str:
+    """`make ui` in a clone, mlflow's own command in a project, the address of a server. Args: uri: track.uri; None: its default."""
+    uri = uri or Track().uri
+    if uri.startswith(("http://", "https://")):
+        return uri
+    if (
+        uri == Track().uri
+        and Path("Makefile").is_file()
+        and "\nui:" in Path("Makefile").read_text(encoding="utf-8")
+    ):
+        return "make ui"
+    return f"mlflow ui --backend-store-uri {uri} --host 127.0.0.1"
