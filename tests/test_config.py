@@ -131,7 +131,11 @@ def test_wrong_keys_are_named(change, expected):
             "distill.mixture.weights: no text or instruction set named 'c-student'",
         ),
         (
-            {"stages": ["construct", "preference"], "data": {"temporal": {"tasks": ["shift_calendar"]}}},
+            {
+                "stages": ["construct", "preference"],
+                "data": {"temporal": {"tasks": ["shift_calendar"]}},
+                "preference": {"kinds": ["math-time", "pure-time"]},
+            },
             "preference.kinds: no task of data.temporal.tasks is pure-time",
         ),
         (
@@ -293,7 +297,7 @@ def test_missing_and_broken_files(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"tune": {"engine": {"kind": "deepspeed", "deepspeed": "gone.json"}}}, r"tune\.engine\.deepspeed: gone\.json: missing"),
+        ({"tune": {"engine": {"kind": "deepspeed", "deepspeed": "gone.json"}}}, r"tune\.engine\.deepspeed: gone\.json: no such file"),
         ({"evaluate": {"task_shots": {"nothing": 2}}}, r"evaluate\.task_shots"),
     ],
 )  # fmt: skip
@@ -323,6 +327,42 @@ def test_another_kind_replaces_where_something_lies_and_merges_elsewhere():
         "kind": "folder",
         "path": "n",
     }
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        # both kinds by default, of which one is there
+        {"stages": ["construct", "preference"], "data": {"temporal": {"tasks": ["shift_calendar"]}}},
+        # depth routers are routers, in a dense model and beside frozen ones
+        {
+            "tune": {
+                "depth": {"of": "dense", "skip": {"method": "route"}},
+                "optimizer": {"routers_first": 3},
+            },
+            "distill": {"student": {"per_token": None}},
+        },
+        {
+            "tune": {
+                "depth": {"skip": {"method": "route"}},
+                "router": {"frozen": True},
+                "optimizer": {"routers_first": 3},
+            }
+        },
+        # with and without a teacher, from one section
+        {
+            "pretrain": {"teacher": "dense", "loss": "rkl"},
+            "variants": {"v": {}, "plain": {"pretrain": {"teacher": None}}},
+        },
+        {"pretrain": {"loss": "rkl"}, "variants": {"v": {"pretrain": {"teacher": "dense"}}}},
+        {"pretrain": {"mixture": {"method": "dynamic", "reference": {"a": 2.0, "far": 2.0}, "ceiling": 1.0}}},
+    ],
+)
+def test_what_only_looks_like_a_contradiction(own):
+    far = {
+        "data": {"domains": {"far": {"held_out": True, "sources": BASE["data"]["domains"]["a"]["sources"]}}}
+    }
+    config.check(config.merge(config.merge(BASE, far), own))
 
 
 def test_layers_to_expand_after_need_no_every():

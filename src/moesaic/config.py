@@ -83,6 +83,7 @@ def read(path: str | Path) -> dict[str, Any]:
 def check(raw: Mapping[str, Any], where: str = "config") -> Config:
     """Validate a plain dict, with every variant merged and checked too. One line per error, all errors at once."""
     config = _validate(raw, where)
+    own: dict[str, Config] = {}
     for name, changes in config.variants.items():
         if name in RESERVED_VARIANTS or not re.fullmatch(r"\w[\w-]*", name):
             raise InputError(
@@ -93,9 +94,13 @@ def check(raw: Mapping[str, Any], where: str = "config") -> Config:
                 raise InputError(
                     f"{where}: variants.{name}.{key}: a variant may override {', '.join(VARIANT_KEYS)}{nearest(key, VARIANT_KEYS)}"
                 )
-        faults = list(contradictions.find(variant_config(config, name, where)))
+        own[name] = variant_config(config, name, where)
+        faults = list(contradictions.find(own[name]))
         if faults:
             raise InputError("\n".join(f"{where}: variants.{name}: {line}" for line in faults))
+    faults = list(contradictions.untaught(own.values()))
+    if faults:
+        raise InputError("\n".join(f"{where}: {line}" for line in faults))
     return config
 
 

@@ -7,7 +7,7 @@ from moesaic.evaluate.temporal.tasks import TASKS
 from moesaic.explain import nearest
 from moesaic.schema import IMAGES, Config
 from moesaic.schema.samples import OWN
-from moesaic.schema.teaching import PAIR_LOSSES
+from moesaic.schema.teaching import PAIR_LOSSES, TAUGHT
 
 SLIMPAJAMA = ("llama", "sheared-llama")
 """Presets of mixture.weights that are for domains of text."""
@@ -22,7 +22,10 @@ ROUTER_KEYS = ("noise", "capacity", "learn_scale", "frozen", "expert_dropout")
 def find(config: Config) -> Iterator[str]:
     """One line for each, beginning with the key. Args: config: a variant's (config.variant_config)."""
     domains = [name for name, domain in config.data.domains.items() if not domain.held_out]
-    sets = [source.name for source in config.data.chat.sources] + [IMAGES] * (config.data.images is not None)
+    sources = [source.name for source in config.data.chat.sources] + [IMAGES] * (
+        config.data.images is not None
+    )
+    sets = list(dict.fromkeys(sources))  # several sources of one name are one set
     like = {name: config.data.domains[name].like for name in domains}
     if not domains:
         yield "data.domains: all of them are held_out, and construct needs text for calibration; leave held_out away from one"
@@ -31,12 +34,13 @@ def find(config: Config) -> Iterator[str]:
             continue
         own: Any = getattr(config, stage)
         dense = _dense(config, stage)
-        yield from _routers(stage, own, config.experts.family, dense)
+        yield from _routers(stage, own, config.experts.family, dense, _skipping(config, stage))
         on_text = stage == "pretrain" or getattr(own, "data", None) == "text"
         if not on_text and stage != "preference" and not sets:
             yield f"stages: {stage} trains on conversations, and data.chat.sources is empty; add a source, or leave {stage} out of stages"
         names = domains if on_text else _drawn(stage, own, sets)
-        yield from _mixture(f"{stage}.mixture", own.mixture, names, like if on_text else None)
+        known = [*config.data.domains] if on_text else names
+        yield from _mixture(f"{stage}.mixture", own.mixture, names, known, like if on_text else None)
         if not on_text and own.mixture.method in OBSERVING and not config.data.chat.validation:
             yield f"data.chat.validation: 0, and {stage}.mixture.method {own.mixture.method} compares losses on validation rows; keep some, or take another method"
         if getattr(own, "teacher", None) == "dense" and own.teacher_experts != "top-k":
@@ -73,6 +77,30 @@ def _dense(config: Config, stage: str) -> bool:
     )
 
 
+def _skipping(config: Config, stage: str) -> bool:
+    """Whether the model that a stage trains has depth routers."""
+    stages: list[str] = list(config.stages)
+    if "tune" not in stages[: stages.index(stage) + 1] or config.tune.depth is None:
+        return False
+    own = config.tune.depth.skip
+    return (
+        own is not None
+        and own.method == "route"
+        and not (stage == "distill" and config.distill.student.of == "dense")
+    )
+
+
+def untaught(variants: Iterable[Config]) -> Iterator[str]:
+    """Keys that only a teacher gives a meaning, where no variant has one; variants with and without a teacher may share the rest of their section."""
+    own = [config.pretrain for config in variants]
+    if any(pretrain.teacher is not None for pretrain in own):
+        return
+    for key in TAUGHT:
+        default = type(own[0]).model_fields[key].get_default(call_default_factory=True) if own else None
+        if any(getattr(pretrain, key) != default for pretrain in own):
+            yield f"pretrain: {key}: has no effect without a teacher; set teacher: dense, or leave it out"
+
+
 def _of_dense(distill: Any) -> Iterator[str]:
     """Of a student that starts from a model without experts: tune.depth.of dense."""
     if distill.student.per_token is not None:
@@ -100,13 +128,17 @@ def _questions(config: Config) -> Iterator[str]:
         yield "data.temporal.train: 0, and preference samples answers to the training questions; give some"
     if isinstance(temporal.tasks, list):
         there = {TASKS[name].kind for name in temporal.tasks if name in TASKS}
-        for kind in config.preference.kinds:
-            if there and kind not in there:
+        kinds = config.preference.kinds
+        lacking = [kind for kind in kinds if there and kind not in there]
+        if "kinds" in config.preference.model_fields_set or len(lacking) == len(kinds):
+            for kind in lacking:
                 yield f"preference.kinds: no task of data.temporal.tasks is {kind}; add one, or leave {kind} out"
 
 
-def _mixture(key: str, own: Any, names: list[str], like: Mapping[str, str | None] | None) -> Iterator[str]:
-    """Args: names: what is drawn from. like: SlimPajama's domain of each, for domains of text."""
+def _mixture(
+    key: str, own: Any, names: list[str], known: list[str], like: Mapping[str, str | None] | None
+) -> Iterator[str]:
+    """Args: names: what is drawn from. known: those and what is held out. like: SlimPajama's domain of each, for domains of text."""
     observes = own.method in OBSERVING
     published = isinstance(own.reference, str) and own.reference != "dense"
     for what, asked in (("weights", own.weights in SLIMPAJAMA), ("reference", observes and published)):
@@ -120,7 +152,7 @@ def _mixture(key: str, own: Any, names: list[str], like: Mapping[str, str | None
                 if like[name] is None:
                     yield f"data.domains.{name}.like: {key}.{what} {value} needs each trained domain's SlimPajama counterpart; set it"
     if observes and isinstance(own.reference, dict):
-        yield from _named(f"{key}.reference", own.reference, names)
+        yield from _named(f"{key}.reference", own.reference, known)
         for name in names:
             if name not in own.reference:
                 yield f"{key}.reference.{name}: no reference loss for it; give one, or take dense"
@@ -136,10 +168,14 @@ def _mixture(key: str, own: Any, names: list[str], like: Mapping[str, str | None
             )
 
 
-def _routers(stage: str, own: Any, family: str, dense: bool) -> Iterator[str]:
+def _routers(stage: str, own: Any, family: str, dense: bool, skipping: bool) -> Iterator[str]:
+    """Args: dense: the stage's model has no experts. skipping: it has depth routers, which are routers too."""
+    first = own.optimizer.routers_first
+    if first and own.router.frozen and not (skipping or own.router.learn_scale):
+        yield f"{stage}.optimizer.routers_first: {first} steps in which only the routers are trained, and router.frozen holds them; leave one out"
     if dense:
         keys = {f"router.{name}": getattr(own.router, name) for name in ROUTER_KEYS}
-        for name, value in (keys | {"optimizer.routers_first": own.optimizer.routers_first}).items():
+        for name, value in (keys | {"optimizer.routers_first": 0 if skipping else first}).items():
             if value not in (None, False, 0, "none"):
                 yield f"{stage}.{name}: {value}: the model of {stage} has no experts; leave it out"
         return

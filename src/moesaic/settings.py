@@ -31,16 +31,16 @@ HOUSEKEEPING = ("engine", "save_every", "keep_checkpoints", "keep_every", "log_s
 ALONE = ("shards", "instructions", "blocks", "conversations", "pictures", "judge")
 """Keys of evaluate that its shards do not depend on."""
 AT_ONCE = {
-    name: {key: getattr(section, key) for key in ("batch", "part")}
-    for name, section in (
-        ("sampling", Sampling()),
-        ("rubric", Rubric()),
-        ("samples", Samples()),
-        ("instructions", Instructions()),
+    name: {key: getattr(section, key) for key in keys}
+    for name, section, keys in (
+        ("sampling", Sampling(), ("batch",)),
+        ("rubric", Rubric(), ("batch", "part")),
+        ("samples", Samples(), ("batch",)),
+        ("instructions", Instructions(), ("batch", "part")),
     )
 }
 """Section -> its keys that say how much is done at once and change nothing of the answers, with their defaults. `offline.batch` is none of them: the
-tail is drawn batch by batch."""
+tail is drawn batch by batch; nor is the `part` of what is sampled in shards: it says which questions are a shard's."""
 
 
 def step_settings(config: Config, step: str, variant: str | None = None) -> dict[str, Any]:
@@ -292,6 +292,8 @@ def _training(raw: Mapping[str, Any], step: str) -> dict[str, Any]:
         zero.resolve(found, 1, 1, 1, settings["optimizer"]["clip"], 1, bf16=True, cuda=True)
         if settings["router"]["noise"] != "none" or settings["router"]["learn_scale"]:
             zero.check_routers(stage)
+        if ((settings.get("depth") or {}).get("skip") or {}).get("method") == "route":
+            zero.check_skipping(stage)
     except InputError as error:
         raise InputError(f"{step}.{error} ({path})") from None
     return settings | {"engine": engine | {"json": found}}

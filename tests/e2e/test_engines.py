@@ -29,7 +29,7 @@ if importlib.util.find_spec("deepspeed") is None or not (shutil.which("g++") or 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zero")
-    own = {"steps": STEPS, "batch": 8, "micro_batch": 1, "save_every": 5, "optimizer": {"lr": 1e-3}}
+    own = {"steps": STEPS, "batch": 8, "micro_batch": 2, "save_every": 5, "optimizer": {"lr": 1e-3}}
     project.prepare(project.make(folder, {"pretrain": own}))
     return folder
 
@@ -64,9 +64,7 @@ def plain(prepared, tmp_path_factory):
     return losses(copy(prepared, tmp_path_factory.mktemp("plain") / "p", "torch"), 2)
 
 
-@pytest.mark.parametrize(
-    "engine", ["zero1", "zero2", "zero3", "zero2+", "zero2-offload", "zero3-offload", "fsdp"]
-)
+@pytest.mark.parametrize("engine", ["zero1", "zero3", "zero2+", "zero2-offload", "zero3-offload", "fsdp"])
 def test_the_losses_of_plain_torch(prepared, plain, tmp_path, engine):
     folder = copy(prepared, tmp_path / "p", engine)
     found = losses(folder, 2)
@@ -105,7 +103,7 @@ def test_bfloat16_on_the_way_leaves_no_trace(prepared, tmp_path, stage):
     [
         ("zero2", 1, "zero2"),
         ("zero2", 4, "zero2"),
-        ("zero3", 4, "zero1"),
+        ("zero3", 1, "zero1"),
         ("fsdp", 1, "torch"),
         ("torch", 2, "fsdp"),
     ],

@@ -25,8 +25,14 @@ def asked(key, value):
 @pytest.mark.parametrize("section", ["preference.sampling", "preference.rubric", "distill.samples", "evaluate.instructions"])  # fmt: skip
 def test_how_much_is_done_at_once_is_no_reason_to_do_it_again(section):
     stock = asked("seed", 17)
-    assert asked(f"{section}.batch", 3) == asked(f"{section}.part", 5) == stock
+    assert asked(f"{section}.batch", 3) == stock
     assert asked(f"{section}.new_tokens", 7) != stock
+
+
+@pytest.mark.parametrize(("section", "same"), [("preference.sampling", False), ("distill.samples", False), ("preference.rubric", True), ("evaluate.instructions", True)])  # fmt: skip
+def test_the_length_of_a_part_says_whose_a_question_is_where_there_are_shards(section, same):
+    stock = asked("seed", 17)
+    assert (asked(f"{section}.part", 5) == stock) is same
 
 
 def test_a_project_that_never_set_it_compares_as_before():

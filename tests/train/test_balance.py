@@ -150,6 +150,22 @@ def test_capacity_drops_the_lightest_slots_and_counts_them(tmp_path):
     assert float(found(batch())[1]["dropped"]) == 0
 
 
+def test_a_repeated_forward_pass_leaves_the_decisions_alone(tmp_path):
+    """Gradient checkpointing runs the layers again in the backward pass: a decision kept of that would hold its whole graph until the next step."""
+    found = trainee(tiny_moe(tmp_path, shared=32).model, 0.01, capacity=0.5)
+    found.train()
+    found.model.gradient_checkpointing_enable({"use_reentrant": False})
+    calls = []
+    for part in found.policy.parts:
+        part.router.register_forward_hook(lambda *_: calls.append(1))
+    loss, statistics = found(batch())
+    before, passes = dict(found.policy.decisions), len(calls)
+    loss.backward()
+    assert len(calls) == 2 * passes
+    assert all(found.policy.decisions[layer] is decision for layer, decision in before.items())
+    assert found.policy.dropped == statistics["dropped"] > 0
+
+
 def test_padding_takes_no_room(tmp_path):
     found = trainee(tiny_moe(tmp_path, shared=32).model, capacity=0.5).train()
     padded = batch(padded=True)

@@ -50,6 +50,31 @@ def test_damage_is_named_with_the_remedy(tmp_path, damage):
         checkpoint.load_state(checkpoint.latest(tmp_path))
 
 
+def test_one_set_of_other_settings_waits_beside(tmp_path):
+    folder = tmp_path / "checkpoints"
+
+    def saved(identity, step):
+        checkpoint.save(
+            folder, step, {"rng": checkpoint.rng_state()}, {"step": step, "identity": identity}, 2
+        )
+
+    assert checkpoint.choose(folder, "a" * 64, []) is None
+    saved("a" * 64, 3)
+    assert checkpoint.choose(folder, "a" * 64, []) is None
+    assert checkpoint.choose(folder, "b" * 64, []) == 3
+    saved("b" * 64, 5)
+    assert checkpoint.choose(folder, "c" * 64, []) == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints-" + "b" * 16], "the newest set alone"
+    assert checkpoint.choose(folder, "b" * 64, []) is None
+    assert [path.name for path in checkpoint.steps(folder)] == ["step-00000005"]
+    (folder / "step-00000005" / "state.json").write_text("{")
+    assert checkpoint.choose(folder, "c" * 64, []) is None, "damage is told when it is loaded"
+    saved("c" * 64, 7)
+    checkpoint.choose(folder, "d" * 64, [])
+    checkpoint.clear(folder)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_leftovers_of_a_killed_save_are_ignored(tmp_path):
     save(tmp_path, 1)
     (tmp_path / ".step-00000002.tmp-9").mkdir()

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from moesaic.errors import InputError
 from moesaic.model import depth
 from moesaic.model.depth import skip, steer
 from moesaic.schema import Depth, Tune
+from moesaic.train import zero
 from moesaic.train.engine import build
 from moesaic.train.objectives import Trainee, Weights
 from moesaic.train.validation import validate
@@ -45,6 +47,35 @@ def made(model=None, weights=None, train="all", expand=None, **route):
 def model(request, tmp_path):
     own = FAMILIES[request.param]
     return tiny_llama() if own is None else tiny_moe(tmp_path, **own).model
+
+
+def test_ranks_have_every_gradient_where_no_token_ran(model, monkeypatch):
+    """FSDP and ZeRO exchange gradients piece by piece: a rank without one would wait for the others, or they for it."""
+    own = Depth(skip=ROUTE | {"gate": 0.05}).model_dump(mode="json")
+    depth.prepare(model, own, lambda rows: [])
+    trainee = Trainee(model.train(), Weights())  # a later stage: the threshold decides
+    for item in skip.routed(model).values():
+        item.select, item.least = None, math.inf
+    item = batch()
+    alone, _ = trainee(item)
+    alone.backward()
+    ffn = [
+        p for layer in model.model.layers for module in skip.ffn_modules(layer) for p in module.parameters()
+    ]
+    gates = [p for router in skip.routers(model) for p in router.parameters()]
+    assert all(p.grad is None for p in (*ffn, *gates)), "in one process nothing is in the way of that"
+    model.zero_grad()
+    monkeypatch.setattr(skip, "_together", torch.is_grad_enabled)
+    together, _ = trainee(item)
+    together.backward()
+    assert torch.equal(alone, together)
+    assert all(p.grad is not None and not p.grad.any() for p in (*ffn, *gates))
+
+
+def test_zero_3_is_refused():
+    with pytest.raises(InputError, match=r"ZeRO-3 gathers a layer's weights .*depth\.skip"):
+        zero.check_skipping(3)
+    zero.check_skipping(2)
 
 
 def test_annealing_and_budgets_by_hand():

@@ -1,5 +1,6 @@
 """Which sample comes next: a deterministic stream of (domain, row) whose whole state is a few numbers per domain."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -24,9 +25,8 @@ class Sample:
 def in_turn(sizes: Mapping[str, int], count: int) -> list[Sample]:
     """The first rows of all domains, one of each in turn: a small even look at the data. Args: sizes: rows by domain."""
     names = sorted(sizes)
-    return [Sample(name, row) for row in range(max(sizes.values())) for name in names if row < sizes[name]][
-        :count
-    ]
+    found = (Sample(name, row) for row in range(max(sizes.values())) for name in names if row < sizes[name])
+    return list(itertools.islice(found, count))
 
 
 class Sampler:

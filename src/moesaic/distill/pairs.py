@@ -3,6 +3,8 @@
 Shapes: B pairs, R rows of a batch: B answers of the teacher, B of the student, and B blocks of the corpus where it has a weight; T tokens.
 """
 
+import bisect
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,15 +50,16 @@ class CorpusStream(pairs.PairStream):
     def __init__(self, records: Iterable[Mapping[str, Any]], corpus: Stream, seed: int):
         super().__init__(records)
         self.corpus, self.seed = corpus, seed
-        self.blocks = [
-            Sample(name, row) for name, size in sorted(corpus.sizes.items()) for row in range(size)
-        ]
+        self.domains = sorted(corpus.sizes)
+        self.ends = list(itertools.accumulate(corpus.sizes[name] for name in self.domains))
 
     def rows(self, samples: Sequence[Sample]) -> list[Any]:
         found = []
         for sample, pair in zip(samples, super().rows(samples), strict=True):
-            place = seed_of(self.seed, sample.domain, sample.row) % len(self.blocks)
-            (block,) = self.corpus.rows([self.blocks[place]])
+            place = seed_of(self.seed, sample.domain, sample.row) % self.ends[-1]
+            at = bisect.bisect_right(self.ends, place)
+            name = self.domains[at]
+            (block,) = self.corpus.rows([Sample(name, place - self.ends[at] + self.corpus.sizes[name])])
             found.append(CorpusRow(**vars(pair), corpus=block))
         return found
 

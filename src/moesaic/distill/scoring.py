@@ -49,7 +49,8 @@ def run(context: Context) -> Result:
     step = context.inputs["teacher-model"]
     model = stage.load_stage_model(step).to(decode.device())
     logps = [_scores(context, model, sample.model_digest(step), listed, "teacher")]
-    del model
+    del model  # never two of them on the device
+    decode.free()
     model, digest = sampling.load_student(context)
     logps.append(_scores(context, model.to(decode.device()), digest, listed, "student"))
     for pair in pairs:

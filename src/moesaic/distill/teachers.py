@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moesaic.errors import InputError
+from moesaic.generate import decode
 from moesaic.model import draws, families
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ class Full:
 
     @torch.no_grad()
     def _logits(self, chunk: slice) -> Tensor:
-        return functional.linear(self.hidden_ND[chunk], self.head_VD).float()
+        with decode.precision(self.hidden_ND.device):
+            return functional.linear(self.hidden_ND[chunk], self.head_VD).float()
 
     def compare(self, logits_NV: Tensor, chunk: slice, temperature: float) -> Compared:
         return Compared(
@@ -126,7 +128,8 @@ class Teacher(nn.Module):
     def hidden(self, batch: "Batch") -> Tensor:
         """Last hidden states [B, T, D], without gradient."""
         self._seed = batch.seed
-        with torch.no_grad():
+        # FSDP and DeepSpeed cast the student alone
+        with torch.no_grad(), decode.precision(self.model.device):
             return batch.hidden(self.model)
 
     def taught(self, batch: "Batch", where_BT: Tensor) -> Full:

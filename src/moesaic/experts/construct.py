@@ -5,7 +5,6 @@ Layer by layer: the memory of one layer and its statistics, whatever the model's
 
 import functools
 import logging
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from moesaic.experts.assignment import Sizes
 from moesaic.experts.build import Builder
 from moesaic.experts.trace import Trace
 from moesaic.flow import files, manifest
-from moesaic.flow.step import Context, Result
+from moesaic.flow.step import STEPS, Context, Result
 from moesaic.model import families, load, size
 from moesaic.model.lazy import LazyModel
 
@@ -65,7 +64,8 @@ def run(context: Context) -> Result:
     text = calibration.blocks(tokens, context.settings["held_out"], settings["calibration"], seed)
     work = _work(context)
     tokenizer = load.load_tokenizer(dense.folder)
-    workers = max(1, torch.get_num_threads())
+    threads = torch.get_num_threads()
+    workers = threads if threads > 1 else 0  # a pool of one would import everything once more
     found = convert(dense, settings, text, seed, context.out, work, workers, tokenizer)
     widths, counted = found.widths, size.count(found.model)
     metrics: dict[str, Any] = {
@@ -87,7 +87,7 @@ def run(context: Context) -> Result:
         if values:
             metrics[name] = round(sum(values) / len(values), 6)
     outputs = ["model", "assignment.parquet", "equivalence.json", "audit.json"]
-    return Result(outputs, metrics, cleanup=functools.partial(shutil.rmtree, work))
+    return Result(outputs, metrics, cleanup=functools.partial(files.discard, work))
 
 
 def convert(
@@ -202,10 +202,11 @@ def _common_factor(by_layer: list[dict[str, Any]]) -> float | None:
 def _work(context: Context) -> Path:
     """A folder for these settings and inputs; what other settings left behind is removed."""
     inputs = {name: files.sha256(manifest.path_of(found.folder)) for name, found in context.inputs.items()}
-    own = context.work / f"layers-{config.digest({'settings': context.settings, 'inputs': inputs})[:16]}"
+    known = {"settings": context.settings, "inputs": inputs, "version": STEPS["construct"].version}
+    own = context.work / f"layers-{config.digest(known)[:16]}"
     for other in context.work.glob("layers-*"):
         if other != own:
-            shutil.rmtree(other)
+            files.discard(other)
     own.mkdir(parents=True, exist_ok=True)
     return own
 

@@ -138,6 +138,15 @@ def sweep(paths: Iterable[Path]) -> None:
                 _remove(path)
 
 
+def discard(folder: Path) -> None:
+    """Delete a folder so that a process killed in between leaves nothing that looks like it: under another name, which `sweep` removes."""
+    if folder.is_dir():
+        old = folder.parent / f".{folder.name}.old-{os.getpid()}"
+        _remove(old)
+        folder.rename(old)
+        shutil.rmtree(old)
+
+
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)

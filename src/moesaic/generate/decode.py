@@ -8,6 +8,7 @@ Shapes: P prompts, S sequences (prompts times draws), T prompt tokens, V vocabul
 """
 
 import contextlib
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,13 @@ class Answer:
 def device() -> torch.device:
     """Where models of these steps run."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def free() -> None:
+    """Give back the memory of models that nobody holds any more: modules and their hooks refer to each other, and wait for the collector."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def precision(where: torch.device) -> Any:

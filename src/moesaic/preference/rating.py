@@ -53,6 +53,7 @@ def run(context: Context) -> Result:
             chosen[name] = pair
     if reference_step is not model_step:
         del model  # never two of them on the device
+        decode.free()
         model = stage.load_stage_model(reference_step).to(decode.device())
     pairs = _pairs(context, model, reference_step, by_id, records, chosen)
     files.write_lines(context.out / PAIRS, pairs)

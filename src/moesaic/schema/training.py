@@ -110,14 +110,6 @@ class Training(Strict):
         return self
 
     @model_validator(mode="after")
-    def _something_waits_for(self) -> "Training":
-        if self.router.frozen and self.optimizer.routers_first:
-            raise ValueError(
-                f"optimizer.routers_first: {self.optimizer.routers_first} steps in which only the routers are trained, and router.frozen holds them; leave one out"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _backend_drops_out(self) -> "Training":
         if self.router.expert_dropout and self.engine.experts in ("eager", "sonicmoe"):
             raise ValueError(

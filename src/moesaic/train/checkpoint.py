@@ -7,6 +7,7 @@ and SHA-256 of its files, which are checked before anything is loaded.
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -130,9 +131,54 @@ def load_tensors(path: Path, name: str) -> dict[str, Tensor]:
 
 
 def clear(folder: Path) -> None:
-    """Remove all checkpoints of a finished or outdated run."""
-    if folder.is_dir():
-        shutil.rmtree(folder)
+    """Remove all checkpoints of a finished run, those of other settings too."""
+    for found in (folder, *_aside(folder)):
+        files.discard(found)
+
+
+def choose(folder: Path, identity: str, records: Sequence[Path]) -> int | None:
+    """Put the checkpoints of these settings and inputs in place. Those of others are set aside, the newest such set is kept, and comes back with its settings; by one
+    rank only.
+
+    Args:
+        identity: digest of all that the result depends on. records: files beside the folder that were written along (metrics), which go with it.
+
+    Returns:
+        The step of the checkpoints that were set aside; None where nothing was.
+    """
+    own, newest, step = _place(folder, identity), latest(folder), None
+    if newest is not None:
+        try:
+            state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None  # damaged: load_state says so
+        if state["identity"] == identity:
+            return None
+        step = int(state["step"])
+        for other in _aside(folder):
+            if other != own:
+                files.discard(other)
+        for record in records:
+            if record.exists():
+                record.replace(folder / record.name)
+        folder.rename(_place(folder, state["identity"]))
+    if own.is_dir():
+        if folder.is_dir():  # empty: the first save had not begun
+            files.discard(folder)
+        for record in records:
+            if (own / record.name).exists():
+                (own / record.name).replace(record)
+        own.rename(folder)
+    return step
+
+
+def _place(folder: Path, identity: str) -> Path:
+    """Where checkpoints of other settings wait."""
+    return folder.with_name(f"{folder.name}-{identity[:16]}")
+
+
+def _aside(folder: Path) -> list[Path]:
+    return sorted(folder.parent.glob(f"{folder.name}-*"))
 
 
 def rng_state() -> dict[str, Tensor]:

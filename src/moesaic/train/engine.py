@@ -1,6 +1,7 @@
 """Ranks, devices, backward, clipping and the optimizer: plain torch in one process, DDP in several, through accelerate."""
 
 import contextlib
+import datetime
 import logging
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -15,6 +16,8 @@ from moesaic.train.clock import Clock
 from moesaic.train.schedule import learning_rate
 
 log = logging.getLogger("moesaic.engine")
+PATIENCE = datetime.timedelta(hours=3)
+"""How long a rank waits for another before it gives up: rank 0 writes checkpoints of a hundred gigabytes, and NCCL's own ten minutes are too few for that."""
 
 
 class Engine:
@@ -22,7 +25,7 @@ class Engine:
 
     def __init__(self, trainee: Any, settings: Mapping[str, Any], wrap: bool = True):
         """Args: settings: schema.Training as a dict. wrap: False leaves that to another engine."""
-        from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
         grouped.register()
         cuda = torch.cuda.is_available()
@@ -31,7 +34,10 @@ class Engine:
             mixed_precision="bf16" if cuda and torch.cuda.is_bf16_supported() else "no",
             # DDP would lay out its buckets anew after the first step of a process, and with more than two ranks the layout decides the order of
             # summation: a resumed run would differ in the last bit. It does not do so while it looks for unused parameters.
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(find_unused_parameters=True),
+                InitProcessGroupKwargs(timeout=PATIENCE),
+            ],
         )
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from moesaic.errors import InputError
+from moesaic.model.depth import skip
 from moesaic.train import engine, zero
 
 STATES = ("exp_avg", "exp_avg_sq")
@@ -34,6 +35,8 @@ class DeepSpeedEngine(engine.Engine):
         self.stage = template["zero_optimization"]["stage"]
         if trainee.policy is not None and list(trainee.policy.parameters()):
             zero.check_routers(self.stage)
+        if skip.routed(trainee.model):
+            zero.check_skipping(self.stage)
         super().__init__(trainee, settings, wrap=False)
         os.environ.setdefault("LOCAL_RANK", str(self.accelerator.local_process_index))
         engine.process_group()

@@ -18,7 +18,7 @@ import torch
 from moesaic import config
 from moesaic.data.sampler import Sample, Sampler
 from moesaic.errors import InputError, Interrupted
-from moesaic.flow import files, manifest, signals
+from moesaic.flow import files, manifest, metrics, signals
 from moesaic.flow.progress import Progress
 from moesaic.flow.step import Result
 from moesaic.model import size
@@ -29,7 +29,7 @@ from moesaic.train.job import Job
 from moesaic.train.recorder import Recorder
 from moesaic.train.schedule import place
 from moesaic.train.sums import Sums
-from moesaic.train.validation import observation, reference, validate
+from moesaic.train.validation import check_rows, observation, reference, validate
 
 log = logging.getLogger("moesaic.train")
 
@@ -73,8 +73,10 @@ def _run(
     settings, context = job.settings, job.context
     state = _resume(job, engine, sampler, folder)
     start, seen = (state["step"], state["tokens"]) if state else (0, 0)
-    if job.mixture.OBSERVES and job.mixture.reference is None:
-        job.mixture.reference = reference(job, engine)
+    if job.mixture.OBSERVES:
+        check_rows(job)  # now, and not at the first update
+        if job.mixture.reference is None:
+            job.mixture.reference = reference(job, engine)
     recorder = Recorder(context, start if state else None) if engine.main else None
     progress = Progress(context.name, settings["steps"], "steps", start=start)
     signals.install()
@@ -93,7 +95,8 @@ def _run(
         if not math.isfinite(loss) or not math.isfinite(values["train/grad_norm"]):
             raise InputError(
                 f"{context.name}: the loss is not finite at step {step + 1} (loss {loss}, gradient norm {values['train/grad_norm']}); "
-                f"lower {context.name.split('/')[-1]}.optimizer.lr or look at the data; a rerun goes on from the last checkpoint in {folder}"
+                f"look at the data, or lower {context.name.split('/')[-1]}.optimizer.lr, with which training begins anew; with unchanged settings a rerun goes on from the "
+                f"last checkpoint in {folder}, and will meet the same loss where the cause is not the machine"
             )
         seen += tokens
         speed = tokens / (time.monotonic() - tick)
@@ -117,6 +120,7 @@ def _run(
             values |= validate(job, engine)
         if update:
             job.mixture.observe(observation(job, values))
+            job.mixture.load_state(engine.share(job.mixture.state()))  # as in probe.update
         if due and job.mixture.PROBES:
             values |= probe.update(job, engine, done)
         if recorder:
@@ -126,8 +130,7 @@ def _run(
         if stop or (done % settings["save_every"] == 0 and not last):
             _save(job, engine, sampler, writer, done, seen)
         if stop:
-            writer.wait()
-            engine.barrier()
+            writer.wait()  # the other ranks have nothing to wait for
             raise Interrupted(
                 f"{context.name}: stopped after step {done} of {settings['steps']}, checkpoint written; run again to go on"
             )
@@ -155,6 +158,8 @@ def _step(
 ) -> tuple[dict[str, float], int, list[Sample]]:
     """One optimizer step; returns the values to log, the number of tokens of all ranks, and the samples. Args: at: step of the schedule."""
     settings = job.settings
+    # attention dropout, where the parent has it: a checkpoint holds rank 0's state alone
+    torch.manual_seed((job.context.settings["seed"] << 32) + step * engine.world + engine.rank)
     if job.trainee.depth is not None:
         job.trainee.depth.begin_step(step)
     with engine.clock.phase("data"):
@@ -194,30 +199,31 @@ def _step(
 def _identity(job: Job) -> str:
     """Digest of everything that the result depends on: a checkpoint of another identity is not ours to go on from."""
     inputs = {name: files.sha256(item.folder / manifest.NAME) for name, item in job.context.inputs.items()}
-    settings = job.context.settings | {job.context.name.split("/")[-1]: job.settings}
+    own = {key: value for key, value in job.settings.items() if key != "validate_every"}
+    if isinstance(own.get("pairs"), Mapping):  # its alarm stops a run, and says how to go on
+        own["pairs"] = {key: value for key, value in own["pairs"].items() if not key.startswith("alarm_")}
+    settings = job.context.settings | {job.context.name.split("/")[-1]: own}
     return config.digest({"settings": compared(settings), "inputs": inputs})
 
 
 def _resume(job: Job, engine: Engine, sampler: Sampler, folder: Path) -> dict[str, Any] | None:
     if engine.main:
         checkpoint.remove_leftovers(folder)
+        records = [job.context.work / name for name in (metrics.NAME, metrics.SAMPLES)]
+        other = checkpoint.choose(folder, _identity(job), records)
+        if other is not None:
+            log.warning(
+                "%s: settings or inputs changed since the checkpoint at step %d, which is set aside in %s and comes back with them",
+                job.context.name,
+                other,
+                folder.parent,
+            )
     engine.barrier()
-    newest = checkpoint.latest(folder) if engine.main or engine.world > 1 else None
+    newest = checkpoint.latest(folder)
     engine.barrier()
     if newest is None:
         return None
     state = checkpoint.load_state(newest)
-    if state["identity"] != _identity(job):
-        engine.barrier()
-        if engine.main:
-            log.warning(
-                "%s: settings or inputs changed since the checkpoint at step %d; starting anew",
-                job.context.name,
-                state["step"],
-            )
-            checkpoint.clear(folder)
-        engine.barrier()
-        return None
     engine.load_weights(checkpoint.load_tensors(newest, "weights"))
     engine.load_optimizer_state(checkpoint.load_tensors(newest, "optimizer"))
     checkpoint.set_rng_state(checkpoint.load_tensors(newest, "rng"))

@@ -226,7 +226,7 @@ class PairTrainee(Trainee):
 
 
 def split(records: Sequence[dict[str, Any]], share: float, seed: int) -> tuple[list[Any], list[Any]]:
-    """Training and validation pairs: the sides follow from seed and id alone, at least one pair on each.
+    """Training and validation pairs: the side follows from seed and id alone, in every round; but for one pair that stands in where a side would be empty.
 
     Raises:
         InputError: fewer than two pairs.
@@ -236,7 +236,8 @@ def split(records: Sequence[dict[str, Any]], share: float, seed: int) -> tuple[l
             f"preference: {len(records)} pairs, at least 2 are needed; raise preference.items or preference.sampling.answers, "
             "or look at the counts of the rate step (a model that is always right or always wrong gives no pairs)"
         )
-    order = sorted(records, key=lambda item: seed_of(seed, item["id"], 0))
-    held = min(len(order) - 1, max(1, round(share * len(order))))
-    chosen = {item["id"] for item in order[:held]}
+    place = {item["id"]: seed_of(seed, item["id"], 0) / 2.0**128 for item in records}
+    order = sorted(place, key=lambda name: place[name])
+    held = sum(at < share for at in place.values())
+    chosen = set(order[: min(len(order) - 1, max(1, held))])
     return [r for r in records if r["id"] not in chosen], [r for r in records if r["id"] in chosen]

@@ -74,6 +74,8 @@ class Policy(nn.Module):
         )
         self.decisions: dict[int, Decision] = {}
         self.dropped = torch.zeros(())
+        self.recording = False
+        """Of the forward pass, not of one that gradient checkpointing repeats: what is kept of that holds its whole graph until the next one."""
         self.seed = 0
         self.valid_T: Tensor | None = None
         weight = routers[0].weight
@@ -97,10 +99,11 @@ class Policy(nn.Module):
             so that resumed runs and recomputed activations see what the first pass saw.
         """
         self.valid_T, self.seed = valid_T, seed
-        self.decisions, self.dropped = {}, torch.zeros(())
+        self.decisions, self.dropped, self.recording = {}, torch.zeros(()), True
 
     def terms(self) -> balance.RouterTerms:
-        """Losses and figures of the last forward pass; a layer that every token skipped has no part in the means."""
+        """Losses and figures of the forward pass, which ends here; a layer that every token skipped has no part in the means."""
+        self.recording = False
         made = [i for i in sorted(self.decisions) if len(self.decisions[i].logits_TE)]
         if len(made) == len(self.parts):
             return balance.router_terms([self.decisions[i] for i in made], self.settings["balance"])
@@ -172,7 +175,8 @@ class Policy(nn.Module):
             def where(values: Tensor | None) -> Tensor | None:
                 return None if values is None else values[kept].float()
 
-            self.decisions[layer] = Decision(
+            # made in a repeated pass too, which must save as many tensors as the first one
+            decision = Decision(
                 logits_TE[kept].float(),
                 index_TK[kept],
                 weight_TK[kept].float(),
@@ -181,6 +185,8 @@ class Policy(nn.Module):
                 where(sigma_TE),
                 getattr(router, "e_score_correction_bias", None),
             )
+            if self.recording:
+                self.decisions[layer] = decision
             if self.training and self.settings["capacity"] is not None:
                 weight_TK = self._drop(weight_TK, index_TK, logits_TE.shape[1], valid_T)
             if self.scale_L is not None:
@@ -221,7 +227,8 @@ class Policy(nn.Module):
         place_S = torch.empty_like(index_S)
         place_S[order] = torch.arange(len(order), device=order.device) - start_E[index_S[order]]
         over_S = place_S >= capacity
-        self.dropped = self.dropped + (over_S & (weight_S >= 0)).sum().cpu()
+        if self.recording:
+            self.dropped = self.dropped + (over_S & (weight_S >= 0)).sum().cpu()
         return weight_TK.masked_fill(over_S.view_as(weight_TK), 0.0)
 
 

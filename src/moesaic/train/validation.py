@@ -106,7 +106,6 @@ def _ran(routed: Mapping[int, LayerSkip], engine: Engine, ran_L2: Tensor | None)
 def reference(job: Job, engine: Engine) -> dict[str, float]:
     """The dense parent's losses on the validation rows that the mixture will observe."""
     assert job.reference is not None, "the mixture needs the dense parent's losses"
-    _check_rows(job)
     teacher: Any = job.trainee.teacher
     manifest.verify(job.reference, only=["model"])
     # any other dense teacher is not the parent
@@ -129,7 +128,6 @@ def reference(job: Job, engine: Engine) -> dict[str, float]:
 
 def observation(job: Job, values: Mapping[str, float]) -> Observation:
     """What a mixture is told: losses and weighted imbalance by domain. Args: values: what `validate` gave."""
-    _check_rows(job)
     weight = job.settings["balance"]
     return Observation(
         {name: values[f"valid/loss/{name}"] for name in job.mixture.weights},
@@ -137,7 +135,8 @@ def observation(job: Job, values: Mapping[str, float]) -> Observation:
     )
 
 
-def _check_rows(job: Job) -> None:
+def check_rows(job: Job) -> None:
+    """Raises InputError where a domain or set has no validation rows for a mixture that observes losses on them."""
     lacking = sorted(set(job.mixture.weights) - set(job.validation.sizes))
     if lacking:
         raise InputError(

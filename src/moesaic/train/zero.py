@@ -60,6 +60,15 @@ def resolve(
     return found
 
 
+def check_skipping(stage: int) -> None:
+    """For layers that tokens skip: whether a rank calls an FFN depends on its tokens. Raises InputError under ZeRO-3."""
+    if stage == 3:
+        raise InputError(
+            "engine.deepspeed: ZeRO-3 gathers a layer's weights whenever a rank calls it, and ranks differ in the layers that their tokens skip "
+            "(depth.skip); take zero1 or zero2, or engine.kind: fsdp"
+        )
+
+
 def check_routers(stage: int) -> None:
     """For routers that have parameters of their own in training. Raises InputError under ZeRO-3."""
     if stage == 3:

@@ -7,6 +7,7 @@ any that gives a grid of ids fits in its place.
 Shapes: N images, H rows and W columns of patches, p patch side in pixels, D = 3 p^2, C codes.
 """
 
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,18 @@ def read(source: Any, grid: tuple[int, int], patch: int) -> np.ndarray:
 
     try:
         with Image.open(source) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGBA")
+            opened.load()  # what is wrong with the picture itself is told as that
+            try:
+                upright = ImageOps.exif_transpose(opened)
+            except (
+                SyntaxError,
+                ValueError,
+                TypeError,
+                KeyError,
+                struct.error,
+            ):  # its EXIF data cannot be read
+                upright = opened
+            image = upright.convert("RGBA")
     except (OSError, UnidentifiedImageError) as error:
         raise InputError(
             f"{source}: not an image that can be read ({' '.join(str(error).split())})"

@@ -91,6 +91,11 @@ def collect(settings: Temporal, seed: int) -> tuple[list[Item], dict[str, str]]:
                 f"data.temporal.tasks: {name} cannot be generated with an exact answer; give TRAM's folder as data.temporal.tram"
             )
     if settings.tram is not None and settings.tasks == "all" and "tram" not in sources.values():
+        there = {form for name in wanted for form in loaders.tram_forms(Path(settings.tram), name)}
+        if there:
+            raise InputError(
+                f"data.temporal.forms: {settings.tram} has TRAM's files of the form {', '.join(sorted(there))} only; add it"
+            )
         raise InputError(
             f"data.temporal.tram: none of TRAM's files, such as causality_mcq.csv, in {settings.tram} or below; unpack its zip files there"
         )

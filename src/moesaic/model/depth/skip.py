@@ -137,7 +137,11 @@ class LayerSkip:
         if not len(self.index_K):
             if found_TD is not None:
                 self._record(found_TD)
-            return torch.zeros_like(x_BTD)
+            return (
+                self._nothing(inner, x_TD).expand_as(x_TD).reshape(x_BTD.shape)
+                if _together()
+                else torch.zeros_like(x_BTD)
+            )
         out_KD = inner(x_TD.index_select(0, self.index_K)[None])[0]
         if found_TD is not None:
             self._record(found_TD.index_copy_(0, self.index_K, out_KD.detach().to(found_TD.dtype)))
@@ -145,6 +149,16 @@ class LayerSkip:
             out_KD = out_KD * self.gate_K[:, None].to(out_KD.dtype)
         out_TD = torch.zeros(x_TD.shape, dtype=out_KD.dtype, device=out_KD.device)
         return out_TD.index_copy(0, self.index_K, out_KD).reshape(x_BTD.shape)
+
+    def _nothing(self, inner: Callable[[Tensor], Tensor], x_TD: Tensor) -> Tensor:
+        """Zero [1, D], by way of all weights: ranks that exchange gradients piece by piece must have one of each, also where no token ran."""
+        assert self.logits_T is not None
+        self.probing = True
+        try:
+            out_1D = inner(x_TD[None, :1])[0]
+        finally:
+            self.probing = False
+        return (out_1D + (self.logits_T[:1, None] if self.gate else 0.0)) * 0.0
 
     @torch.no_grad()
     def _probe(self, inner: Callable[[Tensor], Tensor], x_TD: Tensor) -> Tensor:
@@ -165,6 +179,17 @@ class LayerSkip:
     def _record(self, out_TD: Tensor) -> None:
         # granitemoeshared adds two modules' outputs
         self._ffn_TD = out_TD if self._ffn_TD is None else self._ffn_TD + out_TD
+
+
+def _together() -> bool:
+    """True in a forward pass whose gradients several ranks exchange."""
+    distributed = torch.distributed
+    return (
+        torch.is_grad_enabled()
+        and distributed.is_available()
+        and distributed.is_initialized()
+        and distributed.get_world_size() > 1
+    )
 
 
 def ffn_modules(layer: Any) -> list[Any]:
