@@ -71,7 +71,7 @@ def restart_slurmd(cluster, folder):
     cluster.restart_slurmd("node2")
 
 
-WAYS = [kill_a_rank, ask_to_stop, requeue, restart_slurmd, kill_a_rank, reach_the_time_limit]
+WAYS = [kill_a_rank, ask_to_stop, restart_slurmd, requeue, kill_a_rank, reach_the_time_limit]
 
 
 def test_broken_off_again_and_again_ends_as_if_never(cluster: Cluster, tmp_path: Path) -> None:

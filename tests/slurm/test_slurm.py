@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import quick
 from cluster import Cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -45,7 +46,7 @@ class Project:
 
     def snakemake(self, *resources: str, extra: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
         """Start `snakemake --profile` with our profile, other resources of the rule and more options."""
-        command = [str(Path(sys.executable).parent / "snakemake"), "--snakefile", str(TOY / "Snakefile")]
+        command = [*quick.COMMAND, "--snakefile", str(TOY / "Snakefile")]
         command += ["--profile", str(ROOT / "profiles" / "slurm"), "--latency-wait=5"]
         command.append("--slurm-init-seconds-before-status-checks=2")
         if resources:  # they take the place of the profile's own

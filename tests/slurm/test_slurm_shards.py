@@ -9,6 +9,7 @@ from pathlib import Path
 
 import project
 import pytest
+import quick
 import yaml
 from cluster import Cluster
 
@@ -46,7 +47,7 @@ def test_shards_are_jobs_and_change_no_score(cluster: Cluster, tmp_path: Path) -
             project.run(path, step)
     shutil.copytree(several, one)
 
-    call = [str(PROGRAMS / "snakemake"), "--profile", "slurm", "--directory", str(several)]
+    call = [*quick.COMMAND, "--profile", "slurm", "--directory", str(several)]
     call += ["--configfile", str(path), "--latency-wait=5", "--slurm-init-seconds-before-status-checks=2"]
     call += ["--default-resources", "mem_mb=1000", "runtime=10"]
     # The sums of a matrix product depend on the number of threads.

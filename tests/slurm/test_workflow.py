@@ -7,6 +7,7 @@ from pathlib import Path
 
 import project
 import pytest
+import quick
 import yaml
 from cluster import Cluster
 
@@ -20,7 +21,7 @@ STEPS = 6
 
 def command(folder: Path, config: Path, resources: list[str]) -> list[str]:
     """`snakemake --profile slurm` for a project in `folder`, with these resources of the pretrain rule."""
-    call = [str(Path(sys.executable).parent / "snakemake"), "--profile", "slurm", "--directory", str(folder)]
+    call = [*quick.COMMAND, "--profile", "slurm", "--directory", str(folder)]
     call += ["--configfile", str(config), "--latency-wait=5", "--slurm-init-seconds-before-status-checks=2"]
     call += ["--default-resources", "mem_mb=1000", "runtime=5"]
     call += ["--set-threads", "pretrain=1", "construct=1", "evaluate=1"]
@@ -71,7 +72,7 @@ def test_a_new_project_runs_on_the_cluster_as_it_is(cluster: Cluster, tmp_path: 
     (folder / "config" / "config.yaml").write_text(small.read_text())
     command = made.stdout.splitlines()[-1].split()
     assert command == ["snakemake", "--profile", "slurm"]
-    call = [str(programs / command[0]), *command[1:], "results/activation/evaluate/construct/manifest.json"]
+    call = [*quick.COMMAND, *command[1:], "results/activation/evaluate/construct/manifest.json"]
     process = cluster.popen(call, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output[-6000:]
