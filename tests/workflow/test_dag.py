@@ -1,6 +1,7 @@
 """The DAG on the tiny project: a run, a second run that does nothing, one changed key, one touched default."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import yaml
 
 from moesaic import cli, config
-from moesaic.flow import hooks, manifest, track
+from moesaic.flow import hooks, manifest, store, track
 
 ROOT = Path(__file__).parents[2]
 
@@ -211,6 +212,18 @@ def test_a_job_runs_beside_a_half_saved_file(started):
     (started / "config.yaml").write_text("pretrain: {steps: [")
     snakemake(started, *JOB, configfile=hooks.config_file(own).absolute())
     assert manifest.read(started / "results/prepare/documents").settings["seed"] == 41
+
+
+def test_a_failed_job_is_told_with_its_words_and_in_mlflow(tmp_path):
+    project.make(tmp_path)
+    shutil.rmtree(tmp_path / "text/code")
+    done = snakemake(tmp_path, "--", "results/prepare/documents/manifest.json", check=False)
+    assert done.returncode == 1
+    assert "text/code" in done.stderr, "the job's log is shown"
+    found = store.client(f"sqlite:///{tmp_path}/mlflow.db")
+    (experiment,) = [item.experiment_id for item in found.search_experiments() if item.name != "Default"]
+    (run,) = store.search(found, experiment, kind="workflow")
+    assert run.info.status == "FAILED"
 
 
 @pytest.mark.parametrize(
