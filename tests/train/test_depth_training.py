@@ -49,15 +49,15 @@ def model(request, tmp_path):
     return tiny_llama() if own is None else tiny_moe(tmp_path, **own).model
 
 
-def test_ranks_have_every_gradient_where_no_token_ran(model, monkeypatch):
+def test_ranks_have_every_gradient_where_no_token_ran(model):
     """FSDP and ZeRO exchange gradients piece by piece: a rank without one would wait for the others, or they for it."""
     own = Depth(skip=ROUTE | {"gate": 0.05}).model_dump(mode="json")
     depth.prepare(model, own, lambda rows: [])
     trainee = Trainee(model.train(), Weights())  # a later stage: the threshold decides
-    for item in skip.routed(model).values():
-        item.select, item.least = None, math.inf
-    item = batch()
-    alone, _ = trainee(item)
+    for layer in skip.routed(model).values():
+        layer.select, layer.least = None, math.inf
+    rows = batch()
+    alone, _ = trainee(rows)
     alone.backward()
     ffn = [
         p for layer in model.model.layers for module in skip.ffn_modules(layer) for p in module.parameters()
@@ -65,8 +65,9 @@ def test_ranks_have_every_gradient_where_no_token_ran(model, monkeypatch):
     gates = [p for router in skip.routers(model) for p in router.parameters()]
     assert all(p.grad is None for p in (*ffn, *gates)), "in one process nothing is in the way of that"
     model.zero_grad()
-    monkeypatch.setattr(skip, "_together", torch.is_grad_enabled)
-    together, _ = trainee(item)
+    for layer in skip.routed(model).values():
+        layer.every_gradient = True
+    together, _ = trainee(rows)
     together.backward()
     assert torch.equal(alone, together)
     assert all(p.grad is not None and not p.grad.any() for p in (*ffn, *gates))

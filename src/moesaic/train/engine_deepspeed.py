@@ -35,8 +35,10 @@ class DeepSpeedEngine(engine.Engine):
         self.stage = template["zero_optimization"]["stage"]
         if trainee.policy is not None and list(trainee.policy.parameters()):
             zero.check_routers(self.stage)
-        if skip.routed(trainee.model):
+        if layers := skip.routed(trainee.model):
             zero.check_skipping(self.stage)
+            for item in layers.values():
+                item.every_gradient = True
         super().__init__(trainee, settings, wrap=False)
         os.environ.setdefault("LOCAL_RANK", str(self.accelerator.local_process_index))
         engine.process_group()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moesaic.model.depth import skip
 from moesaic.train import engine
 
 
@@ -21,6 +22,8 @@ class FsdpEngine(engine.Engine):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+        for item in skip.routed(trainee.model).values():
+            item.every_gradient = True
         engine.process_group()
         mesh = init_device_mesh(self.device.type, (self.world,))
         bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()

@@ -69,6 +69,8 @@ class LayerSkip:
         """Tokens whose FFN output is wanted, whether they run or not [T], for labels."""
         self.probing = False
         """True while the FFN runs for a label only: what hooks see then is not what the model computes."""
+        self.every_gradient = False
+        """True: all weights get a gradient, zero where no token ran; for engines that exchange gradients piece by piece and wait for each."""
         self.logits_T: Tensor | None = None
         self.kept_T: Tensor | None = None
         self.index_K: Tensor | None = None
@@ -137,11 +139,9 @@ class LayerSkip:
         if not len(self.index_K):
             if found_TD is not None:
                 self._record(found_TD)
-            return (
-                self._nothing(inner, x_TD).expand_as(x_TD).reshape(x_BTD.shape)
-                if _together()
-                else torch.zeros_like(x_BTD)
-            )
+            if self.every_gradient and torch.is_grad_enabled():
+                return self._nothing(inner, x_TD).expand_as(x_TD).reshape(x_BTD.shape)
+            return torch.zeros_like(x_BTD)
         out_KD = inner(x_TD.index_select(0, self.index_K)[None])[0]
         if found_TD is not None:
             self._record(found_TD.index_copy_(0, self.index_K, out_KD.detach().to(found_TD.dtype)))
@@ -151,7 +151,7 @@ class LayerSkip:
         return out_TD.index_copy(0, self.index_K, out_KD).reshape(x_BTD.shape)
 
     def _nothing(self, inner: Callable[[Tensor], Tensor], x_TD: Tensor) -> Tensor:
-        """Zero [1, D], by way of all weights: ranks that exchange gradients piece by piece must have one of each, also where no token ran."""
+        """Zero [1, D], by way of all weights."""
         assert self.logits_T is not None
         self.probing = True
         try:
@@ -179,17 +179,6 @@ class LayerSkip:
     def _record(self, out_TD: Tensor) -> None:
         # granitemoeshared adds two modules' outputs
         self._ffn_TD = out_TD if self._ffn_TD is None else self._ffn_TD + out_TD
-
-
-def _together() -> bool:
-    """True in a forward pass whose gradients several ranks exchange."""
-    distributed = torch.distributed
-    return (
-        torch.is_grad_enabled()
-        and distributed.is_available()
-        and distributed.is_initialized()
-        and distributed.get_world_size() > 1
-    )
 
 
 def ffn_modules(layer: Any) -> list[Any]:
