@@ -19,6 +19,7 @@ from moesaic import config as configuration
 from moesaic.card import export, parent, story
 from moesaic.errors import InputError
 from moesaic.flow import files, manifest, paths
+from moesaic.flow.step import STEPS
 from moesaic.settings import step_settings
 
 PARENT_CARD = """---
@@ -163,6 +164,34 @@ def test_numbers_of_an_older_model_stay_out(loaded, tmp_path, monkeypatch):
     assert exported(loaded, "pretrain")[1].data.eval_results
 
 
+def test_a_card_is_of_the_configuration_of_its_model(loaded, tmp_path, monkeypatch):
+    """Licence, name and data are told from the configuration."""
+    with pytest.raises(InputError, match=r"results/dense: not made with the settings of this configuration"):
+        export.run(changed(loaded, at={"path": "elsewhere"}), "activation", "construct", tmp_path / "a")
+    raw = loaded.model_dump(mode="json")
+    name = next(iter(raw["data"]["domains"]))
+    other = configuration.check(configuration.merge(raw, {"data": {"domains": {name: {"held_out": True}}}}))
+    with pytest.raises(InputError, match=r"construct: not made with the settings of this configuration"):
+        export.run(other, "activation", "construct", tmp_path / "b")
+    shutil.copytree("results", tmp_path / "results")
+    monkeypatch.chdir(tmp_path)
+    tokens = Path("results/prepare/tokens") / manifest.NAME
+    tokens.write_text(tokens.read_text() + " ")
+    with pytest.raises(
+        InputError, match="construct: made from other data than results/prepare/tokens holds now"
+    ):
+        export.run(loaded, "activation", "construct", tmp_path / "c")
+
+
+def test_an_evaluation_beside_another_dense_one_stays_out(loaded, tmp_path, monkeypatch):
+    shutil.copytree("results", tmp_path / "results")
+    monkeypatch.chdir(tmp_path)
+    path = Path("results/dense/evaluate") / manifest.NAME
+    path.write_text(path.read_text() + " ")
+    _, made = exported(loaded)
+    assert not made.data.eval_results
+
+
 def test_a_history_that_is_not_there_any_more_is_refused(loaded, tmp_path, monkeypatch):
     shutil.copytree(Path(), tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
@@ -184,6 +213,9 @@ def test_a_history_that_is_not_there_any_more_is_refused(loaded, tmp_path, monke
 def test_rounds_belong_to_the_history(loaded, tmp_path, monkeypatch):
     shutil.copytree(Path(), tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
+    monkeypatch.setattr(
+        export, "_check_configured", lambda *_: None
+    )  # of the rounds' own steps there are only names
     samples = {"data": "samples", "loss": "dpkd", "rounds": 2}
     raw = loaded.model_dump(mode="json")
     sampled = configuration.check(configuration.merge(raw, {"distill": samples}))
@@ -197,7 +229,13 @@ def test_rounds_belong_to_the_history(loaded, tmp_path, monkeypatch):
         files.write_json(plan.out / "model" / "config.json", shape)
         own = [{"steps": 5, "tokens": 700}] * (1 if part else 2)
         manifest.write(
-            plan.out, "distill", 2, plan.settings, plan.inputs, ["model"], metrics | {"rounds": own}
+            plan.out,
+            "distill",
+            STEPS["distill"].version,
+            plan.settings,
+            plan.inputs,
+            ["model"],
+            metrics | {"rounds": own},
         )
     _, made = exported(sampled)
     assert "10 steps, 1,400 tokens" in made.text, "of both rounds"
@@ -291,15 +329,19 @@ def test_guessing_is_a_matter_of_right_answers(loaded):
         (None, None, {}),
         ("no metadata at all", None, {}),
         (None, "apache-2.0", {"license": "apache-2.0"}),
+        (None, "Apache-2.0", {"license": "apache-2.0"}),
         (PARENT_CARD, "mit", {"license": "mit"}),
         ("---\nlicense:\n- mit\n---\n", None, {"license": "mit"}),
         (None, "My Own Licence, v2", {"license": "other", "license_name": "my-own-licence-v2"}),
     ],
 )
-def test_the_licence_is_the_parents_or_the_configurations(loaded, tmp_path, caplog, card, license, expected):
+def test_the_licence_is_the_parents_or_the_configurations(
+    loaded, tmp_path, caplog, monkeypatch, card, license, expected
+):
     if card is not None:
         (tmp_path / "README.md").write_text(card)
     at = {"kind": "folder", "path": str(tmp_path)}
+    monkeypatch.setattr(export, "_check_configured", lambda *_: None)  # the run's parent is another one
     _, made = exported(changed(loaded, at=at, license=license), "construct")
     found = {
         key: made.data.get(key) for key in ("license", "license_name", "license_link") if made.data.get(key)
@@ -316,7 +358,8 @@ def test_a_gguf_file_says_licence_languages_and_base(tmp_path):
     writer.add_license("apache-2.0")
     writer.add_languages(["en", "fr"])
     writer.add_base_model_count(1)
-    writer.add_base_model_repo_url(0, "https://huggingface.co/someone/base")
+    writer.add_base_model_repo_url(0, "https://huggingface.co/someone/older")
+    writer.add_source_repo_url("https://huggingface.co/someone/base")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()

@@ -14,6 +14,7 @@ from mlflow.tracking._tracking_service import utils
 from report import fake_results
 
 from moesaic.card import register
+from moesaic.errors import InputError
 from moesaic.flow import files, manifest, store, track
 from moesaic.model import load
 
@@ -57,6 +58,7 @@ def test_versions_follow_the_models(config):
     client, found = versions(config)
     assert [item.version for item in found if item.name.endswith("-activation")] == [1, 2]
     assert client.get_model_version_by_alias(f"{config.name}-activation", "newest").version == 2
+    assert [item.version for item in found if item.name.endswith("-random")] == [1], "nothing of it is new"
     quiet = config.model_copy(
         update={
             "track": config.track.model_copy(update={"register_models": False, "uri": "sqlite:///other.db"})
@@ -98,4 +100,9 @@ def test_mlflow_loads_it(tmp_path):
     out = model.generate(ids, max_new_tokens=6, do_sample=False)
     assert given[0] == tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
     assert len(given) == 2
+    written = (folder.parent / manifest.NAME).read_text()
+    (folder.parent / manifest.NAME).write_text(written + " ")
+    with pytest.raises(InputError, match="made again since this version was registered"):
+        mlflow.pyfunc.load_model(str(tmp_path / "entry"))
+    (folder.parent / manifest.NAME).write_text(written)
     assert files.sha256(folder.parent / manifest.NAME) in (tmp_path / "entry/moesaic.json").read_text()

@@ -54,6 +54,7 @@ def test_places_are_all_that_is_read():
     raw["pretrain"] |= {"teacher": "dense"} | cached
     raw["distill"] |= {"teacher": "moe"} | cached
     recipes = [configuration.load(path) for path in (fake_results.ROOT / "config/recipes").glob("*.yaml")]
+    recipes.append(configuration.load(fake_results.ROOT / "studies/reliability.yaml"))
     for config in [configuration.check(raw), *recipes]:
         found = list(track.places(config, RESULTS))
         seen = set()
@@ -317,11 +318,16 @@ def test_two_folders_with_equal_configurations_do_not_mix(config, tmp_path, monk
     uri = f"sqlite:///{Path('mlflow.db').absolute()}"
     shared = config.model_copy(update={"track": config.track.model_copy(update={"uri": uri})})
     track.replay(shared, RESULTS)
-    shutil.copytree("results", tmp_path / "other" / "results", ignore=shutil.ignore_patterns(track.WORKSPACE))
+    shutil.copytree("results", tmp_path / "other" / "results")
     monkeypatch.chdir(tmp_path / "other")
+    track.replay(shared, RESULTS)
     track.replay(shared, RESULTS)
     assert len(runs(shared, kind="workflow")) == 2
     assert not runs(shared, superseded="true")
+    (tmp_path / "link").symlink_to(tmp_path / "other")
+    monkeypatch.chdir(tmp_path / "link")
+    track.replay(shared, RESULTS)
+    assert len(runs(shared, kind="workflow")) == 2, "another path of the same folder"
 
 
 def test_moved_folder_finds_its_artifacts(config, tmp_path, monkeypatch):

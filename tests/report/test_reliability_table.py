@@ -92,6 +92,30 @@ def test_shifts_and_stress(asked):
     assert len(stress.rows[0]) == 2 + len(asked.points) - 1
 
 
+def test_a_floor_of_its_own_stands_with_the_model(asked):
+    """Shuffled texts and calibration floors depend on the model."""
+    other = dataclasses.replace(
+        asked.points[2],
+        scores=asked.points[2].scores | {("shift/typos", "drift"): entry(0.05, 0.03), ("reliability/calibration", "ece"): entry(0.1, 0.06)},
+    )  # fmt: skip
+    both = dataclasses.replace(asked, points=[*asked.points[:2], other, *asked.points[3:]])
+    drift = reliability.shifts(both).rows[0]
+    assert drift[3] == '<span class="none">&ndash;</span>'
+    assert drift[5].endswith("<small>chance 0.010</small>")
+    assert drift[6].endswith("<small>chance 0.030</small>")
+    (calibrated,) = [row for row in reliability.axes(both).rows if row[0].startswith("calibration")]
+    assert calibrated[3] == '<span class="none">&ndash;</span>'
+    assert "chance 4.0" in calibrated[4]
+    assert sum("chance 6.0" in cell for cell in calibrated) == 1
+
+
+def test_what_is_missing_is_told_even_where_nothing_is_there(run):
+    alone = dataclasses.replace(run.points[0], reliability=DETAILS | {"sets": {}, "bins": {}})
+    html = sections._reliability(dataclasses.replace(run, points=[alone, *run.points[1:]]))
+    assert "anli-r1" in html
+    assert "source: hub" in html
+
+
 def test_bins_of_all_tasks_are_joined():
     assert reliability.merged(DETAILS["bins"]) == [
         (pytest.approx((4 * 0.5 + 12 * 0.52) / 16), pytest.approx((1 + 9) / 16), 16),

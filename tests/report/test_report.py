@@ -336,6 +336,12 @@ def test_accuracy_that_is_no_better_than_guessing_is_called_so(made):
     assert "of the parent's accuracy" not in words, "a share of what guessing gives says nothing"
     row["accuracy"]["ci_low"] = 0.32
     assert "of the parent's accuracy (chance 31.7 %)" in stage_table.verdict(found, stages)
+    found[0]["accuracy"] |= {"value": 0.0}
+    row |= {"accuracy_ratio": None}
+    words = stage_table.verdict(found, stages)
+    assert "33.0 % against 0.0 % (chance 31.7 %)" in words.replace("\xa0", " "), (
+        "one item, and the parent missed it"
+    )
 
 
 def test_cells():

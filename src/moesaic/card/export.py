@@ -9,7 +9,7 @@ from typing import Any
 from moesaic.card import metadata, story, text
 from moesaic.card import parent as parents
 from moesaic.errors import InputError
-from moesaic.flow import files, manifest, paths
+from moesaic.flow import current, files, folders, manifest, paths
 from moesaic.flow.manifest import Manifest
 from moesaic.model import for_vllm
 from moesaic.model.adapters import beside
@@ -48,6 +48,7 @@ def run(
     if engine == "vllm":
         refuse_half(point.model.folder / "model")
     _check_lineage(config, story.lineage(found, point))
+    _check_configured(config, point)
     manifest.verify(point.model)
     with files.atomic_path(out) as folder:
         if engine == "vllm":
@@ -88,8 +89,13 @@ def gathered(config: Config, results: Path = Path("results")) -> Gathered:
         for stage in config.stages
     }
     for evaluation, name in models.items():
-        model = done.get(name)
-        if evaluation in done and (model is None or done[evaluation].inputs.get("model") != _digest(model)):
+        model, made = done.get(name), done.get(evaluation)
+        if made is None:
+            continue
+        beside_dense = "parent" not in made.inputs or (
+            "dense/evaluate" in done and made.inputs["parent"] == _digest(done["dense/evaluate"])
+        )
+        if model is None or made.inputs.get("model") != _digest(model) or not beside_dense:
             del done[evaluation]
     return gather(plan.settings, done)
 
@@ -108,6 +114,35 @@ def _check_lineage(config: Config, points: list[Point]) -> None:
                     f"`snakemake {made.folder / manifest.NAME}`, then export again"
                 )
             before = made
+
+
+def _check_configured(config: Config, point: Point) -> None:
+    """A card tells parent, licence and data from the configuration and the shared steps: they must be those that the model was made of.
+
+    Raises:
+        InputError: a step up to the model is another configuration's, or was made again since.
+    """
+    found = current.look(config, Path("results"))
+    todo, seen = [paths.folder(point.stage, point.variant)], set[Path]()
+    while todo:
+        item = found[todo.pop()]
+        if not item.configured:
+            raise InputError(
+                f"{item.place.folder}: not made with the settings of this configuration, from which the card is written; export with the configuration "
+                f"of the run, or run `snakemake {paths.folder(point.stage, point.variant) / manifest.NAME}` first"
+            )
+        assert item.done is not None
+        for name, path in item.place.inputs.items():
+            shared = found[path.parent]
+            if shared.place.step in folders.PREPARE and (
+                shared.done is None or item.done.inputs.get(name) != _digest(shared.done)
+            ):
+                raise InputError(
+                    f"{item.place.folder}: made from other data than {path.parent} holds now, which the card would tell of; run "
+                    f"`snakemake {item.place.folder / manifest.NAME}` first"
+                )
+        seen.add(item.place.folder)
+        todo += [path.parent for path in item.place.inputs.values() if path.parent not in seen]
 
 
 def _digest(made: Manifest) -> str:

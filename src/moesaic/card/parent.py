@@ -90,8 +90,9 @@ def read_gguf(path: Path) -> Parent:
     def value(key: str) -> Any:
         return fields[key].contents() if key in fields else None
 
-    license, base = value("general.license"), value("general.base_model.0.repo_url")
-    name = str(base).removeprefix("https://huggingface.co/") if base else None
+    # general.base_model is what the parent itself was made from
+    license, own = value("general.license"), value("general.source.repo_url") or value("general.repo_url")
+    name = str(own).removeprefix("https://huggingface.co/") if own else None
     return Parent(
         name,
         license,

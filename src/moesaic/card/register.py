@@ -33,7 +33,6 @@ def models(client: Any, config: Config, found: Mapping[Path, Found], runs: dict[
     assert report.done is not None
     inputs = {name: found[path.parent].done for name, path in report.place.inputs.items()}
     run = gather(report.place.settings, {name: done for name, done in inputs.items() if done is not None})
-    made = files.sha256(manifest.path_of(report.done.folder))
     # an entry names its weights by it: after a move there is a new one
     home = str(report.done.folder.absolute())
     for point in run.points:
@@ -41,8 +40,11 @@ def models(client: Any, config: Config, found: Mapping[Path, Found], runs: dict[
         if point.variant is None or point.stage != config.stages[-1] or key not in runs:
             continue
         name = f"{config.name}-{point.variant}"
-        state = configuration.digest([report.done.inputs[key], made, home])
-        if any(item.tags.get("moesaic.state") == state for item in _versions(client, name)):
+        told = (key, f"{point.variant}/evaluate/{point.stage}", "dense/evaluate")
+        state = configuration.digest([home, *(report.done.inputs.get(item) for item in told)])
+        known = [item for item in _versions(client, name) if item.tags.get("moesaic.state") == state]
+        if known:  # where the folder was away and is back, it is the newest again
+            client.set_registered_model_alias(name, "newest", known[0].version)
             continue
         if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name, description=f"{config.name}, variant {point.variant}")

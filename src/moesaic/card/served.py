@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from moesaic.errors import InputError
+from moesaic.flow import files, manifest
+
 NEW_TOKENS = 128
 
 
@@ -44,4 +47,10 @@ class Answers:
 def _load_pyfunc(path: str) -> Answers:
     """Called by MLflow with the path of moesaic.json."""
     facts = json.loads(Path(path).read_text(encoding="utf-8"))
+    made = Path(facts["folder"]).parent / manifest.NAME
+    if not made.is_file() or files.sha256(made) != facts["manifest"]:
+        raise InputError(
+            f"{facts['folder']}: not there any more, or made again since this version was registered; its weights are gone (versions point to a folder, "
+            "they copy nothing): take the newest version"
+        )
     return Answers(Path(facts["folder"]), Path(facts["adapter"]) if "adapter" in facts else None)

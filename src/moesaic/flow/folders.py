@@ -9,8 +9,8 @@ SUITES = ("temporal", "science", "reliability")
 """Questions that evaluate.suites evaluates."""
 OPTIONAL = ("images", *SUITES)
 """Shared steps that are part of a run only where data.{name} is set."""
-PREPARE = ("documents", "tokens", "images", "chat", "tasks", *SUITES)
-"""Shared steps."""
+PREPARE = ("documents", "tokens", "images", *SUITES, "chat", "tasks")
+"""Shared steps, each behind those that it reads."""
 TRAINING = ("pretrain", "tune", "preference", "distill")
 ROUNDS = {"preference": ("sample", "rate"), "distill": ("student_text", "pair_scores")}
 """Stages that may go in rounds, and the steps of a round before its training, which are cut into shards."""

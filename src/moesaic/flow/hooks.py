@@ -92,10 +92,10 @@ def finish(settings: Config, status: str) -> None:
     found = current.look(settings, RESULTS)
     track.replay(settings, RESULTS, status, found)
     if status == "FINISHED":
-        sys.stderr.write(closing(found))
+        sys.stderr.write(closing(found, settings.track.uri))
 
 
-def closing(found: Mapping[Path, Found]) -> str:
+def closing(found: Mapping[Path, Found], uri: str | None = None) -> str:
     """The stage table where the report is this configuration's; a warning that names steps made with other settings.
 
     Snakemake compares the configuration with what its own last job was given. A step made by hand, with `--set`, it keeps.
@@ -109,4 +109,4 @@ def closing(found: Mapping[Path, Found]) -> str:
         text += OTHER.format(paths="\n".join(f"  {path}" for path in other), files=" ".join(other))
     if not (RESULTS / "summary.json").exists():
         return text
-    return text + (summary.text(RESULTS) if found[RESULTS].finished else STALE)
+    return text + (summary.text(RESULTS, uri) if found[RESULTS].finished else STALE)

@@ -252,7 +252,17 @@ def _replay_parent(client: Any, run_id: str, results: Path) -> None:
 
 
 def _workspace(results: Path) -> str:
-    path = results / WORKSPACE
-    if not path.exists():
-        files.write_json(path, {"workspace": uuid.uuid4().hex})
-    return str(json.loads(path.read_text(encoding="utf-8"))["workspace"])
+    """An id of this folder, which it keeps when it moves. A copy beside it is another one, or on a shared server each would supersede the other's runs."""
+    path, here = results / WORKSPACE, str(results.absolute())
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if known.get("folder") != here:
+        other = Path(known.get("folder", here)) / WORKSPACE
+        # the same file by another path is no copy
+        copied = (
+            other.is_file()
+            and not other.samefile(path)
+            and json.loads(other.read_text(encoding="utf-8")).get("workspace") == known["workspace"]
+        )
+        known = {"workspace": uuid.uuid4().hex if copied or not known else known["workspace"], "folder": here}
+        files.write_json(path, known)
+    return str(known["workspace"])

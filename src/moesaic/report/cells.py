@@ -1,6 +1,6 @@
 """How a number looks in a table cell (HTML) and in a sentence."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -21,6 +21,20 @@ def interval(score: Mapping[str, Any] | None, digits: int, scale: float = 1.0) -
 def number(value: float | None, digits: int) -> str:
     """A number, or a dash."""
     return NOTHING if value is None else f"{value:,.{digits}f}"
+
+
+def floors(
+    scores: Sequence[Mapping[str, Any] | None], digits: int, scale: float = 1.0
+) -> tuple[str, list[str]]:
+    """What chance alone gives: once for all where it is the same, else a dash and the models' own, in small print behind their values."""
+    known = {score["chance"] for score in scores if score is not None}
+    if len(known) < 2:
+        value = next(iter(known), None)
+        return number(None if value is None else value * scale, digits), [""] * len(scores)
+    own = [None if score is None or score["chance"] is None else score["chance"] * scale for score in scores]
+    return NOTHING, [
+        "" if value is None else f"<small>chance {_fixed(value, digits)}</small>" for value in own
+    ]
 
 
 def _fixed(value: float, digits: int) -> str:

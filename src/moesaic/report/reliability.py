@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from moesaic.evaluate.reliability.metrics import bin_of
-from moesaic.report.cells import NOTHING, interval, number
+from moesaic.report.cells import floors, interval
 from moesaic.report.gather import Gathered, Point
 from moesaic.report.plots import variant_color
 from moesaic.report.svg import INK, SOFT, svg
@@ -40,12 +40,8 @@ def axes(run: Gathered) -> Table | None:
         first = next((p.scores[task, metric] for p in run.points if (task, metric) in p.scores), None)
         if first is None:
             continue
-        cells = []
-        for point in run.points:
-            cells.append(interval(point.score(task, metric), 1, 100))
-            if point.variant is not None:
-                cells.append(_delta(point, task, metric))
-        rows.append([label, better, str(first["n"]), _chance(first), *cells])
+        chance, cells = _cells(run, task, metric)
+        rows.append([label, better, str(first["n"]), chance, *cells])
     if not rows:
         return None
     caption = (
@@ -61,13 +57,9 @@ def tasks(run: Gathered) -> Table | None:
     rows = []
     for task, metric in names:
         first = next(p.scores[task, metric] for p in run.points if (task, metric) in p.scores)
-        cells = []
-        for point in run.points:
-            cells.append(interval(point.score(task, metric), 1, 100))
-            if point.variant is not None:
-                cells.append(_delta(point, task, metric))
+        chance, cells = _cells(run, task, metric)
         label = escape(task.removeprefix("rel_").replace("_", " "))
-        rows.append([label, escape(metric.replace("_", " ")), str(first["n"]), _chance(first), *cells])
+        rows.append([label, escape(metric.replace("_", " ")), str(first["n"]), chance, *cells])
     if not rows:
         return None
     return Table(
@@ -89,8 +81,9 @@ def shifts(run: Gathered) -> Table | None:
             if (task, metric) not in names:
                 continue
             first = next(p.scores[task, metric] for p in run.points if (task, metric) in p.scores)
-            floor = number(first["chance"], 3) if first["chance"] is not None else NOTHING
-            cells = [interval(point.score(task, metric), 3) for point in run.points]
+            found = [point.score(task, metric) for point in run.points]
+            floor, own = floors(found, 3)
+            cells = [interval(score, 3) + words for score, words in zip(found, own, strict=True)]
             rows.append([label, escape(group), str(first["n"]), floor, *cells])
     if not rows:
         return None
@@ -271,8 +264,15 @@ def _names(run: Gathered, prefix: str) -> list[tuple[str, str]]:
     return list(found)
 
 
-def _chance(score: dict[str, Any]) -> str:
-    return number(100 * score["chance"], 1) if score["chance"] is not None else NOTHING
+def _cells(run: Gathered, task: str, metric: str) -> tuple[str, list[str]]:
+    """Chance in %, and each model's value with the difference to the dense parent's."""
+    chance, own = floors([point.score(task, metric) for point in run.points], 1, 100)
+    cells = []
+    for point, words in zip(run.points, own, strict=True):
+        cells.append(interval(point.score(task, metric), 1, 100) + words)
+        if point.variant is not None:
+            cells.append(_delta(point, task, metric))
+    return chance, cells
 
 
 def _delta(point: Point, task: str, metric: str) -> str:

@@ -163,7 +163,7 @@ def _routing(run: Gathered) -> str:
     out.append(figure(plots.load_cv(run), "Unevenness of the load on validation text, by layer."))
     out.append(figure(training, "Unevenness of the load on the training batches."))
     out.append("<h3>Specialisation</h3>")
-    words = f"After {escape(run.stages[-1])}: load of one domain over the mean of the domains, 1 where the expert serves this domain like the others."
+    words = "After the last stage with experts: load of one domain over the mean of the domains, 1 where the expert serves this domain like the others."
     out += [figure(plots.deviation_maps(run, variant), words, 165) for variant in run.variants]
     return "".join(out)
 
@@ -193,13 +193,15 @@ def _temporal(run: Gathered) -> str:
 
 
 def _reliability(run: Gathered) -> str:
-    content = reliability.axes(run)
-    if content is None:
+    content, missing = reliability.axes(run), reliability.missing(run)
+    if content is None and missing is None:
         return ""
+    if content is None:
+        return table(missing)
     every = table(reliability.tasks(run), "sticky")
     return (
         table(content, "sticky")
-        + table(reliability.missing(run))
+        + table(missing)
         + figure(
             reliability.bars(run),
             "The axes after the last stage; lines are 95 % intervals, dots chance.",

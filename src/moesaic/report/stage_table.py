@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from moesaic.report.cells import NOTHING, interval, number, percent, ratio, short, signed
+from moesaic.report.cells import floors, interval, number, percent, ratio, short, signed
 from moesaic.report.gather import Gathered, Point, Score
 from moesaic.report.tables import Table
 
@@ -78,7 +78,8 @@ def verdict(found: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> str:
         if chance is not None and accuracy["ci_low"] is not None and accuracy["ci_low"] <= chance:
             words += f", which is not told apart from guessing ({percent(chance)}) with {accuracy['n']} items"
         else:
-            words += f", {percent(row['accuracy_ratio'])} of the parent's accuracy"
+            if row["accuracy_ratio"] is not None:
+                words += f", {percent(row['accuracy_ratio'])} of the parent's accuracy"
             words += f" (chance {percent(chance)})" if chance is not None else ""
         if (
             accuracy["ci_low"] is not None
@@ -135,8 +136,9 @@ def scores(run: Gathered) -> Table:
     for task, metric in names:
         digits, scale = (1, 100.0) if metric.startswith(("acc", "exact")) else (3, 1.0)
         first = next(point.scores[task, metric] for point in run.points if (task, metric) in point.scores)
-        chance = number(first["chance"] * scale, 1) if first["chance"] is not None else NOTHING
-        values = [interval(point.score(task, metric), digits, scale) for point in run.points]
+        found = [point.score(task, metric) for point in run.points]
+        chance, own = floors(found, digits, scale)
+        values = [interval(score, digits, scale) + floor for score, floor in zip(found, own, strict=True)]
         unit = " %" if scale == 100 else ""
         cells.append([escape(task), escape(metric) + unit, str(first["n"]), chance, *values])
     head = [

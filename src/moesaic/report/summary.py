@@ -12,7 +12,7 @@ from moesaic.report.cells import percent, short
 HEAD = ("model", "bits/byte", "95 %", "x dense", "held-out", "choice", "active FFN", "params", "tokens/s")
 
 
-def text(results: Path) -> str:
+def text(results: Path, uri: str | None = None) -> str:
     """Table, verdict, and where to look next. Raises InputError when there is no report."""
     path = results / "summary.json"
     if not path.is_file():
@@ -31,7 +31,7 @@ def text(results: Path) -> str:
         out.append("  ".join([first, *rest]).rstrip())
         if number == 0:
             out.append("-" * (sum(widths) + 2 * (len(widths) - 1)))
-    out += ["", f"report: {results / 'report.html'}", f"MLflow: {ui.command()}", ""]
+    out += ["", f"report: {results / 'report.html'}", f"MLflow: {ui.command(uri)}", ""]
     return "\n".join(out)
 
 

@@ -1,5 +1,6 @@
 """How to load and use the best model of a run."""
 
+import os
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -64,7 +65,7 @@ def html(run: Gathered, found: Sequence[dict[str, Any]]) -> str:
     shell = (
         f"lm_eval --model hf --model_args pretrained={path} --tasks piqa,hellaswag\n"
         f"{export}vllm serve {served}\n"
-        f"{ui.command()}   # MLflow with all runs on http://127.0.0.1:5000\n"
+        f"{ui.command(os.environ.get('MOESAIC_TRACKING_URI'))}   # MLflow with all runs on http://127.0.0.1:5000\n"
         "moesaic summary # the first table, in the terminal"
     )
     if not plain:

@@ -153,6 +153,9 @@ def choose(folder: Path, identity: str, records: Sequence[Path]) -> int | None:
         except (OSError, ValueError):
             return None  # damaged: load_state says so
         if state["identity"] == identity:
+            for record in records:  # killed while they were set aside
+                if (folder / record.name).exists():
+                    (folder / record.name).replace(record)
             return None
         step = int(state["step"])
         for other in _aside(folder):
