@@ -203,13 +203,17 @@ def test_filter_chain_counts_every_drop(photographs):
     assert filters.reason(made("two", a, b), strict) == "images_incoherent"
 
 
-def test_judge_at_an_endpoint(photographs):
-    """A local server in the form of the OpenAI interface."""
-    seen, answers = [], iter(["4", "Score: 3", "fine", "9"])
+def test_judge_at_an_endpoint(photographs, monkeypatch):
+    """A local server in the form of the OpenAI interface, which is busy for a while."""
+    monkeypatch.setattr(judge, "WAITS", (0.0, 0.0))
+    seen, answers, busy = [], iter(["4", "Score: 3", "fine", "9"]), iter([503, 429])
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
             seen.append((self.path, self.headers["Authorization"], json.loads(self.rfile.read(int(self.headers["Content-Length"])))))  # fmt: skip
+            if (code := next(busy, None)) is not None or self.path != "/v1/chat/completions":
+                self.send_error(code or 404)
+                return
             body = json.dumps({"choices": [{"message": {"content": next(answers)}}]}).encode()
             self.send_response(200)
             self.end_headers()
@@ -229,6 +233,10 @@ def test_judge_at_an_endpoint(photographs):
                 ask("helpfulness", record)
         with pytest.raises(InputError, match="no aspect"):
             ask("beauty", record)
+        assert len(seen) == 2 + 4
+        with pytest.raises(InputError, match=r"gave no usable answer \(HTTP Error 404"):
+            judge.endpoint(f"http://127.0.0.1:{server.server_port}/elsewhere", "small")("helpfulness", record)
+        assert len(seen) == 2 + 4 + 1, "a wrong address is not asked again"
         server.shutdown()
     path, authorization, body = seen[0]
     assert (path, authorization, body["model"]) == ("/v1/chat/completions", "Bearer secret", "small")

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from moesaic.errors import InputError
-from moesaic.evaluate import bootstrap, compare, greedy, harness, likelihood, routing, samples
+from moesaic.evaluate import bootstrap, compare, greedy, harness, likelihood, prefix, routing, samples
 from moesaic.evaluate.images import drawing
 from moesaic.evaluate.scores import item_table, task_scores
 from moesaic.generate import sample
@@ -420,6 +420,62 @@ def test_no_prompt_holds_its_own_answer(name, tmp_path):
         prompts = [loaded["toy"].fewshot_context(doc, 4) for doc in asked]
     answered = [f"{row['q']} {row['c'][row['y']]}" in text for row, text in zip(rows, prompts, strict=True)]
     assert any(answered) == refused
+
+
+def test_more_examples_than_there_are_is_named(tmp_path):
+    from lm_eval.tasks import TaskManager
+
+    task(
+        tmp_path,
+        "toy",
+        test_split="test",
+        fewshot_config={"samples": [{"q": "Q", "c": ["a", "b"], "y": 0}] * 3},
+    )
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    with harness._quiet(tmp_path / "w"):
+        loaded = harness._load(manager, ["toy"])["tasks"]
+        harness._set_shots(loaded, 3, 0, "evaluate.shots")
+        with pytest.raises(InputError, match=r"evaluate\.shots: 4 examples, and toy has 3 to show"):
+            harness._set_shots(loaded, 4, 0, "evaluate.shots")
+
+
+def test_a_task_of_two_names_is_refused():
+    harness._check_apart({"a": {"a"}, "b": {"b"}})
+    with pytest.raises(InputError, match=r"evaluate\.tasks: mmlu_law is part of mmlu and of mmlu_law"):
+        harness._check_apart({"mmlu": {"mmlu", "mmlu_law", "mmlu_art"}, "mmlu_law": {"mmlu_law"}})
+
+
+def test_packs_are_bounded_and_long_prompts_are_told(monkeypatch, caplog):
+    """A mask of L x L: thousands of requests after one token must not become one sequence of the whole context."""
+    monkeypatch.setattr(prefix, "PACKED", 40)
+    model = build("llama")
+    lm = prefix.SharedPrefixLM(model, TOK, 4, "toy")
+    requests = [(("", ""), [1], [5 + i % 7] * 9) for i in range(30)]
+    longest = []
+    own = prefix.score
+    monkeypatch.setattr(
+        prefix, "score", lambda m, group: longest.extend(p.length for p in group) or own(m, group)
+    )
+    found = lm._loglikelihood_tokens(requests)
+    assert 9 < max(longest) <= 40
+    alone = prefix.score(model, [prefix.Packed([1], [[6] * 9], [0])])[0]
+    assert found[1] == (pytest.approx(alone[0], abs=1e-4), alone[1])
+    lm._loglikelihood_tokens([(("", ""), [5] * (lm.max_length + 3), [6]), *requests[:2]])
+    assert "toy: 1 of 3 prompts are longer than the context" in caplog.text
+
+
+def test_a_probability_is_no_accuracy(tmp_path):
+    """truthfulqa_mc2: guessing gives the share of true answers and not 1 / choices."""
+    task(tmp_path, "mass", process_results="!function mass.results", metric_list=[{"metric": "acc"}])
+    written = tmp_path / "mass" / "mass.yaml"
+    written.write_text(written.read_text().replace("'!function mass.results'", "!function mass.results"))
+    (tmp_path / "mass" / "mass.py").write_text(
+        "def results(doc, results):\n    return {'acc': 0.25 + 0.5 * (doc['y'] == 0)}\n"
+    )
+    (found,) = harness.run(build("llama"), TOK, settings("mass"), tmp_path, tmp_path / "w", 0)
+    assert [metric.chance for metric in found.metrics] == [None]
+    assert not found.multiple_choice
+    assert not [row for row in task_scores([found], 50, 0) if row["task"] == "mc/average"]
 
 
 def test_examples_from_the_items_themselves_are_refused(tmp_path):

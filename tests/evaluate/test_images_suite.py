@@ -13,6 +13,7 @@ from tiny import tiny_llama
 
 from moesaic.data.images import vocabulary
 from moesaic.evaluate.images import drawing, losses, suite
+from moesaic.evaluate.prefix import SharedPrefixLM
 from moesaic.flow import manifest
 from moesaic.model.adapters import attach
 from moesaic.model.adapters.layout import ImageTokens
@@ -65,6 +66,11 @@ def test_text_only_is_the_head_without_image_tokens():
         assert whole.shape[-1] == 512 + 18
         with vocabulary.text_only(model, tokens):
             assert torch.equal(model(input_ids=ids).logits, before)
+        assert torch.equal(model(input_ids=ids).logits, whole)
+        model.tie_weights()  # as lm-eval's constructor does
+        with vocabulary.text_only(model, tokens):
+            SharedPrefixLM(model, tokenizer, 2)
+            assert torch.equal(model(input_ids=ids).logits, before), "the harness leaves the head as it was"
         assert torch.equal(model(input_ids=ids).logits, whole)
         with vocabulary.text_only(model, None):
             assert torch.equal(model(input_ids=ids).logits, whole)

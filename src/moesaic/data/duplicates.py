@@ -1,11 +1,14 @@
 """Exact and near duplicates over a whole corpus, one document at a time."""
 
 import hashlib
+import logging
 import re
 import zlib
 
 import numpy as np
 from datasketch import MinHash, MinHashLSH
+
+log = logging.getLogger("moesaic.data")
 
 WORDS = 5
 PERMUTATIONS = 128
@@ -15,6 +18,9 @@ UNSPACED = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3
 WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 HAS_UNSPACED = re.compile(f"[{UNSPACED}]")
 # Odd multipliers of a polynomial hash over the words of a shingle; uint64 arithmetic wraps.
+DRAWN = MinHash(num_perm=PERMUTATIONS, seed=1, scheme="affine32").permutations
+"""One set of permutations for all."""
+LARGE = (5_000_000, 20_000_000, 50_000_000)
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -30,7 +36,7 @@ class Duplicates:
     def __init__(self, threshold: float):
         self.threshold = threshold
         self.seen: set[bytes] = set()
-        self.kept: list[MinHash] = []
+        self.kept: list[np.ndarray] = []
         # Candidates are checked, so the bands are chosen to miss few (false positives weigh 0.05, false negatives 0.95).
         self.index = (
             MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=(0.05, 0.95))
@@ -46,10 +52,17 @@ class Duplicates:
         if self.index is not None:
             sketch = signature(text)
             # The index finds candidates by equal bands; the signatures decide.
-            if any(self.kept[i].jaccard(sketch) >= self.threshold for i in self.index.query(sketch)):
+            if any(
+                np.mean(self.kept[i] == sketch.hashvalues) >= self.threshold for i in self.index.query(sketch)
+            ):
                 return "near_duplicate"
             self.index.insert(len(self.kept), sketch, check_duplication=False)
-            self.kept.append(sketch)
+            self.kept.append(sketch.hashvalues)
+            if len(self.kept) in LARGE:
+                log.warning(
+                    "near duplicates: %d million documents are kept in memory, a few kB each; data.clean.near_duplicates: 1 switches it off (SlimPajama, for one, has none)",
+                    len(self.kept) // 1_000_000,
+                )
         self.seen.add(digest)
         return None
 
@@ -67,7 +80,7 @@ def signature(text: str) -> MinHash:
         shingles = (shingles + hashes[i : i + len(shingles)]) * MULTIPLIER
         shingles ^= shingles >> np.uint64(29)
     distinct = np.unique((shingles >> np.uint64(32)).astype(np.uint32))
-    sketch = MinHash(num_perm=PERMUTATIONS, seed=1, scheme="affine32", hashfunc=int)
+    sketch = MinHash(num_perm=PERMUTATIONS, seed=1, scheme="affine32", hashfunc=int, permutations=DRAWN)
     for start in range(0, len(distinct), BATCH):
         sketch.update_batch(distinct[start : start + BATCH].tolist())
     return sketch

@@ -153,19 +153,21 @@ def _jsonl(file: File, stream: IO[str]) -> Iterator[dict[str, Any]]:
 
 
 def _json(file: File, stream: IO[str]) -> Iterator[dict[str, Any]]:
-    """A list of objects, one at a time: only the object being read is in memory."""
+    """A list of objects, or objects one after the other, one at a time: only the object being read is in memory."""
     decode = json.JSONDecoder().raw_decode
-    text, line, opened, wanted, ended = "", 1, False, CHUNK, False
+    text, line, opened, listed, wanted, ended = "", 1, False, True, CHUNK, False
     while True:
         stripped = text.lstrip(" \t\r\n," if opened else " \t\r\n")
         line += text.count("\n", 0, len(text) - len(stripped))
         text = stripped
         if not opened and text:
-            if text[0] != "[":
-                raise _damaged(file, "expected a list of objects; use .jsonl for one object a line", line)
-            text, opened = text[1:], True
+            if text[0] not in "[{":
+                raise _damaged(file, "expected a list of objects, or one object a line", line)
+            # C4's .json.gz, for one, holds an object a line; here a comma between two may stand or not
+            listed = text[0] == "["
+            text, opened = text[1:] if listed else text, True
             continue
-        if opened and text.startswith("]"):
+        if opened and listed and text.startswith("]"):
             return
         end = 0
         if text:
@@ -184,6 +186,8 @@ def _json(file: File, stream: IO[str]) -> Iterator[dict[str, Any]]:
             text, wanted = text[end:], CHUNK
             continue
         if ended:
+            if opened and not listed and not text:
+                return
             raise _damaged(file, "the list does not end", line)
         try:
             # An object longer than a chunk is tried again with twice the text, so that long objects cost linear time.

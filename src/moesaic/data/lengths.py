@@ -58,8 +58,11 @@ class Encoder:
         for text, total, encoding in zip(
             texts, true, self.backend.encode_batch(texts, add_special_tokens=False), strict=True
         ):
-            upto = np.zeros(len(text) + 1, np.int64)
-            np.cumsum(np.fromiter((_bytes(c) for c in text), np.int64, len(text)), out=upto[1:])
+            if text.isascii():
+                upto = np.arange(len(text) + 1)
+            else:
+                upto = np.zeros(len(text) + 1, np.int64)
+                np.cumsum(np.fromiter((_bytes(c) for c in text), np.int64, len(text)), out=upto[1:])
             found = np.array([*encoding.ids, end], np.int32)
             ends = np.maximum.accumulate(np.array([0, *(stop for _, stop in encoding.offsets)], np.int64))
             size = np.append(np.diff(upto[ends]), 0).astype(np.int32)

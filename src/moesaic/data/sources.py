@@ -101,8 +101,8 @@ def _hub(location: HubDataset, key: str) -> Iterator[Record]:
         )
         for i, row in enumerate(rows):
             yield Record(f"{location.dataset}:{i}", dict(row))
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{key}.at: cannot read {location.dataset} from the hub ({reason}); check dataset, subset, split, the network and HF_TOKEN"
+            f"{key}.at: cannot read {location.dataset} from the hub ({reason}); check dataset, subset, split, the network and HF_TOKEN; of a dataset that is a script, revision: refs/convert/parquet has the rows"
         ) from error

@@ -54,6 +54,12 @@ def run(context: Context) -> Result:
     tokenizer = load_tokenizer(dense.folder / "model")
     vocabulary = dense.metrics["vocab_size"]
     check_tokenizer(tokenizer, vocabulary)
+    context_length = files.read_json(dense.folder / "model" / "config.json").get("max_position_embeddings")
+    if context_length is not None and block > context_length:
+        log.warning(
+            "data.block: %d tokens, and the dense parent was trained for %d (max_position_embeddings): beyond that its losses are no measure; take at most %d",
+            block, context_length, context_length,
+        )  # fmt: skip
     encoder, end = Encoder(tokenizer), end_of_document(tokenizer)
     names = sorted(
         {Path(o.path).name.rsplit(".", 2)[0] for o in documents.outputs if o.path.endswith(".parquet")}

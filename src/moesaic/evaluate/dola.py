@@ -137,8 +137,10 @@ def early_logits(model: Any, hidden_ND: Tensor, norm: bool) -> Tensor:
 class DolaLM(SharedPrefixLM):
     """lm-eval's model with DoLa, in likelihoods and in generation alike."""
 
-    def __init__(self, model: Any, tokenizer: Any, batch: int, how: Dola, name: str = "tasks"):
-        super().__init__(model, tokenizer, batch, name)
+    def __init__(
+        self, model: Any, tokenizer: Any, batch: int, how: Dola, name: str = "tasks", chat: bool = False
+    ):
+        super().__init__(model, tokenizer, batch, name, chat)
         self.how = how
 
     def _loglikelihood_tokens(

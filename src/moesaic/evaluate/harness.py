@@ -114,16 +114,29 @@ def run(
                 key = f"evaluate.task_shots.{name}" if name in settings["task_shots"] else "evaluate.shots"
                 _set_shots(item["tasks"], kept.shots(settings, name), seed, key)
             if dola is None:
-                lm = SharedPrefixLM(model, tokenizer, settings["batch"])
+                lm = SharedPrefixLM(model, tokenizer, settings["batch"], chat=chat)
             else:
-                lm = DolaLM(model, tokenizer, settings["batch"], Dola.of(dola, model))
+                lm = DolaLM(model, tokenizer, settings["batch"], Dola.of(dola, model), chat=chat)
             for name, item in loaded.items():
                 lm.progress_name = name
                 found[name] = _evaluate(lm, item, settings, seed, chat)
                 if name in places:
                     kept.write(places[name], found[name])
+    _check_apart({name: {score.task for score in found[name]} for name in names})
     every = {score.task: replace(score, asked=name) for name in names for score in found[name]}
     return sorted(every.values(), key=lambda score: (not score.keys, score.task))
+
+
+def _check_apart(found: Mapping[str, set[str]]) -> None:
+    """Args: found: name that was asked for -> its tasks. Raises InputError for a task of two names: a group's mean would lack it."""
+    seen: dict[str, str] = {}
+    for name, tasks in found.items():
+        for task in sorted(tasks):
+            if task in seen:
+                raise InputError(
+                    f"evaluate.tasks: {task} is part of {seen[task]} and of {name}; leave one of them out"
+                )
+            seen[task] = name
 
 
 def _evaluate(lm: Any, tasks: Any, settings: dict[str, Any], seed: int, chat: bool) -> list[TaskScores]:
@@ -197,6 +210,19 @@ def _set_shots(tasks: dict[str, Any], shots: int, seed: int, key: str) -> None:
             log.warning("%s is defined with %d shots; evaluate.shots = %d replaces them", name, own, shots)
         task.set_config(key="num_fewshot", value=shots)
         task.set_fewshot_seed(seed=seed)
+        _check_enough(name, task, shots, key)
+
+
+def _check_enough(name: str, task: Any, shots: int, key: str) -> None:
+    """Raises InputError where a task has fewer examples than a prompt is to show."""
+    sampler = getattr(task, "sampler", None)
+    if not shots or sampler is None:
+        return
+    there = len(sampler.fewshot_docs())
+    if there < shots:
+        raise InputError(
+            f"{key}: {shots} examples, and {name} has {there} to show; set evaluate.task_shots for it to {there} or fewer"
+        )
 
 
 def _shows_what_it_asks(task: Any) -> bool:
@@ -238,11 +264,14 @@ def _task(name: str, task: Any, results: Any, resamples: int, seed: int) -> Task
             estimate = bootstrap.macro(strata, resamples, rng, rate)
             if whole:
                 items[label] = numbers
+            if metric in CHOICE_METRICS and not rate:
+                choice = False  # a probability, as truthfulqa_mc2's: guessing gives another value
         else:
             estimate = _resampled(
                 task.aggregation().get(metric), values, float(value), min(resamples, SLOW_RESAMPLES), rng
             )
-        metrics.append(Metric(label, estimate, chance if metric in CHOICE_METRICS else None))
+        known = choice and metric in CHOICE_METRICS
+        metrics.append(Metric(label, estimate, chance if known else None))
     keys = list({item["doc_id"]: item["doc_hash"][:16] for item in samples}.values())
     return TaskScores(name, metrics, items, keys, choice, answers=choices.of_task(task, samples), units=units)
 

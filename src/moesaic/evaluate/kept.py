@@ -19,7 +19,7 @@ from moesaic.flow import files
 
 QUESTION = "moesaic_question"
 """Field of a task's items that are candidate answers asked one by one: what those of one question share. They are resampled together."""
-FORMAT = 3
+FORMAT = 4
 """Raise it when what is kept of a task changes, so that finished ones are asked again."""
 
 

@@ -7,6 +7,7 @@ separate passes (tests/evaluate/test_evaluate.py compares with lm-eval's own).
 Shapes: B packed sequences, L their longest length, N target tokens, D model width.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,11 @@ from moesaic.generate.decode import end_tokens
 Request = tuple[tuple[str, str], list[int], list[int]]
 """(prompt and continuation as text, prompt ids, continuation ids), as lm-eval hands them over."""
 Predict = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+log = logging.getLogger("moesaic.evaluate")
+PACKED = 2048
+"""Tokens up to which the continuations of one prompt are put into one sequence."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +49,18 @@ class Packed:
 class SharedPrefixLM(HFLM):
     """For lm_eval.evaluate; quiet, and shows its progress in lines."""
 
-    def __init__(self, model: Any, tokenizer: Any, batch: int, name: str = "tasks"):
-        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch, backend="causal")
+    def __init__(self, model: Any, tokenizer: Any, batch: int, name: str = "tasks", chat: bool = False):
+        """Args: chat: prompts come from the chat template, which writes a first token of its own where there is one: as in tuning and sampling."""
+        head = model.get_output_embeddings().weight
+        super().__init__(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=batch,
+            backend="causal",
+            add_bos_token=False if chat else None,
+        )
+        # lm-eval ties weights anew, which gives a model that has put its image words away (vocabulary.text_only) all of them back
+        model.get_output_embeddings().weight = head
         self.progress_name = name
 
     def apply_chat_template(
@@ -87,12 +103,19 @@ class SharedPrefixLM(HFLM):
             if len(prompt) + len(continuation) > self.max_length + 1
         ]
         if long:  # lm-eval cuts these on the left
+            log.warning(
+                "%s: %d of %d prompts are longer than the context of %d tokens and lose their beginning (few-shot examples first)",
+                self.progress_name,
+                len(long),
+                len(requests),
+                self.max_length,
+            )
             found = super()._loglikelihood_tokens(
                 [requests[i] for i in long], disable_tqdm=True, override_bs=override_bs
             )
             answers.update(zip(long, found, strict=True))
         packed = sorted(
-            pack(requests, self.max_length, set(long)), key=lambda item: (-item.length, item.numbers)
+            pack(requests, self._longest(requests), set(long)), key=lambda item: (-item.length, item.numbers)
         )
         batch = int(override_bs or self.batch_size)
         progress = Progress(self.progress_name, len(requests), "continuations", start=len(long))
@@ -105,11 +128,16 @@ class SharedPrefixLM(HFLM):
     def log_likelihoods(self, requests: list[Request]) -> list[float]:
         """Of each continuation in nats, without a line of progress: for many small calls."""
         answers: dict[int, tuple[float, bool]] = {}
-        packed = list(pack(requests, self.max_length, set()))
+        packed = list(pack(requests, self._longest(requests), set()))
         with torch.inference_mode():
             for start in range(0, len(packed), int(self.batch_size)):
                 answers.update(self.score(packed[start : start + int(self.batch_size)]))
         return [answers[i][0] for i in range(len(requests))]
+
+    def _longest(self, requests: list[Request]) -> int:
+        """Tokens of a sequence: the mask of a pair of tokens grows with its square, and there are contexts of 131,072."""
+        single = max((len(prompt) + len(found) for _, prompt, found in requests), default=0)
+        return min(self.max_length, max(single, PACKED))
 
     def score(self, group: list[Packed]) -> dict[int, tuple[float, bool]]:
         """Log-likelihoods of one batch; overridden where tokens are scored otherwise (dola.py)."""
@@ -139,6 +167,19 @@ def logits(model: Any, hidden_ND: Tensor) -> Tensor:
     found_NV: Tensor = model.get_output_embeddings()(hidden_ND).float()
     scale = float(getattr(model.config, "logits_scaling", 1.0))
     return found_NV / scale if scale != 1.0 else found_NV
+
+
+def _mask(branch_BL: Tensor, dtype: torch.dtype) -> Tensor:
+    """What each token sees, to be added to the attention's scores [B, 1, L, L]: what stands before it in the prompt and in its own continuation."""
+    longest = branch_BL.shape[1]
+    mask_BLL = torch.zeros(len(branch_BL), longest, longest, dtype=dtype)
+    causal_LL = torch.ones(longest, longest, dtype=torch.bool).tril()
+    for mask_LL, branch_L in zip(
+        mask_BLL, branch_BL, strict=True
+    ):  # one after the other: a batch's would be several times as large
+        seen_LL = causal_LL & ((branch_L[None] == 0) | (branch_L[None] == branch_L[:, None]))
+        mask_LL.masked_fill_(~seen_LL, torch.finfo(dtype).min)
+    return mask_BLL[:, None]
 
 
 def score(model: Any, group: list[Packed], predict: Predict | None = None) -> dict[int, tuple[float, bool]]:
@@ -176,15 +217,10 @@ def score(model: Any, group: list[Packed], predict: Predict | None = None) -> di
             targets += continuation
             spans.append((number, len(continuation)))
             end = where.stop
-    causal_LL = torch.ones(longest, longest, dtype=torch.bool).tril()
-    seen_BLL = causal_LL & ((branch_BL[:, None, :] == 0) | (branch_BL[:, None, :] == branch_BL[:, :, None]))
-    mask_BLL = torch.zeros(seen_BLL.shape, dtype=model.dtype).masked_fill(
-        ~seen_BLL, torch.finfo(model.dtype).min
-    )
     device = model.device
     hidden_BLD = model.base_model(
         input_ids=ids_BL.to(device),
-        attention_mask=mask_BLL[:, None].to(device),
+        attention_mask=_mask(branch_BL, model.dtype).to(device),
         position_ids=positions_BL.to(device),
         use_cache=False,
     ).last_hidden_state

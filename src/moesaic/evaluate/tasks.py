@@ -79,8 +79,16 @@ def run(context: Context) -> Result:
 
 
 def folder_digest(folder: Path) -> str:
-    """SHA-256 of the names and contents of the files in the user's own task folder: scores are kept for these (shards.identity)."""
-    return digest({path.relative_to(folder).as_posix(): files.sha256(path) for path in matching(str(folder))})
+    """SHA-256 of the names and contents of the files in the user's own task folder, and of local data that its YAML files name elsewhere: scores are kept for
+    these (shards.identity)."""
+    found = {path.relative_to(folder).as_posix(): files.sha256(path) for path in matching(str(folder))}
+    for path in matching(str(folder)):
+        if path.suffix in (".yaml", ".yml"):
+            words = re.findall(
+                r"[^\s\"'\[\]{},]*/[^\s\"'\[\]{},]+", path.read_text(encoding="utf-8", errors="replace")
+            )
+            found |= {word: files.sha256(Path(word)) for word in words if Path(word).is_file()}
+    return digest(found)
 
 
 def check_names(names: list[str], include_path: str | None) -> None:

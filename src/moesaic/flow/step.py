@@ -87,8 +87,8 @@ STEPS: dict[str, Step] = {
         Step("pair_scores", "moesaic.distill.scoring"),
         Step("distill", "moesaic.distill.step", version=3, distributed=True),
         Step("teacher", "moesaic.distill.teach", distributed=True),
-        Step("evaluate_part", "moesaic.evaluate.shards", version=3),
-        Step("evaluate", "moesaic.evaluate.step", version=3),
+        Step("evaluate_part", "moesaic.evaluate.shards", version=4),
+        Step("evaluate", "moesaic.evaluate.step", version=4),
         Step("report", "moesaic.report.step"),
     )
 }

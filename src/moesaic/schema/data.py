@@ -107,7 +107,7 @@ class Clean(Strict):
     max_repeated_lines: Fraction = 0.3
     """Largest share of lines that are copies of an earlier line."""
     near_duplicates: Fraction = 0.8
-    """Jaccard similarity of 5-word shingles from which a document is a near duplicate (MinHash); 1 switches it off."""
+    """Jaccard similarity of 5-word shingles from which a document is a near duplicate (MinHash); 1 switches it off. Every kept document takes some 7 kB of memory."""
 
 
 class Chat(Strict):
@@ -137,7 +137,7 @@ class ChatSource(Strict):
     where: dict[str, str] = {}
     """Only records whose fields have these values, as text."""
     max_conversations: Positive | None = None
-    """Stop after this many conversations; null: all."""
+    """Stop after this many conversations were read, kept or not; null: all."""
 
     @model_validator(mode="after")
     def _templates(self) -> "ChatSource":

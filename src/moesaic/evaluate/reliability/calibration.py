@@ -29,16 +29,32 @@ def expected_error(
     floor = float(binned_error(np.broadcast_to(confidence_I, ideal.shape), ideal).mean())
     if all(block[0].shape[1] < 2 for block in blocks):
         return Metric("ece", bootstrap.Estimate(value, None, None, len(confidence_I)), floor)
-    drawn: list[list[np.ndarray]] = [[], []]
-    for block in blocks:
-        n = block[0].shape[1]
-        rows_RN = rng.integers(0, n, size=(resamples, n))
-        for part, values_FN in zip(drawn, block, strict=True):
-            part.append(values_FN[:, rows_RN].swapaxes(0, 1).reshape(resamples, -1))
-    samples = binned_error(np.concatenate(drawn[0], axis=1), np.concatenate(drawn[1], axis=1))
+    rows = [rng.integers(0, block[0].shape[1], size=(resamples, block[0].shape[1])) for block in blocks]
+    size = max(1, bootstrap.CHUNK // max(1, len(confidence_I)))
+    samples = np.concatenate([
+        binned_error(*_drawn(blocks, [rows_RN[begin : begin + size] for rows_RN in rows]))
+        for begin in range(0, resamples, size)
+    ])  # fmt: skip
     return Metric(
         "ece", bootstrap.Estimate(value, *bootstrap.around(value, samples), len(confidence_I)), floor
     )
+
+
+def _drawn(
+    blocks: Sequence[tuple[np.ndarray, np.ndarray]], rows: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Confidence and right of some resamples [r, I]. Args: rows: of each block, [r, N]."""
+    confidence, right = (
+        np.concatenate(
+            [
+                block[i][:, rows_rN].swapaxes(0, 1).reshape(len(rows_rN), -1)
+                for block, rows_rN in zip(blocks, rows, strict=True)
+            ],
+            axis=1,
+        )
+        for i in (0, 1)
+    )
+    return confidence, right
 
 
 def binned_error(confidence_RN: np.ndarray, right_RN: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from moesaic.errors import InputError
 from moesaic.evaluate.reliability import attacked, attacks, lm_tasks, synonyms, task_files
 from moesaic.evaluate.reliability.readers import Row
 from moesaic.evaluate.reliability.sets import SETS, Loaded, load
@@ -38,7 +39,14 @@ def run(context: Context) -> Result:
             missing[name] = loaded
         progress.update(1, name)
     raw = settings.model_dump(mode="json")
-    made = [task for name, loaded in found.items() for task in lm_tasks.tasks(name, loaded.rows, raw)]
+    made = []
+    for name, loaded in found.items():
+        try:
+            made += lm_tasks.tasks(name, loaded.rows, raw)
+        except (ValueError, KeyError, IndexError) as error:
+            raise InputError(
+                f"data.reliability: {name} ({loaded.source}): laid out otherwise ({error!r})"
+            ) from error
     with files.atomic_path(context.out / "tasks") as folder:
         tasks = task_files.write(folder, context.out / "tasks", made, settings.answer_tokens)
     lines = texts({name: loaded.rows for name, loaded in found.items()}, settings.texts)
