@@ -14,8 +14,8 @@ from moesaic.model import dense, load
 WIDTH, FFN, LAYERS, HEADS, VOCABULARY = 32, 64, 2, 4, 64
 
 
-def write_gguf(path, keys=(), factors=None, kind="llama"):
-    """A tiny random model. Args: keys: (name, value) of further metadata. factors: of the rotary frequencies."""
+def write_gguf(path, keys=(), factors=None, kind="llama", more=(), without=()):
+    """A tiny random model. Args: keys: (name, value) of further metadata. factors: of the rotary frequencies. more, without: tensors."""
     writer = gguf.GGUFWriter(path, kind)
     writer.add_name("tiny")
     writer.add_context_length(4096)
@@ -29,14 +29,16 @@ def write_gguf(path, keys=(), factors=None, kind="llama"):
     writer.add_rope_dimension_count(WIDTH // HEADS)
     writer.add_vocab_size(VOCABULARY)
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([f"t{number}" for number in range(VOCABULARY)])
-    writer.add_token_merges([])
+    writer.add_token_list([*" \n0123456789", "01", *(f"t{number}" for number in range(VOCABULARY - 13))])
+    writer.add_token_merges(["0 1"])
     writer.add_token_types([1] * VOCABULARY)
     for name, value in keys:
-        (writer.add_string if isinstance(value, str) else writer.add_float32)(name, value)
+        {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)](name, value)
     draw = np.random.default_rng(0)
 
     def tensor(name, *shape):
+        if name in without:
+            return
         writer.add_tensor(name, draw.normal(0, 0.3, shape).astype(np.float32))
 
     tensor("token_embd.weight", VOCABULARY, WIDTH)
@@ -51,6 +53,8 @@ def write_gguf(path, keys=(), factors=None, kind="llama"):
         for name in ("ffn_gate", "ffn_up"):
             tensor(f"blk.{layer}.{name}.weight", FFN, WIDTH)
         tensor(f"blk.{layer}.ffn_down.weight", WIDTH, FFN)
+    for name, *shape in more:
+        tensor(name, *shape)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -91,6 +95,61 @@ def test_a_gguf_without_scaling_is_taken(tmp_path, keys, factors):
     found = dense.parent_config(write_gguf(tmp_path / "m.gguf", keys, factors))
     assert (found.hidden_size, found.rope_parameters["rope_theta"]) == (WIDTH, 500_000.0)
     assert found.rope_parameters["rope_type"] == "default"
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ([("blk.0.ffn_up_exps.weight", 2, FFN, WIDTH)], r"has experts \(blk\.0\.ffn_up_exps\.weight\)"),
+        ([("blk.1.attn_q.bias", WIDTH)], r"has biases \(blk\.1\.attn_q\.bias\)"),
+    ],
+)
+def test_a_gguf_of_another_kind_is_refused(tmp_path, more, told):
+    with pytest.raises(InputError, match=rf"m\.gguf {told}"):
+        dense.parent_config(write_gguf(tmp_path / "m.gguf", more=more))
+
+
+def test_a_gguf_without_all_weights_is_refused(tmp_path):
+    at = write_gguf(tmp_path / "m.gguf", without=["blk.1.ffn_up.weight"])
+    with pytest.raises(InputError, match=r"m\.gguf lacks weights .*layers\.1\.mlp\.up_proj"):
+        dense._load(at, None, torch.float32)
+
+
+def test_token_ids_of_a_gguf_are_the_configurations(tmp_path):
+    """The defaults, 1 and 2, are other models': generation would end at an ordinary token."""
+    keys = [("tokenizer.ggml.bos_token_id", 40), ("tokenizer.ggml.eos_token_id", 41)]
+    model, tokenizer = dense._load(write_gguf(tmp_path / "m.gguf", keys), None, torch.float32)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (40, 41)
+    for found in (model.config, model.generation_config):
+        assert (found.bos_token_id, found.eos_token_id) == (40, 41)
+
+
+@pytest.mark.parametrize(("pre", "pieces"), [("smollm", ["ĊĊ", "1", "ĠĠ", "2"]), ("gpt-2", ["Ċ", "Ċ", "1", "Ġ", "Ġ2"])])  # fmt: skip
+def test_text_is_split_as_in_training(tmp_path, pre, pieces):
+    _, tokenizer = dense._load(
+        write_gguf(tmp_path / "m.gguf", [("tokenizer.ggml.pre", pre)]), None, torch.float32
+    )
+    found = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("\n\n1  2")
+    assert [piece for piece, _ in found] == pieces
+
+
+def test_an_unknown_pre_tokenizer_is_named(tmp_path, caplog):
+    at = write_gguf(tmp_path / "m.gguf", [("tokenizer.ggml.pre", "viking")])
+    with pytest.raises(InputError, match=r"model\.tokenizer: m\.gguf was made with the pre-tokenizer viking"):
+        dense._load(at, None, torch.float32)
+    dense._load(write_gguf(tmp_path / "n.gguf"), None, torch.float32)
+    assert "n.gguf does not name its pre-tokenizer" in caplog.text
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_head_beside_tied_embeddings(own, caplog):
+    model = tiny_llama(tie_word_embeddings=True)
+    head = model.get_input_embeddings().weight.detach().clone() + (0.5 if own else 0.0)
+    model.lm_head.weight = torch.nn.Parameter(head)
+    dense._check_tied(model)
+    assert model.config.tie_word_embeddings is not own
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) is not own
+    assert ("another matrix than the embeddings" in caplog.text) is own
 
 
 def test_other_architectures_and_damaged_files_of_gguf_are_named(tmp_path):

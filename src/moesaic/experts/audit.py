@@ -96,6 +96,7 @@ class LayerAudit:
         length_TE = torch.cat(self.lengths) if self.lengths else torch.zeros(2, self.experts)
         similarity = torch.corrcoef(length_TE.T) if self.experts > 1 else torch.ones(1, 1)
         off = similarity[~torch.eye(self.experts, dtype=torch.bool)]
+        off = off[off.isfinite()]  # an expert that computes nothing is like no other
         load_E = self.load_E / self.load_E.sum().clamp_min(1)
         return {
             "lift": round(lift, 6),

@@ -90,4 +90,7 @@ def _contributions(part: families.Parts, x_TD: Tensor) -> tuple[Tensor, Tensor, 
         return routed_TEM, length_TE, x_TD.new_zeros(len(x_TD), 0)
     gate_SD, up_SD, down_DS = (matrix.float() for matrix in part.family.get_shared(part.shared))
     h_TS = functional.silu(x_TD @ gate_SD.T) * (x_TD @ up_SD.T)
+    gate = getattr(part.shared, "shared_expert_gate", None)
+    if gate is not None:  # qwen2_moe; get_shared is of a gate of zero
+        h_TS = h_TS * (2.0 * (x_TD @ gate.weight.float().T).sigmoid())
     return routed_TEM, length_TE, h_TS.abs() * down_DS.norm(dim=0)

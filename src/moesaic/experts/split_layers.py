@@ -20,7 +20,7 @@ from moesaic.experts import splits, whole_layers
 from moesaic.experts.assignment import Assignment, Sizes, generator
 from moesaic.experts.features import Features, Ffn, measure, sensitivity
 from moesaic.experts.trace import Trace
-from moesaic.flow import files
+from moesaic.flow import files, memory
 from moesaic.flow.progress import Progress
 from moesaic.model.lazy import LazyModel, ffn_of
 
@@ -99,9 +99,7 @@ def run(
 
 def at_once(size: int, needs: frozenset[str], workers: int) -> int:
     """How many splits may wait or run at once: two for each worker, as far as memory goes. Args: size: bytes of a task."""
-    import psutil
-
-    room = min(SPLIT_BYTES, psutil.virtual_memory().available // 2)
+    room = min(SPLIT_BYTES, memory.free() // 2)
     each = size * (GRAPH_COPIES if "coactivation" in needs else COPIES)
     return max(1, min(2 * workers, room // each))
 

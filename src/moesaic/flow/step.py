@@ -67,7 +67,7 @@ class Step:
 STEPS: dict[str, Step] = {
     step.name: step
     for step in (
-        Step("dense", "moesaic.model.dense"),
+        Step("dense", "moesaic.model.dense", version=2),
         Step("documents", "moesaic.data.documents", version=2),
         Step("tokens", "moesaic.data.tokens"),
         Step("images", "moesaic.data.images.step", version=2),

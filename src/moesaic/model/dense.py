@@ -11,7 +11,7 @@ from moesaic.data.images import vocabulary
 from moesaic.errors import InputError
 from moesaic.flow import files
 from moesaic.flow.step import Context, Result
-from moesaic.model import families, load, size
+from moesaic.model import families, from_gguf, load, size
 from moesaic.project import shipped
 
 log = logging.getLogger("moesaic.dense")
@@ -23,11 +23,9 @@ PROBE = (
 
 
 CONFIG = "config.json"
-WANTED = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.jinja", "README.md"]
+WANTED = ["*.safetensors", "*.json", "tokenizer*", "merges.txt", "*.model", "*.jinja", "README.md"]
 UNWANTED = ["*consolidated*", "original/*"]
 """The same weights once more, in the form of the code that made them."""
-ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-"""Factors by rotary frequency in a GGUF file."""
 
 
 def run(context: Context) -> Result:
@@ -35,6 +33,7 @@ def run(context: Context) -> Result:
     settings = context.settings["model"]
     model, tokenizer = _load(settings["at"], settings["tokenizer"], getattr(torch, settings["dtype"]))
     families.check_parent(model.config)
+    _check_tied(model)
     check_tokenizer(tokenizer, model.config.vocab_size)
     if settings["chat_template"]:
         path = shipped.find("chat_templates", settings["chat_template"], "model.chat_template")
@@ -65,6 +64,19 @@ def run(context: Context) -> Result:
             "probe_loss": round(nats, 3),
         },
     )
+
+
+def _check_tied(model: Any) -> None:
+    """A head of its own beside `tie_word_embeddings: true` (some fine-tunes and merges) stays: what reads config.json would take the embeddings instead."""
+    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    if model.config.tie_word_embeddings and head is not embedding:
+        if torch.equal(head, embedding):
+            model.tie_weights()
+            return
+        log.warning(
+            "config.json says tie_word_embeddings, and lm_head.weight is another matrix than the embeddings: it is kept, and the key set to false"
+        )
+        model.config.tie_word_embeddings = False
 
 
 def check_tokenizer(tokenizer: Any, vocabulary: int) -> None:
@@ -99,7 +111,7 @@ def parent_config(at: dict[str, Any]) -> Any:
         InputError: no such parent, or one that no MoE family can represent.
     """
     if at["kind"] not in ("folder", "hub"):
-        found = _gguf_config(_gguf_file(at))
+        found = from_gguf.config(_gguf_file(at))
         families.check_parent(found)
         return found
     if at["kind"] == "hub":
@@ -109,7 +121,7 @@ def parent_config(at: dict[str, Any]) -> Any:
 
 def _load(at: dict[str, Any], tokenizer: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
     if at["kind"] not in ("folder", "hub"):
-        return _from_gguf(_gguf_file(at), tokenizer, dtype)
+        return from_gguf.load(_gguf_file(at), tokenizer, dtype)
     parent_config(at)  # before gigabytes are fetched or read
     folder = _hub(at, WANTED) if at["kind"] == "hub" else _folder(at)
     model = load.load_model(folder, "model.at", dtype)
@@ -171,74 +183,3 @@ def _gguf_file(at: dict[str, Any]) -> Path:
     if path.suffix != ".gguf":
         raise InputError(f"model.at: {path.name} is not a GGUF file")
     return path
-
-
-def _gguf_config(path: Path) -> Any:
-    """The configuration in a GGUF file; no weights are read. Raises InputError: not GGUF, or one that would be read wrongly."""
-    from transformers import AutoConfig
-
-    _check_gguf(path)
-    try:
-        return AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
-    except (ValueError, IndexError, KeyError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _check_gguf(path: Path) -> None:
-    """Refuse what transformers would read wrongly without a word: it takes the base of the rotary frequencies from GGUF, and never their scaling.
-
-    Llama 3.1 and later keep it as the tensor rope_freqs.weight; others as rope.scaling.* keys, where llama.cpp takes a factor without a type as linear.
-    """
-    from gguf import GGUFReader
-
-    try:
-        reader = GGUFReader(path)
-        kind = reader.fields["general.architecture"].contents()
-        known = {
-            name: field.contents()
-            for name, field in reader.fields.items()
-            if name.startswith(f"{kind}.rope.scal")
-        }
-        tensors = [
-            item.name for item in reader.tensors if item.name in ROPE_TENSORS and (item.data != 1).any()
-        ]
-    except (ValueError, IndexError, KeyError) as error:
-        raise _unreadable(path, error) from error
-    families.check_architecture(kind)
-    scaling = known.get(f"{kind}.rope.scaling.type", "linear")
-    factor = known.get(f"{kind}.rope.scaling.factor", known.get(f"{kind}.rope.scale_linear", 1.0))
-    if tensors or not (scaling == "none" or (scaling == "linear" and factor in (0, 1))):
-        raise InputError(
-            f"model.at: {path.name}: its rotary frequencies are scaled ({tensors[0] if tensors else scaling}), which transformers does not read from GGUF; "
-            "give the checkpoint in Hugging Face format (kind: folder or hub)"
-        )
-
-
-def _unreadable(path: Path, error: Exception) -> InputError:
-    reason = " ".join(str(error).split())[:200]
-    return InputError(
-        f"model.at: {path} cannot be read as GGUF ({reason}); fetch it again or give another file"
-    )
-
-
-def _from_gguf(path: Path, tokenizer: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Dequantise a GGUF file into a plain model (transformers refuses to save it otherwise)."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    _check_gguf(path)
-    log.info("dequantising %s", path.name)
-    where = {
-        "pretrained_model_name_or_path": str(path.parent),
-        "gguf_file": path.name,
-        "local_files_only": True,
-    }
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            **where, dtype=dtype, quantization_config=GgufConfig(dequantize=True)
-        )
-    except (ValueError, IndexError, KeyError) as error:
-        raise _unreadable(path, error) from error
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    found = load.load_tokenizer(Path(tokenizer)) if tokenizer else AutoTokenizer.from_pretrained(**where)
-    return model.eval(), found

@@ -33,5 +33,5 @@ def split(
     assert score_F is not None
     order = score_F.argsort(descending=True, stable=True)
     shared, rest = order[: sizes.shared], order[sizes.shared :].sort().values
-    labels = balanced.clusters(features.patterns_FP[rest].contiguous(), sizes.experts, seed + layer)
+    labels = balanced.clusters(features.patterns_FP[rest].contiguous(), sizes.experts, (seed + layer) % 2**32)
     return from_labels(shared, rest, labels, sizes.experts, score_F)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 MAX_ITERATIONS = 20
+SCALE = 100.0
+"""Length of the longest point: distances differ by far less than a thousandth of it where rows are wide."""
 
 
 def clusters(
@@ -26,4 +28,7 @@ def clusters(
     model = KMeansConstrained(
         count, size_min=size, size_max=size, n_init=initialisations, max_iter=iterations, random_state=seed
     )
-    return torch.from_numpy(model.fit_predict(points_NP.numpy())).long()
+    # the solver takes whole numbers, a thousandth of a unit of distance each; labels do not depend on the scale
+    largest = float(points_NP.norm(dim=1).max())
+    scaled_NP = points_NP * (SCALE / largest) if largest > 0 else points_NP
+    return torch.from_numpy(model.fit_predict(scaled_NP.numpy())).long()

@@ -31,7 +31,7 @@ def split(
     labels = balanced.clusters(
         points[rest].contiguous(),
         sizes.experts,
-        seed + layer,
+        (seed + layer) % 2**32,
         chosen["initialisations"],
         chosen["iterations"],
     )

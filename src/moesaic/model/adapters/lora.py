@@ -28,6 +28,7 @@ def attach(model: Any, rank: int, alpha: float, targets: Sequence[str], expert_r
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
+        from peft.tuners.tuners_utils import cast_adapter_dtype
     except ImportError as error:
         raise InputError("adapter.method: lora needs peft; pip install -e '.[lora]' in the clone") from error
     experts = [part.experts for part in families.parts(model)]
@@ -58,6 +59,7 @@ def attach(model: Any, rank: int, alpha: float, targets: Sequence[str], expert_r
         target_modules=list(targets), target_parameters=wanted or None, task_type="CAUSAL_LM", **own
     )
     inject_adapter_in_model(config, model)
+    cast_adapter_dtype(model, "default")  # float32 on a bfloat16 model: small updates would be lost
     model.peft_config = {"default": config}
 
 
