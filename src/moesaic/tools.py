@@ -220,8 +220,7 @@ def _add_merge(commands: Any) -> None:
     parser.add_argument(
         "--factor",
         type=float,
-        required=True,
-        help="folded into the routed experts at conversion (times-k: experts per token)",
+        help="on the routed experts' output at conversion (times-k: experts per token), of models whose config.json does not say",
     )
     parser.add_argument(
         "--assignment",

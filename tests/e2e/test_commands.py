@@ -81,7 +81,7 @@ def test_audit_merge_and_plan(folder, capsys, tmp_path):
     found = json.loads((tmp_path / "audit.json").read_text())
     assert len(found["layers"]) == len([line for line in out.splitlines()[1:] if "GPUs" not in line]) == 3
     dense = said(
-        capsys, "merge", "results/activation/construct/model", tmp_path / "dense", "--factor", 1.0,
+        capsys, "merge", "results/activation/construct/model", tmp_path / "dense",
         "--assignment", "results/activation/construct/assignment.parquet",
     )  # fmt: skip
     assert dense == ""

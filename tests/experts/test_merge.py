@@ -34,6 +34,35 @@ def test_merging_gives_the_parent(tmp_path, llama, family, shared, ordered, dens
             assert torch.allclose(back.state_dict()[name], tensor, atol=1e-6), name
 
 
+@pytest.mark.parametrize(("family", "shared"), [("mixtral", 0), ("glm4_moe", 32)])
+def test_factors_of_their_own_layer_are_undone(tmp_path, llama, family, shared):
+    """Calibrated ones differ from layer to layer; the model's configuration has them."""
+    layers = {"1": {"scale": "unit"}} if not shared else {}
+    made = tiny_moe(
+        tmp_path,
+        llama,
+        shared=shared,
+        experts=8 if shared else 4,
+        family=family,
+        scale="calibrated",
+        layers=layers,
+    )
+    folder = tmp_path / "moe" / "model"
+    factors = made.model.config.moesaic_factors
+    assert len(factors) == 3
+    assert len({round(value, 4) for value in factors}) == 3
+    merge.run(folder, tmp_path / "back", None, tmp_path / "moe" / "assignment.parquet")
+    back = load.load_model(tmp_path / "back")
+    for name, tensor in llama.state_dict().items():
+        assert torch.allclose(back.state_dict()[name], tensor, atol=1e-5), name
+    with pytest.raises(InputError, match=r"--factor 2: .* was made with .*leave it out"):
+        merge.run(folder, tmp_path / "x", 2.0)
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace("moesaic_factors", "unknown"))
+    with pytest.raises(InputError, match="give --factor"):
+        merge.run(folder, tmp_path / "x")
+
+
 def test_assignments_of_other_models_and_overlaps_are_refused(tmp_path):
     tiny_moe(tmp_path)
     # same sizes, other split: only the hash tells
@@ -41,10 +70,10 @@ def test_assignments_of_other_models_and_overlaps_are_refused(tmp_path):
     tiny_moe(tmp_path / "same", seed=1)
     same = tmp_path / "same" / "moe" / "assignment.parquet"
     with pytest.raises(InputError, match=r"same.moe.assignment\.parquet: the split of another model.*hash"):
-        merge.run(tmp_path / "moe" / "model", tmp_path / "x", 2.0, same)
+        merge.run(tmp_path / "moe" / "model", tmp_path / "x", None, same)
     same.write_bytes(same.read_bytes()[:200])
     with pytest.raises(InputError, match="not a readable parquet file"):
-        merge.run(tmp_path / "moe" / "model", tmp_path / "x", 2.0, same)
+        merge.run(tmp_path / "moe" / "model", tmp_path / "x", None, same)
     # a model that carries no hash: the sizes tell
     config = tmp_path / "moe" / "model" / "config.json"
     config.write_text(config.read_text().replace("moesaic_split", "unknown"))
@@ -52,10 +81,13 @@ def test_assignments_of_other_models_and_overlaps_are_refused(tmp_path):
     tiny_moe(tmp_path / "other", tiny_llama(num_hidden_layers=2))
     with pytest.raises(InputError, match="another model"):
         merge.run(
-            tmp_path / "moe" / "model", tmp_path / "x", 2.0, tmp_path / "other" / "moe" / "assignment.parquet"
+            tmp_path / "moe" / "model",
+            tmp_path / "x",
+            None,
+            tmp_path / "other" / "moe" / "assignment.parquet",
         )
     with pytest.raises(InputError, match="no such assignment"):
-        merge.run(tmp_path / "moe" / "model", tmp_path / "x", 2.0, tmp_path / "none.parquet")
+        merge.run(tmp_path / "moe" / "model", tmp_path / "x", None, tmp_path / "none.parquet")
     assert not (tmp_path / "x").exists()
 
 
@@ -69,12 +101,12 @@ def test_neurons_in_several_experts_are_refused(tmp_path, settings, ordered):
     model.save_pretrained(tmp_path / "trained")
     assignment = tmp_path / "moe/assignment.parquet" if ordered else None
     with pytest.raises(InputError, match="several experts hold the same neurons"):
-        merge.run(tmp_path / "trained", tmp_path / "x", 2.0, assignment)
+        merge.run(tmp_path / "trained", tmp_path / "x", None, assignment)
     if ordered:
         config = tmp_path / "trained/config.json"
         config.write_text(config.read_text().replace("moesaic_overlap", "unknown"))
         with pytest.raises(InputError, match="neurons are in several experts"):
-            merge.run(tmp_path / "trained", tmp_path / "x", 2.0, assignment)
+            merge.run(tmp_path / "trained", tmp_path / "x", None, assignment)
     assert not (tmp_path / "x").exists()
 
 
@@ -89,7 +121,7 @@ def test_a_trained_gate_of_the_shared_expert_is_refused(tmp_path):
     gate.weight.data[0, 3] = 0.1
     model.save_pretrained(tmp_path / "trained")
     with pytest.raises(InputError, match=r"layer 0: the gate of the shared expert was trained"):
-        merge.run(tmp_path / "trained", tmp_path / "x", 2.0)
+        merge.run(tmp_path / "trained", tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 
@@ -99,7 +131,7 @@ def test_nothing_is_replaced_and_nothing_half_is_written(tmp_path):
     mine.mkdir()
     (mine / "precious").touch()
     with pytest.raises(InputError, match=r"models exists already"):
-        merge.run(folder, mine, 2.0)
+        merge.run(folder, mine)
     assert (mine / "precious").exists()
     with pytest.raises(SystemExit):
         cli.main(["fold", str(folder), str(mine)])
@@ -108,7 +140,7 @@ def test_nothing_is_replaced_and_nothing_half_is_written(tmp_path):
         folder.parent, "tune", 1, {}, {}, ["model"], {"adapter": {"method": "lateral", "merged": False}}
     )
     with pytest.raises(InputError, match="only whole with its adapter"):
-        merge.run(folder, tmp_path / "x", 2.0)
+        merge.run(folder, tmp_path / "x")
 
 
 def test_layers_that_skip_are_folded_first(tmp_path):
@@ -117,4 +149,4 @@ def test_layers_that_skip_are_folded_first(tmp_path):
     depth.prepare(model, settings, None)
     depth.save(model, tmp_path / "skipping")
     with pytest.raises(InputError, match=r"`moesaic fold` first"):
-        merge.run(tmp_path / "skipping", tmp_path / "x", 2.0)
+        merge.run(tmp_path / "skipping", tmp_path / "x")

@@ -105,11 +105,22 @@ class Builder:
 
     def rerun(self, model: Any, ids_1T: Tensor) -> Tensor:
         """Logits [T, V] of a loaded model of this class in float32, one layer at a time: never more than one layer of it in that size."""
-        hidden = model.model.embed_tokens.weight[ids_1T].float()
+        config = model.config
+        hidden = model.model.embed_tokens.weight[ids_1T].float() * getattr(
+            config, "embedding_multiplier", 1.0
+        )
+        own = model.model.rotary_emb(hidden, position_ids=torch.arange(ids_1T.shape[1])[None])
+        for mine, theirs in zip(self.positions, own, strict=True):
+            if not torch.allclose(mine, theirs, atol=1e-5):
+                raise InputError(
+                    f"construct: {type(model).__name__} turns its queries and keys otherwise than the dense parent; this version of transformers reads "
+                    "rope_parameters in another way"
+                )
         for block in model.model.layers:
             hidden = self._run(copy.deepcopy(block).float(), hidden)
         norm = copy.deepcopy(model.model.norm).float()
-        return functional.linear(norm(hidden)[0], model.get_output_embeddings().weight.float())
+        found_TV = functional.linear(norm(hidden)[0], model.get_output_embeddings().weight.float())
+        return found_TV / getattr(config, "logits_scaling", 1.0)
 
     def equivalence(self) -> dict[str, Any]:
         """With all experts on and unit weights the logits must be the dense parent's. Raises InputError when they are not."""

@@ -139,7 +139,12 @@ def convert(
     layers = walk.run(builder, assignments, by_layer, text, trace, seed, work)
     proof = builder.equivalence()
     split = split_file.table(assignments)
-    builder.finish(out / "model", tokenizer, split_file.keys(split))
+    factors = [
+        found.get("factor", scale.factor(settings))
+        for found, settings, assignment in zip(layers, by_layer, assignments, strict=True)
+        if assignment is not None
+    ]
+    builder.finish(out / "model", tokenizer, split_file.keys(split) | {split_file.FACTORS: factors})
     model = load.load_model(out / "model", "construct")
     proof["reload_error"] = _reload_error(builder, model, ids_1T, out / "model")
     files.write_json(out / "equivalence.json", proof)

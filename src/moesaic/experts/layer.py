@@ -84,7 +84,7 @@ def fit(
     if settings["scale"] == "calibrated":
         factor *= scale.calibrate(ffn, fitting, assignment, weigh, down_PD, own)
         weigh = partial(weigh, factor=factor)
-        audit["factor"] = round(factor, 6)
+        audit["factor"] = factor  # all digits: `moesaic merge` divides by it
     if settings["reconstruct"] == "least-squares":
         ridge = None if settings["ridge"] == "auto" else settings["ridge"]
         found = reconstruct.refit(

@@ -21,15 +21,17 @@ from moesaic.model.depth import skip
 
 
 @torch.no_grad()
-def run(folder: Path, out: Path, factor: float, assignment: Path | None = None) -> dict[str, Any]:
+def run(
+    folder: Path, out: Path, factor: float | None = None, assignment: Path | None = None
+) -> dict[str, Any]:
     """Write a LLaMA checkpoint.
 
     Args:
-        factor: what was folded into the routed down projections at conversion (`times-k`: K); they are divided by it.
+        factor: on the routed output at conversion (`times-k`: K); the down projections are divided by it. None: as the model's configuration says, by layer.
         assignment: assignment.parquet of the split.
 
     Raises:
-        InputError: not an MoE, experts that share neurons, a trained gate on the shared expert, layers that skip or are dense and of another width,
+        InputError: no factor, or one that the configuration contradicts, not an MoE, experts that share neurons, a trained gate on the shared expert, layers that skip or are dense and of another width,
             an adapter that lies beside the model, an assignment of another model, or an output that exists.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -56,7 +58,8 @@ def run(folder: Path, out: Path, factor: float, assignment: Path | None = None) 
                 f"{folder}: layer {part.layer}: the gate of the shared expert was trained, so its share differs from token to token, and no dense model "
                 "computes that; merge the constructed model, or set experts.family to one without such a gate"
             )
-    matrices = [_neurons(part, factor) for part in parts]
+    factors = _factors(folder, model.config, len(parts), factor)
+    matrices = [_neurons(part, own) for part, own in zip(parts, factors, strict=True)]
     width = matrices[0][0].shape[0]
     split = {part.layer for part in parts}
     for layer, block in enumerate(model.model.layers):
@@ -100,6 +103,21 @@ def run(folder: Path, out: Path, factor: float, assignment: Path | None = None) 
         if (folder / "tokenizer.json").is_file():
             load.load_tokenizer(folder).save_pretrained(temporary)
     return {"ffn": width, "parameters": sum(tensor.numel() for tensor in dense.parameters())}
+
+
+def _factors(folder: Path, config: Any, layers: int, given: float | None) -> list[float]:
+    """Of each MoE layer. Raises InputError where nobody says, or two say otherwise."""
+    known = getattr(config, split_file.FACTORS, None)
+    if known is None:
+        if given is None:
+            raise InputError(
+                f"{folder}: its configuration does not hold the factors on the routed output (made by an earlier version, or elsewhere); give --factor"
+            )
+        return [given] * layers
+    if given is not None and any(abs(given / own - 1) > 1e-6 for own in known):
+        listed = ", ".join(f"{own:.6g}" for own in dict.fromkeys(known))
+        raise InputError(f"--factor {given:g}: {folder} was made with {listed}; leave it out")
+    return [float(own) for own in known]
 
 
 def _neurons(part: families.Parts, factor: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -75,7 +75,8 @@ def choose(shape: Shape, dense: Any, wanted: str = "auto") -> tuple[Family, dict
     """
     reasons: dict[str, str] = {}
     chosen: Family | None = None
-    for family in FAMILIES.values():
+    careful = sorted(FAMILIES.values(), key=lambda item: item.caution(dense) is not None)
+    for family in careful:
         refused = family.refuse(shape, dense)
         if refused is not None:
             reasons[family.name] = f"no: {refused}"
@@ -84,6 +85,8 @@ def choose(shape: Shape, dense: Any, wanted: str = "auto") -> tuple[Family, dict
         elif chosen is None:
             chosen = family
             reasons[family.name] = f"chosen: {family.about}"
+            if (known := family.caution(dense)) is not None:
+                reasons[family.name] += f"; but {known}"
         else:
             reasons[family.name] = f"possible: {family.about}"
     if chosen is None:

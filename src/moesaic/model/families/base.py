@@ -66,6 +66,8 @@ class Family:
     """Of a saved config.json: the FFN neurons that run for a token in an MoE layer, and the layers that are dense."""
     about: str
     """What it is good for, in one line."""
+    caution: Callable[[Any], str | None] = lambda _dense: None
+    """Of a dense configuration: why other engines than transformers read such a model wrongly; another family is taken first."""
     scores: str = "softmax"
     """How logits become weights: softmax over the chosen ones, or sigmoid divided by the chosen ones' sum."""
     scale_field: bool = False

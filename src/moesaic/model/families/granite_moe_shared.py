@@ -66,6 +66,13 @@ def refuse(shape: Shape, dense: Any) -> str | None:
     return "its router has no bias" if shape.bias else None
 
 
+def caution(dense: Any) -> str | None:
+    """vLLM's and mlx-lm's classes know no head width of their own."""
+    if head_dim(dense) * dense.num_attention_heads == dense.hidden_size:
+        return None
+    return "vLLM and mlx-lm take hidden size / heads for the head width, which the parent's is not"
+
+
 def running(saved: Mapping[str, Any]) -> tuple[int, Collection[int]]:
     """Neurons that run in an MoE layer, and the dense layers, from config.json."""
     routed = saved["num_experts_per_tok"] * saved["intermediate_size"]
@@ -81,5 +88,6 @@ FAMILY = Family(
     get_shared=get_shared,
     refuse=refuse,
     running=running,
+    caution=caution,
     about="an ungated shared expert of any width; known to vLLM and llama.cpp",
 )
