@@ -43,7 +43,7 @@ SCHEME = "document.body.getAttribute('data-md-color-scheme')"
 SEARCH = """(async () => {
   const input = document.querySelector('.md-search__input');
   document.querySelector('#__search').click();
-  input.focus(); input.value = 'router length'; input.dispatchEvent(new Event('input', {bubbles: true}));
+  input.focus(); input.value = 'softmax times exactly'; input.dispatchEvent(new Event('input', {bubbles: true}));
   input.dispatchEvent(new KeyboardEvent('keyup', {bubbles: true, key: 'h'}));
   for (let i = 0; i < 100; i++) {
     const found = [...document.querySelectorAll('.md-search-result__link')].map(e => e.getAttribute('href'));

@@ -47,7 +47,7 @@ class Model(Strict):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Weights on disk and in memory. On CPUs without native bfloat16, float32 is about 150 times faster."""
     chat_template: str | None = None
-    """For parents without one: chatml (for tokenizers with `<|im_start|>` and `<|im_end|>`), tulu (turns end with the end-of-sequence token, which all have), or a path of a Jinja file."""
+    """For parents without one: chatml (for tokenizers with its tokens im_start and im_end), tulu (turns end with the end-of-sequence token, which all have), or a path of a Jinja file."""
     name: Annotated[str, Field(pattern=r"^[\w.-]+(/[\w.-]+)?$")] | None = None
     """What the parent is called on model hubs, such as HuggingFaceTB/SmolLM2-135M-Instruct, for the card of an exported model; null: from the source."""
     license: str | None = None
