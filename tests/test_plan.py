@@ -368,7 +368,15 @@ def test_only_what_this_configuration_made_is_counted(tmp_path, monkeypatch):
     assert plan_parent.shape(mine).hidden_size == 48
     assert [count(mine) for count in asked] == [None, 20]
     assert [count(other) for count in asked] == [7, 3]
-    manifest.write(paths.folder("dense"), "dense", STEPS["dense"].version, step_settings(mine, "dense"), {}, ["model"], {})
+    manifest.write(
+        paths.folder("dense"),
+        "dense",
+        STEPS["dense"].version,
+        step_settings(mine, "dense"),
+        {},
+        ["model"],
+        {},
+    )
     assert plan_parent.shape(mine).hidden_size == 24
 
 

@@ -59,6 +59,7 @@ def dense(tokenizer: Any, tmp_path: Path) -> Callable[..., Path]:
     def make(with_tokenizer: Any = None, vocabulary: int = 600, name: str = "dense") -> Path:
         folder = tmp_path / "results" / name
         (with_tokenizer or tokenizer).save_pretrained(folder / "model")
+        (folder / "model" / "config.json").write_text('{"max_position_embeddings": 64}')
         manifest.write(folder, "dense", 1, {}, {}, ["model"], {"vocab_size": vocabulary})
         return folder / manifest.NAME
 

@@ -94,15 +94,13 @@ def test_without_the_set_in_distribution(folder):
 def test_a_row_that_breaks_off_is_named(folder):
     path = folder / "sets/boss/SentimentAnalysis/semeval/test.tsv"
     path.write_text(path.read_text() + "no tab\n")
-    with pytest.raises(
-        InputError, match=r"boss-sentiment: .*semeval/test\.tsv, line 17: more or fewer fields"
-    ):
+    with pytest.raises(InputError, match=r"boss-sentiment: .*semeval/test\.tsv, line 17: fewer fields"):
         sets.load("boss-sentiment", str(folder / "sets"), "packages")
 
 
 def test_a_field_that_is_null_names_the_file(tmp_path):
     (tmp_path / "reviews.csv").write_text("text,label,source\ngood,1,rotten_tomatoes\nbad,0\n")
-    with pytest.raises(InputError, match=r"reviews\.csv, line 3: more or fewer fields"):
+    with pytest.raises(InputError, match=r"reviews\.csv, line 3: fewer fields"):
         sets.load("reviews", str(tmp_path), "packages")
     (tmp_path / "alpaca.json").write_text('[{"instruction": null, "input": ""}]')
     with pytest.raises(InputError, match=r"alpaca: .*alpaca\.json is laid out otherwise or damaged"):

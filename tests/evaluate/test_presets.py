@@ -43,7 +43,7 @@ def test_each_task_gets_its_own_number_and_a_change_is_a_new_score(monkeypatch, 
     monkeypatch.setattr(harness, "_evaluate", lambda lm, item, settings, seed, chat: [])
     # Its class is made from the one that is replaced here, so it has to be there before.
     importlib.import_module("moesaic.evaluate.dola")
-    monkeypatch.setattr("moesaic.evaluate.prefix.SharedPrefixLM", lambda *_: type("LM", (), {})())
+    monkeypatch.setattr("moesaic.evaluate.prefix.SharedPrefixLM", lambda *_, **__: type("LM", (), {})())
     own = Evaluate(tasks=["a", "b"], task_shots={"b": 5}).model_dump(mode="json")
     harness.run(None, None, own, tmp_path, tmp_path / "w", 0)
     assert seen == {"a": (0, "evaluate.shots"), "b": (5, "evaluate.task_shots.b")}
