@@ -5,7 +5,7 @@ from typing import Any
 
 from moesaic.evaluate.temporal.tasks import TASKS
 from moesaic.explain import nearest
-from moesaic.schema import IMAGES, Config
+from moesaic.schema import IMAGES, Config, Depth, Pretrain
 from moesaic.schema.samples import OWN
 from moesaic.schema.teaching import PAIR_LOSSES, TAUGHT
 
@@ -69,25 +69,22 @@ def _dense(config: Config, stage: str) -> bool:
     """Whether the model that a stage trains has no experts."""
     if stage == "distill" and config.distill.student.of == "dense":
         return True
-    stages: list[str] = list(config.stages)
-    return (
-        "tune" in stages[: stages.index(stage) + 1]
-        and config.tune.depth is not None
-        and config.tune.depth.of == "dense"
-    )
+    own = _depth(config, stage)
+    return own is not None and own.of == "dense"
 
 
 def _skipping(config: Config, stage: str) -> bool:
     """Whether the model that a stage trains has depth routers."""
-    stages: list[str] = list(config.stages)
-    if "tune" not in stages[: stages.index(stage) + 1] or config.tune.depth is None:
+    if stage == "distill" and config.distill.student.of == "dense":
         return False
-    own = config.tune.depth.skip
-    return (
-        own is not None
-        and own.method == "route"
-        and not (stage == "distill" and config.distill.student.of == "dense")
-    )
+    own = _depth(config, stage)
+    return own is not None and own.skip is not None and own.skip.method == "route"
+
+
+def _depth(config: Config, stage: str) -> Depth | None:
+    """What tuning has made of the depth of the model that a stage trains; None before it."""
+    stages: list[str] = list(config.stages)
+    return config.tune.depth if "tune" in stages[: stages.index(stage) + 1] else None
 
 
 def untaught(variants: Iterable[Config]) -> Iterator[str]:
@@ -95,9 +92,9 @@ def untaught(variants: Iterable[Config]) -> Iterator[str]:
     own = [config.pretrain for config in variants]
     if any(pretrain.teacher is not None for pretrain in own):
         return
+    untouched = Pretrain()
     for key in TAUGHT:
-        default = type(own[0]).model_fields[key].get_default(call_default_factory=True) if own else None
-        if any(getattr(pretrain, key) != default for pretrain in own):
+        if any(getattr(pretrain, key) != getattr(untouched, key) for pretrain in own):
             yield f"pretrain: {key}: has no effect without a teacher; set teacher: dense, or leave it out"
 
 

@@ -40,14 +40,10 @@ def metadata(run: Gathered, point: Point, parent: Parent, name: str, shape: dict
     tags = ["moesaic", *(["moe", "mixture-of-experts"] if experts(shape) else [])]
     tags += ["conversational"] if {"tune", "preference"} & {item.stage for item in path} else []
     results = [_result(item) for item in scores(point)]
-    license = (
-        parent.license.lower()
-        if parent.license and re.fullmatch(r"[A-Za-z0-9.+-]+", parent.license)
-        else parent.license
-    )
+    license = parent.license.lower() if parent.license else None
     known: dict[str, Any] = {"license": license}
     if license and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
-        known = {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", license.lower()).strip("-")}
+        known = {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", license).strip("-")}
     elif license == "other":
         known |= {"license_name": parent.license_name}
     return ModelCardData(

@@ -96,6 +96,7 @@ def run(
     if found:
         log.info("%d of %d tasks are there from before", len(found), len(names))
     todo = [name for name in names if name not in found]
+    tasks = {name: {score.task for score in scores} for name, scores in found.items()}
     if todo:
         local = all(
             (folder / name / f"{name}.yaml").is_file() or (folder / f"{name}.yaml").is_file()
@@ -110,6 +111,7 @@ def run(
             paths = [str(folder), *([settings["include_path"]] if settings["include_path"] else [])]
             manager = TaskManager(include_path=paths, include_defaults=not local)
             loaded = {name: _load(manager, [name]) for name in todo}
+            _check_apart(tasks | {name: set(item["tasks"]) for name, item in loaded.items()})
             for name, item in loaded.items():
                 key = f"evaluate.task_shots.{name}" if name in settings["task_shots"] else "evaluate.shots"
                 _set_shots(item["tasks"], kept.shots(settings, name), seed, key)
@@ -122,7 +124,8 @@ def run(
                 found[name] = _evaluate(lm, item, settings, seed, chat)
                 if name in places:
                     kept.write(places[name], found[name])
-    _check_apart({name: {score.task for score in found[name]} for name in names})
+    else:
+        _check_apart(tasks)
     every = {score.task: replace(score, asked=name) for name in names for score in found[name]}
     return sorted(every.values(), key=lambda score: (not score.keys, score.task))
 

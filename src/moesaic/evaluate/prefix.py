@@ -174,9 +174,8 @@ def _mask(branch_BL: Tensor, dtype: torch.dtype) -> Tensor:
     longest = branch_BL.shape[1]
     mask_BLL = torch.zeros(len(branch_BL), longest, longest, dtype=dtype)
     causal_LL = torch.ones(longest, longest, dtype=torch.bool).tril()
-    for mask_LL, branch_L in zip(
-        mask_BLL, branch_BL, strict=True
-    ):  # one after the other: a batch's would be several times as large
+    # one after the other: a batch's comparisons would be several times as large
+    for mask_LL, branch_L in zip(mask_BLL, branch_BL, strict=True):
         seen_LL = causal_LL & ((branch_L[None] == 0) | (branch_L[None] == branch_L[:, None]))
         mask_LL.masked_fill_(~seen_LL, torch.finfo(dtype).min)
     return mask_BLL[:, None]

@@ -81,8 +81,9 @@ def run(context: Context) -> Result:
 def folder_digest(folder: Path) -> str:
     """SHA-256 of the names and contents of the files in the user's own task folder, and of local data that its YAML files name elsewhere: scores are kept for
     these (shards.identity)."""
-    found = {path.relative_to(folder).as_posix(): files.sha256(path) for path in matching(str(folder))}
-    for path in matching(str(folder)):
+    there = matching(str(folder))
+    found = {path.relative_to(folder).as_posix(): files.sha256(path) for path in there}
+    for path in there:
         if path.suffix in (".yaml", ".yml"):
             words = re.findall(
                 r"[^\s\"'\[\]{},]*/[^\s\"'\[\]{},]+", path.read_text(encoding="utf-8", errors="replace")

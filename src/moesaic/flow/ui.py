@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+from moesaic.flow import store
 from moesaic.schema.evaluate import Track
 
 
 def command(uri: str | None = None) -> str:
     """`make ui` in a clone, mlflow's own command in a project, the address of a server. Args: uri: track.uri; None: its default."""
     uri = uri or Track().uri
-    if uri.startswith(("http://", "https://")):
+    if store.is_http(uri):
         return uri
     if (
         uri == Track().uri

@@ -63,22 +63,19 @@ def load(path: Path, tokenizer: str | None, dtype: torch.dtype) -> tuple[Any, An
         )
     except (ValueError, IndexError, KeyError) as error:
         raise _unreadable(path, error) from error
-    if wrong := sorted([*info["missing_keys"], *(str(item) for item in info["mismatched_keys"])]):
-        raise InputError(
-            f"model.at: {path.name} lacks weights of its architecture or has them in another shape, first: {wrong[0]} ({len(wrong)} in all)"
-        )
+    loading.check_complete(info, f"model.at: {path.name}")
     # transformers refuses to save a quantised one
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    own = AutoTokenizer.from_pretrained(**where)
+    if tokenizer:
+        found = loading.load_tokenizer(Path(tokenizer))
+    else:
+        found = AutoTokenizer.from_pretrained(**where)
+        _split_as_trained(found, pre, path)
     for name in ("bos_token_id", "eos_token_id"):
-        value = getattr(own, name)
-        setattr(model.config, name, value)
-        setattr(model.generation_config, name, value)
-    if tokenizer is not None:
-        return model.eval(), loading.load_tokenizer(Path(tokenizer))
-    _split_as_trained(own, pre, path)
-    return model.eval(), own
+        for own in (model.config, model.generation_config):
+            setattr(own, name, getattr(found, name))
+    return model.eval(), found
 
 
 def check(path: Path) -> str | None:

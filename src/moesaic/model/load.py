@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,14 @@ def damaged(key: str, where: Path, error: Exception) -> InputError:
     )
 
 
+def check_complete(info: Mapping[str, Any], where: str) -> None:
+    """Refuse a model with weights drawn at random. Args: info: transformers' loading info. Raises InputError that begins with `where`."""
+    if wrong := sorted([*info["missing_keys"], *(str(item) for item in info["mismatched_keys"])]):
+        raise InputError(
+            f"{where} lacks weights of its architecture or has them in another shape, first: {wrong[0]} ({len(wrong)} in all)"
+        )
+
+
 def load_model(folder: Path, key: str = "model", dtype: torch.dtype | str = "auto") -> Any:
     """A causal language model from a folder, in evaluation mode, on the CPU.
 
@@ -89,11 +98,7 @@ def load_model(folder: Path, key: str = "model", dtype: torch.dtype | str = "aut
         )
     except SafetensorError as error:
         raise damaged(key, folder, error) from error
-    if info["missing_keys"] or info["mismatched_keys"]:
-        wrong = sorted([*info["missing_keys"], *(str(item) for item in info["mismatched_keys"])])
-        raise InputError(
-            f"{key}: {folder} lacks weights of its architecture or has them in another shape, first: {wrong[0]} ({len(wrong)} in all)"
-        )
+    check_complete(info, f"{key}: {folder}")
     if skips:
         saved.restore(model, raw, folder, key)
     execution.apply(model, "auto", torch.device("cpu"), logging.DEBUG)  # moved to a GPU, it hands over

@@ -153,9 +153,7 @@ def choose(folder: Path, identity: str, records: Sequence[Path]) -> int | None:
         except (OSError, ValueError):
             return None  # damaged: load_state says so
         if state["identity"] == identity:
-            for record in records:  # killed while they were set aside
-                if (folder / record.name).exists():
-                    (folder / record.name).replace(record)
+            _bring(records, folder)  # killed while they were set aside
             return None
         step = int(state["step"])
         for other in _aside(folder):
@@ -168,11 +166,16 @@ def choose(folder: Path, identity: str, records: Sequence[Path]) -> int | None:
     if own.is_dir():
         if folder.is_dir():  # empty: the first save had not begun
             files.discard(folder)
-        for record in records:
-            if (own / record.name).exists():
-                (own / record.name).replace(record)
+        _bring(records, own)
         own.rename(folder)
     return step
+
+
+def _bring(records: Sequence[Path], place: Path) -> None:
+    """Records that lie among checkpoints, back to where they are written."""
+    for record in records:
+        if (place / record.name).exists():
+            (place / record.name).replace(record)
 
 
 def _place(folder: Path, identity: str) -> Path:

@@ -110,6 +110,10 @@ def patches(pixels: np.ndarray, patch: int) -> np.ndarray:
     return split.transpose(0, 2, 1, 3, 4).reshape(height // patch, width // patch, -1)
 
 
+UNREADABLE_EXIF = (SyntaxError, ValueError, TypeError, KeyError, struct.error)
+"""What Pillow raises on damaged EXIF data; the picture itself is whole."""
+
+
 def read(source: Any, grid: tuple[int, int], patch: int) -> np.ndarray:
     """An image file as pixels [H p, W p, 3] in 0..1, turned upright as its EXIF data say and resized to the grid; what is transparent becomes white.
 
@@ -123,13 +127,7 @@ def read(source: Any, grid: tuple[int, int], patch: int) -> np.ndarray:
             opened.load()  # what is wrong with the picture itself is told as that
             try:
                 upright = ImageOps.exif_transpose(opened)
-            except (
-                SyntaxError,
-                ValueError,
-                TypeError,
-                KeyError,
-                struct.error,
-            ):  # its EXIF data cannot be read
+            except UNREADABLE_EXIF:
                 upright = opened
             image = upright.convert("RGBA")
     except (OSError, UnidentifiedImageError) as error:
