@@ -214,7 +214,7 @@ def make(arguments: Any) -> None:
         for seed in range(arguments.seeds)
         for active in arguments.active
         for name in METHODS
-        if active == 0.75 or METHODS[name].get("shape") != "ends-dense"
+        if active == 0.75 or METHODS[name].get("shape") not in ("ends-dense", "start-dense")
     ]
     wanted = [(seed, 1.0, DENSE) for seed in range(arguments.seeds)] + wanted
     for seed, active, name in wanted:

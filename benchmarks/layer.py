@@ -2,10 +2,11 @@
 
     python benchmarks/layer.py
     python benchmarks/layer.py --widths 2048 --out benchmarks/results/layer-2048.json        # seconds a pass
+    python benchmarks/layer.py --widths 2048 --tokens 8192 --out benchmarks/results/layer-2048-8192.json        # half a minute a pass
 
 Candidates: the dense FFN, transformers' eager and grouped backends, ours (`moesaic.model.sorted_experts`); float32, even and skewed routing, random weights.
 Ideal: dense time times the share of neurons that run. Repetitions alternate, each after a pass that is not timed; a candidate's
-ratio to the dense FFN is taken within each, then the median, wall clock.
+ratio to the dense FFN is taken within each, then the median, wall clock. Few tokens run through as many layers as fill the caches over, as in a model.
 Processor time is told beside it, which other work on the machine changes less. batched_mm is not timed: 28 to 34 times the dense FFN at 256 tokens.
 """
 
@@ -23,6 +24,8 @@ from torch import Tensor, nn
 
 WIDTHS = {576: 1536, 2048: 5632}
 MANY, FEW = (2048, 8192), (1, 16, 256)
+CACHES = 256_000_000
+"""Bytes that no processor's caches hold: what few tokens cost in a model is the reading of its layers' weights."""
 CANDIDATES = ("eager", "grouped_mm", "sorted")
 
 
@@ -49,24 +52,27 @@ def passed(module: nn.Module, x_TD: Tensor, index_TK: Tensor, weight_TK: Tensor,
 
 
 def measure(
-    modules: dict[str, nn.Module], tokens: int, skewed: bool, backward: bool, repetitions: int
+    layers: list[dict[str, nn.Module]], tokens: int, skewed: bool, backward: bool, repetitions: int
 ) -> list[dict[str, Any]]:
-    """A row for each candidate: its time over the dense FFN's [median, lowest, highest], wall and processor."""
-    sparse: Any = modules["sorted"]
+    """A row for each candidate: its time over the dense FFN's [median, lowest, highest], wall and processor; many tokens go through the first layer only."""
+    modules = {
+        name: [layer[name] for layer in layers[: 1 if backward else None]] for name in ("dense", *CANDIDATES)
+    }
+    sparse: Any = layers[0]["sorted"]
     count, chosen, width = sparse.num_experts, sparse.config.num_experts_per_tok, sparse.config.hidden_size
     index_TK, _ = peers.routing(tokens, count, chosen, skewed)
     weight_TK = torch.rand(tokens, chosen).softmax(dim=1).requires_grad_(backward)
     x_TD = torch.randn(tokens, width, requires_grad=backward)
-    passes = 1 if backward else max(4, 64 // tokens)
+    passes = 1 if backward else max(2, 16 // tokens)
     wall: dict[str, list[float]] = {name: [] for name in modules}
     work: dict[str, list[float]] = {name: [] for name in modules}
     for turn in range(repetitions + 1):
         for name in list(modules)[:: 1 if turn % 2 else -1]:
             # not timed: its memory and caches, as among layers of one kind
-            passed(modules[name], x_TD, index_TK, weight_TK, backward)
+            passed(modules[name][0], x_TD, index_TK, weight_TK, backward)
             began, used = time.perf_counter(), time.process_time()
-            for _ in range(passes):
-                passed(modules[name], x_TD, index_TK, weight_TK, backward)
+            for module in modules[name] * passes:
+                passed(module, x_TD, index_TK, weight_TK, backward)
             if turn:  # the first one warms up
                 wall[name].append(time.perf_counter() - began)
                 work[name].append(time.process_time() - used)
@@ -96,6 +102,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--widths", type=int, nargs="+", default=[576], choices=WIDTHS)
+    parser.add_argument(
+        "--tokens", type=int, nargs="+", help="default: 1, 16 and 256, then 2048, at width 576 8192 too"
+    )
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/layer.json"))
     arguments = parser.parse_args()
@@ -103,14 +112,17 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for width in arguments.widths:
         for count, chosen in peers.SHAPES.values():
-            modules = candidates(width, count, chosen)
-            # a pass of the large width takes seconds
-            plans = [(tokens, skewed, True) for tokens in MANY for skewed in (False, True)]
-            plans = [(tokens, False, False) for tokens in FEW] + (
-                plans if width == 576 else [(2048, False, True)]
-            )
+            copies = -(-CACHES // (4 * 3 * width * WIDTHS[width]))
+            layers = [candidates(width, count, chosen) for _ in range(copies)]
+            # a pass of the large width takes seconds: even routing only
+            tokens_all = arguments.tokens or [*FEW, *(MANY if width == 576 else MANY[:1])]
+            plans = [
+                (tokens, skewed, tokens not in FEW)
+                for tokens in tokens_all
+                for skewed in ((False, True) if width == 576 and tokens not in FEW else (False,))
+            ]
             for tokens, skewed, backward in plans:
-                found = measure(modules, tokens, skewed, backward, arguments.repetitions)
+                found = measure(layers, tokens, skewed, backward, arguments.repetitions)
                 rows += found
                 made = {"repetitions": arguments.repetitions, "rows": rows}
                 arguments.out.write_text(json.dumps(made, indent=1) + "\n")  # what is there is kept

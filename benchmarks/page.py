@@ -72,6 +72,8 @@ def layer(raw: Any) -> list[str]:
     ]  # fmt: skip
     for name, found, wanted in goals:
         values = ", ".join(f"{value:.2f}" for value in found)
+        if not found:
+            continue
         lines.append(f"- {name}: {sum(value >= wanted for value in found)} of {len(found)} ({values}).")
     return lines
 
@@ -147,7 +149,9 @@ def faster(what: str) -> Callable[[Any], list[str]]:
 SECTIONS: list[tuple[str, str, str, Callable[[Any], list[str]]]] = [
     ("Experts of one layer, width 576", "layer.json", "python benchmarks/layer.py --repetitions 5", layer),
     ("Experts of one layer, width 2048", "layer-2048.json", "python benchmarks/layer.py --widths 2048 --repetitions 5 --out benchmarks/results/layer-2048.json", layer),
+    ("Experts of one layer, width 2048, 8,192 tokens", "layer-2048-8192.json", "python benchmarks/layer.py --widths 2048 --tokens 8192 --repetitions 5 --out benchmarks/results/layer-2048-8192.json", layer),
     ("A training step", "step.json", "python benchmarks/step.py --layers 8", step),
+    ("A training step, whole model", "step-30.json", "python benchmarks/step.py --out benchmarks/results/step-30.json", step),
     ("Generation", "decode.json", "python benchmarks/decode.py", generation),
     ("The workflow itself", "workflow.json", "python benchmarks/workflow.py", workflow),
     ("Preparation", "prepare.json", "python benchmarks/prepare.py", prepare),
@@ -162,7 +166,7 @@ def main() -> None:
     lines = [
         "# Benchmarks",
         "",
-        "Written by `benchmarks/page.py` from `benchmarks/results/`; `make bench` runs everything again. Ratios of medians within one run, with the lowest",
+        "Written by `benchmarks/page.py` from `benchmarks/results/`; `make bench` runs it again but for the two longest. Ratios of medians within one run, with the lowest",
         "and the highest of the repetitions; candidates alternate. Processor time is what a busy machine changes least.",
         "",
         f"Machine of this page: {machine()}, no GPU, load {os.getloadavg()[2]:.1f} when it was written. {versions}.",

@@ -73,8 +73,8 @@ def test_output_and_gradients_equal_the_formula_in_float64(kind, dtype, toleranc
     exact, own = inputs(kind), inputs(kind, dtype)
     wanted, found = plain(*exact), sorted_experts.run(*own)
     torch.testing.assert_close(found.double(), wanted, rtol=tolerance, atol=10 * tolerance)
-    for small in (sorted_experts.SMALL, 0):  # all experts at once, then one after the other
-        monkeypatch.setattr(sorted_experts, "SMALL", small)
+    for wasted in (sorted_experts.WASTED, 0):  # all experts at once, then one after the other
+        monkeypatch.setattr(sorted_experts, "WASTED", wasted)
         with torch.no_grad():  # nothing is kept: other buffers, and a way of its own for one token
             again = sorted_experts.run(*own)
         torch.testing.assert_close(again, found.detach(), rtol=tolerance, atol=tolerance)
@@ -207,7 +207,7 @@ def test_it_hands_over_what_it_is_not_made_for(moe, monkeypatch):
     with torch.no_grad():
         experts(x, index, weight)  # few rows per expert, and experts so small that all run at once
         with monkeypatch.context() as large:
-            large.setattr(sorted_experts, "SMALL", 0)
+            large.setattr(sorted_experts, "WASTED", 0)
             experts(x, index, weight)
             assert called == [3], "few rows of large experts go to the grouped backend"
         experts(x[:1], index[:1], weight[:1])
@@ -217,16 +217,21 @@ def test_it_hands_over_what_it_is_not_made_for(moe, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("experts", "width", "neurons", "slots", "expected"),
+    ("experts", "chosen", "width", "neurons", "tokens", "expected"),
     [
-        (16, 576, 96, 64, True),  # SmolLM2, 16 tokens
-        (16, 576, 96, 8, False),  # two tokens reach half of the experts
-        (16, 576, 96, 4096, False),  # enough rows for a product of each expert's own
-        (16, 2048, 352, 64, False),  # reading an expert's weights costs more than calling it
+        (16, 4, 576, 96, 16, True),  # SmolLM2
+        (16, 4, 576, 96, 2, False),  # two tokens reach half of the experts
+        (24, 9, 576, 32, 2, True),  # which costs little where experts are small
+        (16, 4, 576, 96, 64, False),  # enough rows for a product of each expert's own
+        (12, 6, 576, 64, 64, True),  # half of what is multiplied is wanted
+        (16, 4, 2048, 352, 16, False),  # reading an expert's weights costs more than calling it
     ],
 )
-def test_all_experts_at_once_only_where_they_are_small_and_rows_few(experts, width, neurons, slots, expected):
-    assert sorted_experts.together(torch.empty(experts, width, neurons, device="meta"), slots) == expected
+def test_all_experts_at_once_only_where_they_are_small_and_rows_few(
+    experts, chosen, width, neurons, tokens, expected
+):
+    down = torch.empty(experts, width, neurons, device="meta")
+    assert sorted_experts.together(down, tokens, chosen) == expected
 
 
 def test_the_choice_by_device_is_logged_and_can_be_overridden(moe, caplog, tmp_path):

@@ -9,6 +9,7 @@ not depend on threads.
 Shapes: T tokens, D model width, E experts, K experts per token, S = T * K token slots sorted by expert, M neurons per expert.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -20,8 +21,9 @@ NAME = "sorted"
 TYPES = (torch.float32, torch.float64)
 FEW = 16
 """Below so many token slots per expert the loop's own cost shows: without gradients the grouped backend, whose loop is not Python's, is as fast or faster."""
-SMALL, WORK = 700_000, 5_000_000
-"""Weights of one expert, and weights times token slots per expert, below which a loop over experts costs more than the products it saves."""
+WASTED, UNREAD = 80_000_000, 40_000
+"""Below them a loop over experts costs more than it saves: multiplications by experts that a token did not choose, and the weights per expert that the loop would not
+have to read (measured for 8 to 48 experts of 16 to 384 neurons at width 576; see docs/methods/training.md)."""
 
 TILE = 2048
 """Tokens of one pass: the rows of more fall out of the caches between product and sum."""
@@ -35,7 +37,7 @@ def forward(module: Any, x_TD: Tensor, index_TK: Tensor, weight_TK: Tensor) -> T
     """
     slots, one = index_TK.numel(), len(x_TD) == 1
     few = not torch.is_grad_enabled() and not one and slots < FEW * module.num_experts
-    if (few and not together(module.down_proj, slots)) or not possible(module, x_TD):
+    if (few and not together(module.down_proj, *index_TK.shape)) or not possible(module, x_TD):
         from transformers.integrations.moe import grouped_mm_experts_forward
 
         found: Tensor = grouped_mm_experts_forward(module, x_TD, index_TK, weight_TK)
@@ -59,11 +61,12 @@ def possible(module: Any, x_TD: Tensor) -> bool:
     return plain and stock and layout and not more and isinstance(module.act_fn, (SiLUActivation, nn.SiLU))
 
 
-def together(down_EDM: Tensor, slots: int) -> bool:
-    """Whether all experts in two products are faster than one after the other: small ones with few token slots, which reach about every expert."""
+def together(down_EDM: Tensor, tokens: int, chosen: int) -> bool:
+    """Whether all experts in two products are faster than one after the other: small ones with few tokens, which reach about every expert."""
     experts, width, neurons = down_EDM.shape
     weights = 3 * width * neurons
-    return experts <= slots and weights < SMALL and slots * weights < WORK * experts
+    unread = weights * math.exp(-tokens * chosen / experts)  # an expert's chance to be nobody's choice
+    return tokens * (experts - chosen) * weights < WASTED and unread < UNREAD
 
 
 def run(x_TD: Tensor, gate_up_EFD: Tensor, down_EDM: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
@@ -75,7 +78,7 @@ def run(x_TD: Tensor, gate_up_EFD: Tensor, down_EDM: Tensor, index_TK: Tensor, w
     if not torch.is_grad_enabled():
         if len(x_TD) == 1:
             return _one(x_TD[0], gate_up_EFD, down_EDM, index_TK[0], weight_TK[0])[None]
-        if together(down_EDM, index_TK.numel()):
+        if together(down_EDM, *index_TK.shape):
             return _together(x_TD, gate_up_EFD, down_EDM, index_TK, weight_TK)
     count = max(1, -(-len(x_TD) // TILE))
     parts = [tensor.tensor_split(count) for tensor in (x_TD, weight_TK.to(x_TD.dtype), index_TK)]
