@@ -111,14 +111,13 @@ def _together(
     return torch.bmm(down_EDM, h_EMT).sum(0).T.contiguous()
 
 
-def _groups(counts: list[int]) -> list[tuple[int, int, int]]:
-    """(expert, first slot, end) of every expert that has tokens."""
-    found, begin = [], 0
-    for expert, count in enumerate(counts):
-        if count:
-            found.append((expert, begin, begin + count))
-        begin += count
-    return found
+def _of_experts(counts: list[int], *tensors: Any) -> list[tuple[Any, ...]]:
+    """For every expert that has tokens: their number, then its own part of each tensor [S, ...] and its entry of each tuple.
+
+    All views are made at once: one by one they cost a hundredth of a pass.
+    """
+    parts = [tensor.split(counts) if isinstance(tensor, Tensor) else tensor for tensor in tensors]
+    return [own for own in zip(counts, *parts, strict=True) if own[0]]
 
 
 def _inverse(order_S: Tensor) -> Tensor:
@@ -144,25 +143,26 @@ class _Sorted(torch.autograd.Function):
         width, neurons = down_EDM.shape[1:]
         order_S = index_TK.flatten().argsort(stable=True)
         counts = torch.bincount(index_TK.flatten(), minlength=len(down_EDM)).tolist()  # the one wait
-        groups, most = _groups(counts), max(counts)
         token_S, weight_S = order_S // chosen, weight_TK.flatten()[order_S]
         slots = tokens * chosen
         gate_up_SF, out_SD = x_TD.new_empty(slots, 2 * neurons), x_TD.new_empty(slots, width)
-        x_ND = x_TD.new_empty(most, width)
-        for expert, begin, end in groups:
-            own_ND = torch.index_select(x_TD, 0, token_S[begin:end], out=x_ND[: end - begin])
-            torch.mm(own_ND, gate_up_EFD[expert].T, out=gate_up_SF[begin:end])
+        rows_ND = x_TD.new_empty(max(counts), width)
+        for count, token_N, into_DF, found_NF in _of_experts(
+            counts, token_S, gate_up_EFD.mT.unbind(), gate_up_SF
+        ):
+            own_ND = torch.index_select(x_TD, 0, token_N, out=rows_ND[:count])
+            torch.mm(own_ND, into_DF, out=found_NF)
         gate_SM, up_SM = gate_up_SF.chunk(2, dim=1)
         # the weight goes where there are fewest columns
         h_SM = functional.silu(gate_SM).mul_(up_SM).mul_(weight_S[:, None])
-        for expert, begin, end in groups:
-            torch.mm(h_SM[begin:end], down_EDM[expert].T, out=out_SD[begin:end])
+        for _, h_NM, out_MD, found_ND in _of_experts(counts, h_SM, down_EDM.mT.unbind(), out_SD):
+            torch.mm(h_NM, out_MD, out=found_ND)
         place_TK = _inverse(order_S).view(tokens, chosen)
         if any(ctx.needs_input_grad[:4]):
             ctx.save_for_backward(
                 x_TD, gate_up_EFD, down_EDM, weight_S, gate_up_SF, token_S.to(torch.int32), place_TK
             )
-            ctx.groups, ctx.most = groups, most
+            ctx.counts = counts
         return _sum_slots(out_SD, place_TK)
 
     @staticmethod
@@ -170,22 +170,25 @@ class _Sorted(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x_TD, gate_up_EFD, down_EDM, weight_S, gate_up_SF, token_S, place_TK = ctx.saved_tensors
         wants_x, wants_gate_up, wants_down, wants_weight = ctx.needs_input_grad[:4]
-        grad_TD, groups = grads[0].contiguous(), ctx.groups
+        grad_TD, counts = grads[0].contiguous(), ctx.counts
         width, neurons = down_EDM.shape[1:]
-        rows_ND = x_TD.new_empty(ctx.most, width)
-        grad_gate_up_EFD, grad_down_EDM = _like(gate_up_EFD, wants_gate_up), _like(down_EDM, wants_down)
-        _clear(groups, len(down_EDM), grad_gate_up_EFD, grad_down_EDM)
+        rows_ND = x_TD.new_empty(max(counts), width)
+        grad_gate_up_EFD, into_EFD = _like(gate_up_EFD, wants_gate_up)
+        grad_down_EDM, into_EDM = _like(down_EDM, wants_down)
+        _clear(counts, grad_gate_up_EFD, grad_down_EDM)
 
         gate_SM, up_SM = gate_up_SF.chunk(2, dim=1)
         active_SM = functional.silu(gate_SM)
         h_SM = active_SM * up_SM
         weighted_SM = h_SM * weight_S[:, None]
         dh_SM = torch.empty_like(h_SM)  # still without the weight
-        for expert, begin, end in groups:
-            own_ND = torch.index_select(grad_TD, 0, token_S[begin:end], out=rows_ND[: end - begin])
-            torch.mm(own_ND, down_EDM[expert], out=dh_SM[begin:end])
-            if grad_down_EDM is not None:
-                torch.mm(own_ND.T, weighted_SM[begin:end], out=grad_down_EDM[expert])
+        for count, token_N, down_DM, dh_NM, weighted_NM, into_DM in _of_experts(
+            counts, token_S, down_EDM.unbind(), dh_SM, weighted_SM, into_EDM
+        ):
+            own_ND = torch.index_select(grad_TD, 0, token_N, out=rows_ND[:count])
+            torch.mm(own_ND, down_DM, out=dh_NM)
+            if into_DM is not None:
+                torch.mm(own_ND.T, weighted_NM, out=into_DM)
         grad_weight_TK = torch.linalg.vecdot(dh_SM, h_SM)[place_TK] if wants_weight else None
         if not (wants_x or wants_gate_up):
             return None, None, grad_down_EDM, grad_weight_TK, None
@@ -194,24 +197,30 @@ class _Sorted(torch.autograd.Function):
         grad_SF = torch.empty_like(gate_up_SF)
         torch.mul(dh_SM, active_SM, out=grad_SF[:, neurons:])
         torch.ops.aten.silu_backward.grad_input(dh_SM.mul_(up_SM), gate_SM, grad_input=grad_SF[:, :neurons])
-        grad_x_SD = x_TD.new_empty(len(token_S), width) if wants_x else None
-        for expert, begin, end in groups:
-            if grad_x_SD is not None:
-                torch.mm(grad_SF[begin:end], gate_up_EFD[expert], out=grad_x_SD[begin:end])
-            if grad_gate_up_EFD is not None:
-                own_ND = torch.index_select(x_TD, 0, token_S[begin:end], out=rows_ND[: end - begin])
-                torch.mm(grad_SF[begin:end].T, own_ND, out=grad_gate_up_EFD[expert])
-        grad_x_TD = None if grad_x_SD is None else _sum_slots(grad_x_SD, place_TK)
+        grad_x_SD = x_TD.new_empty(len(token_S), width)
+        for count, token_N, grad_NF, gate_up_FD, found_ND, into_FD in _of_experts(
+            counts, token_S, grad_SF, gate_up_EFD.unbind(), grad_x_SD, into_EFD
+        ):
+            if wants_x:
+                torch.mm(grad_NF, gate_up_FD, out=found_ND)
+            if into_FD is not None:
+                own_ND = torch.index_select(x_TD, 0, token_N, out=rows_ND[:count])
+                torch.mm(grad_NF.T, own_ND, out=into_FD)
+        grad_x_TD = _sum_slots(grad_x_SD, place_TK) if wants_x else None
         return grad_x_TD, grad_gate_up_EFD, grad_down_EDM, grad_weight_TK, None
 
 
-def _like(tensor: Tensor, wanted: bool) -> Tensor | None:
-    return torch.empty_like(tensor) if wanted else None
+def _like(tensor: Tensor, wanted: bool) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
+    """Room for a gradient and each expert's part of it; nothing where it is not wanted."""
+    if not wanted:
+        return None, (None,) * len(tensor)
+    made = torch.empty_like(tensor)
+    return made, made.unbind()
 
 
-def _clear(groups: list[tuple[int, int, int]], experts: int, *grads: Tensor | None) -> None:
+def _clear(counts: list[int], *grads: Tensor | None) -> None:
     """Experts without tokens have a gradient of zero."""
-    for expert in set(range(experts)) - {expert for expert, _, _ in groups}:
+    for expert, count in enumerate(counts):
         for grad in grads:
-            if grad is not None:
+            if grad is not None and not count:
                 grad[expert].zero_()
