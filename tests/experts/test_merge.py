@@ -1,14 +1,18 @@
 """There and back: an untrained split becomes the parent again."""
 
+import copy
+
 import pytest
 import torch
 from tiny import tiny_llama, tiny_moe
 
 from moesaic import cli
+from moesaic.distill import students
 from moesaic.errors import InputError
 from moesaic.experts import merge
 from moesaic.flow import manifest
 from moesaic.model import depth, families, load
+from moesaic.model.depth import expand
 from moesaic.schema import Depth
 
 
@@ -36,7 +40,7 @@ def test_merging_gives_the_parent(tmp_path, llama, family, shared, ordered, dens
 
 @pytest.mark.parametrize(("family", "shared"), [("mixtral", 0), ("glm4_moe", 32)])
 def test_factors_of_their_own_layer_are_undone(tmp_path, llama, family, shared):
-    """Calibrated ones differ from layer to layer; the model's configuration has them."""
+    """Calibrated ones differ from layer to layer; the model's configuration has them, and other depths and numbers per token change them."""
     layers = {"1": {"scale": "unit"}} if not shared else {}
     made = tiny_moe(
         tmp_path,
@@ -55,6 +59,15 @@ def test_factors_of_their_own_layer_are_undone(tmp_path, llama, family, shared):
     back = load.load_model(tmp_path / "back")
     for name, tensor in llama.state_dict().items():
         assert torch.allclose(back.state_dict()[name], tensor, atol=1e-5), name
+    asked = {"per_token": 1, "drop_layers": [0], "ffn": None}
+    students.make(load.load_model(folder), asked, None).save_pretrained(tmp_path / "student")
+    merge.run(tmp_path / "student", tmp_path / "shallow")
+    wanted = copy.deepcopy(llama)
+    expand.relabel(wanted, list(wanted.model.layers[1:]), [1, 2])
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        found = load.load_model(tmp_path / "shallow")(input_ids=ids).logits
+        assert (found - wanted(input_ids=ids).logits).abs().max() < 1e-4
     with pytest.raises(InputError, match=r"--factor 2: .* was made with .*leave it out"):
         merge.run(folder, tmp_path / "x", 2.0)
     config = folder / "config.json"

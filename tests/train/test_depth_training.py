@@ -49,11 +49,12 @@ def model(request, tmp_path):
     return tiny_llama() if own is None else tiny_moe(tmp_path, **own).model
 
 
-def test_ranks_have_every_gradient_where_no_token_ran(model):
-    """FSDP and ZeRO exchange gradients piece by piece: a rank without one would wait for the others, or they for it."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ranks_have_every_gradient_where_no_token_ran(model, dtype):
+    """FSDP and ZeRO exchange gradients piece by piece: a rank without one would wait for the others, or they for it. DeepSpeed casts all weights."""
     own = Depth(skip=ROUTE | {"gate": 0.05}).model_dump(mode="json")
     depth.prepare(model, own, lambda rows: [])
-    trainee = Trainee(model.train(), Weights())  # a later stage: the threshold decides
+    trainee = Trainee(model.to(dtype).train(), Weights())  # a later stage: the threshold decides
     for layer in skip.routed(model).values():
         layer.select, layer.least = None, math.inf
     rows = batch()

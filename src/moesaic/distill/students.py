@@ -65,6 +65,9 @@ def _fewer_experts(model: Any, per_token: int) -> None:
     families.set_per_token(model, per_token)
     for part in families.parts(model):
         part.experts.down_proj.mul_(per_token / before)
+    factors = getattr(model.config, families.FACTORS, None)
+    if factors:  # what `moesaic merge` divides by
+        setattr(model.config, families.FACTORS, [own * per_token / before for own in factors])
 
 
 def _ids(stream: "Stream", count: int) -> list[Tensor]:

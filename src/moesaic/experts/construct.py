@@ -144,7 +144,7 @@ def convert(
         for found, settings, assignment in zip(layers, by_layer, assignments, strict=True)
         if assignment is not None
     ]
-    builder.finish(out / "model", tokenizer, split_file.keys(split) | {split_file.FACTORS: factors})
+    builder.finish(out / "model", tokenizer, split_file.keys(split) | {families.FACTORS: factors})
     model = load.load_model(out / "model", "construct")
     proof["reload_error"] = _reload_error(builder, model, ids_1T, out / "model")
     files.write_json(out / "equivalence.json", proof)

@@ -107,7 +107,7 @@ def run(
 
 def _factors(folder: Path, config: Any, layers: int, given: float | None) -> list[float]:
     """Of each MoE layer. Raises InputError where nobody says, or two say otherwise."""
-    known = getattr(config, split_file.FACTORS, None)
+    known = getattr(config, families.FACTORS, None)
     if known is None:
         if given is None:
             raise InputError(
@@ -117,6 +117,11 @@ def _factors(folder: Path, config: Any, layers: int, given: float | None) -> lis
     if given is not None and any(abs(given / own - 1) > 1e-6 for own in known):
         listed = ", ".join(f"{own:.6g}" for own in dict.fromkeys(known))
         raise InputError(f"--factor {given:g}: {folder} was made with {listed}; leave it out")
+    if len(known) != layers:
+        raise InputError(
+            f"{folder}/config.json: {families.FACTORS} holds {len(known)} factors, but {layers} layers have experts: it is not of this model; "
+            "remove the key and give --factor"
+        )
     return [float(own) for own in known]
 
 

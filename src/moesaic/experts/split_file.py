@@ -19,8 +19,6 @@ from moesaic.flow import files
 
 KEY = "moesaic_split"
 """Where the model's configuration holds the digest of its split."""
-FACTORS = "moesaic_factors"
-"""Where it says by what the routed output of each MoE layer is multiplied, which `moesaic merge` divides by."""
 OVERLAP = "moesaic_overlap"
 """Where it says that several experts hold the same neurons."""
 

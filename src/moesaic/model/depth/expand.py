@@ -128,6 +128,12 @@ def relabel(model: Any, layers: Sequence[nn.Module], origin: Sequence[int]) -> N
     first = getattr(config, "first_k_dense_replace", None)
     types = getattr(config, "layer_types", None)
     inserted = set(getattr(config, "inserted_layers", None) or [])
+    factors = getattr(config, families.FACTORS, None)
+    if factors:
+        # one for each layer with experts, in the old order
+        sparse = [index for index in range(config.num_hidden_layers) if not _dense(index, dense, first)]
+        by_layer = dict(zip(sparse, factors, strict=True))
+        setattr(config, families.FACTORS, [by_layer[index] for index in origin if index in by_layer])
     config.num_hidden_layers = len(layers)
     if dense:
         config.mlp_only_layers = [number for number, index in enumerate(origin) if index in dense]
@@ -141,6 +147,11 @@ def relabel(model: Any, layers: Sequence[nn.Module], origin: Sequence[int]) -> N
     for module in model.model.layers.modules():
         if hasattr(module, "config") and module.config is not config:
             module.config = config
+
+
+def _dense(index: int, listed: set[int], first: int | None) -> bool:
+    """Whether a layer of an MoE is one without experts, by its configuration."""
+    return index in listed or index < (first or 0)
 
 
 def outputs(layer: Any) -> list[Tensor]:

@@ -158,7 +158,7 @@ class LayerSkip:
             out_1D = inner(x_TD[None, :1])[0]
         finally:
             self.probing = False
-        return (out_1D + (self.logits_T[:1, None] if self.gate else 0.0)) * 0.0
+        return (out_1D + (self.logits_T[:1, None].to(out_1D.dtype) if self.gate else 0.0)) * 0.0
 
     @torch.no_grad()
     def _probe(self, inner: Callable[[Tensor], Tensor], x_TD: Tensor) -> Tensor:

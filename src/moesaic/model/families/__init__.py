@@ -15,6 +15,7 @@ from moesaic.model.families import glm4_moe, granite_moe_shared, mixtral, qwen2_
 from moesaic.model.families.base import Family, Parts, Shape, chosen_weights
 
 __all__ = [
+    "FACTORS",
     "FAMILIES",
     "PARENTS",
     "Family",
@@ -36,6 +37,9 @@ FAMILIES: dict[str, Family] = {
     module.FAMILY.name: module.FAMILY for module in (mixtral, granite_moe_shared, qwen2_moe, glm4_moe)
 }
 """In order of preference."""
+
+FACTORS = "moesaic_factors"
+"""Where a model's configuration says by what the routed output of each layer with experts is multiplied, which `moesaic merge` divides by."""
 
 PARENTS = ("llama", "mistral")
 """model_type of the dense parents that the MoE families represent exactly."""
