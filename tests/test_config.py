@@ -299,6 +299,11 @@ def test_missing_and_broken_files(tmp_path):
     [
         ({"tune": {"engine": {"kind": "deepspeed", "deepspeed": "gone.json"}}}, r"tune\.engine\.deepspeed: gone\.json: no such file"),
         ({"evaluate": {"task_shots": {"nothing": 2}}}, r"evaluate\.task_shots"),
+        ({"model": {"chat_template": "gone"}}, r"model\.chat_template: gone"),
+        (
+            {"stages": ["construct", "tune", "distill"], "tune": {"depth": {"skip": {"method": "route"}}}, "distill": {"engine": {"kind": "deepspeed", "deepspeed": "zero3"}}},
+            r"distill\..*ZeRO-3",  # of the stage after the one that makes the routers
+        ),
     ],
 )  # fmt: skip
 def test_check_plans_every_step(tmp_path, changes, said):

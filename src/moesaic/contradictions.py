@@ -34,7 +34,7 @@ def find(config: Config) -> Iterator[str]:
             continue
         own: Any = getattr(config, stage)
         dense = _dense(config, stage)
-        yield from _routers(stage, own, config.experts.family, dense, _skipping(config, stage))
+        yield from _routers(stage, own, config.experts.family, dense, skipping(config, stage))
         on_text = stage == "pretrain" or getattr(own, "data", None) == "text"
         if not on_text and stage != "preference" and not sets:
             yield f"stages: {stage} trains on conversations, and data.chat.sources is empty; add a source, or leave {stage} out of stages"
@@ -73,7 +73,7 @@ def _dense(config: Config, stage: str) -> bool:
     return own is not None and own.of == "dense"
 
 
-def _skipping(config: Config, stage: str) -> bool:
+def skipping(config: Config, stage: str) -> bool:
     """Whether the model that a stage trains has depth routers."""
     if stage == "distill" and config.distill.student.of == "dense":
         return False
@@ -84,7 +84,8 @@ def _skipping(config: Config, stage: str) -> bool:
 def _depth(config: Config, stage: str) -> Depth | None:
     """What tuning has made of the depth of the model that a stage trains; None before it."""
     stages: list[str] = list(config.stages)
-    return config.tune.depth if "tune" in stages[: stages.index(stage) + 1] else None
+    before = stages[: stages.index(stage) + 1] if stage in stages else [stage]
+    return config.tune.depth if "tune" in before else None
 
 
 def untaught(variants: Iterable[Config]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from moesaic import contradictions
 from moesaic.config import VARIANT_KEYS, variant_config
 from moesaic.errors import InputError
 from moesaic.evaluate import presets
@@ -58,8 +59,6 @@ def step_settings(config: Config, step: str, variant: str | None = None) -> dict
     match step:
         case "dense":
             model = {key: value for key, value in raw["model"].items() if key not in TOLD_KEYS}
-            if model["chat_template"]:
-                shipped.find("chat_templates", model["chat_template"], "model.chat_template")
             return {"model": model} | _image_tokens(data["images"], seed)
         case "documents":
             domains = {name: {"sources": domain["sources"]} for name, domain in data["domains"].items()}
@@ -105,9 +104,14 @@ def step_settings(config: Config, step: str, variant: str | None = None) -> dict
         case "construct":
             return {"experts": raw["experts"], "held_out": held_out, "seed": seed}
         case "pretrain":
-            return {"pretrain": _training(raw, "pretrain"), "like": like, "held_out": held_out, "seed": seed}
+            return {
+                "pretrain": _training(config, "pretrain"),
+                "like": like,
+                "held_out": held_out,
+                "seed": seed,
+            }
         case "tune":
-            return {"tune": _training(raw, "tune"), "seed": seed}
+            return {"tune": _training(config, "tune"), "seed": seed}
         case "sample":
             own = raw["preference"]
             sampling = {key: value for key, value in own["sampling"].items() if key != "shards"}
@@ -125,14 +129,14 @@ def step_settings(config: Config, step: str, variant: str | None = None) -> dict
             }
         case "preference":
             others = (*PAIR_KEYS, "rounds", "reference")
-            own = {key: value for key, value in _training(raw, "preference").items() if key not in others}
+            own = {key: value for key, value in _training(config, "preference").items() if key not in others}
             return {"preference": own, "seed": seed}
         case "student_text":
             return {"samples": _sampling(raw), "seed": seed}
         case "pair_scores":
             return {"score_batch": raw["distill"]["score_batch"]}
         case "distill" if raw["distill"]["data"] == "samples":
-            own = _training(raw, "distill")
+            own = _training(config, "distill")
             kept = {key: value for key, value in own.items() if key not in ("rounds", "score_batch", "pairs")}
             kept |= {"samples": {"text": own["samples"]["text"]}}
             if not on_pairs(config):
@@ -142,7 +146,7 @@ def step_settings(config: Config, step: str, variant: str | None = None) -> dict
         case "distill":
             raw["distill"] = {k: v for k, v in raw["distill"].items() if k not in SAMPLE_KEYS}
             extra = {"like": like, "held_out": held_out} if raw["distill"]["data"] == "text" else {}
-            return {"distill": _training(raw, "distill"), "seed": seed, **extra}
+            return {"distill": _training(config, "distill"), "seed": seed, **extra}
         case "evaluate":
             asked = presets.expand(raw["evaluate"])
             del asked["shards"]
@@ -264,13 +268,13 @@ def _sampling(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in raw["distill"]["samples"].items() if key not in ("shards", "text")}
 
 
-def _training(raw: Mapping[str, Any], step: str) -> dict[str, Any]:
+def _training(config: Config, step: str) -> dict[str, Any]:
     """A training stage's settings, with the content of its DeepSpeed file.
 
     Raises:
         InputError: the file is missing, not JSON, without a ZeRO stage of 1, 2 or 3, or asks for what the engine does not do.
     """
-    settings: dict[str, Any] = raw[step]
+    settings: dict[str, Any] = getattr(config, step).model_dump(mode="json")
     engine = settings["engine"]
     if engine["experts"] == "auto":  # left out: a project from before the key has nothing to do again
         engine = {key: value for key, value in engine.items() if key != "experts"}
@@ -292,7 +296,7 @@ def _training(raw: Mapping[str, Any], step: str) -> dict[str, Any]:
         zero.resolve(found, 1, 1, 1, settings["optimizer"]["clip"], 1, bf16=True, cuda=True)
         if settings["router"]["noise"] != "none" or settings["router"]["learn_scale"]:
             zero.check_routers(stage)
-        if ((settings.get("depth") or {}).get("skip") or {}).get("method") == "route":
+        if contradictions.skipping(config, step):
             zero.check_skipping(stage)
     except InputError as error:
         raise InputError(f"{step}.{error} ({path})") from None

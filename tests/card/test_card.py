@@ -1,5 +1,6 @@
 """Exported models and their cards, read back with the hub library's own classes."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -162,6 +163,13 @@ def test_numbers_of_an_older_model_stay_out(loaded, tmp_path, monkeypatch):
     assert "Nothing yet" in card.text
     again(loaded, "evaluate", "activation", "pretrain")
     assert exported(loaded, "pretrain")[1].data.eval_results
+
+
+def test_another_version_of_a_step_is_no_other_configuration(loaded, tmp_path, monkeypatch):
+    """A model that is finished stays one that can be given away; what a step gained since says nothing about parent, licence and data."""
+    monkeypatch.setitem(STEPS, "dense", dataclasses.replace(STEPS["dense"], version=99))
+    export.run(loaded, "activation", "construct", tmp_path / "a")
+    assert (tmp_path / "a/README.md").is_file()
 
 
 def test_a_card_is_of_the_configuration_of_its_model(loaded, tmp_path, monkeypatch):

@@ -46,6 +46,21 @@ def test_every_file_that_settings_name_counts_by_size_and_time(tmp_path, monkeyp
     assert local_data.state(settings) != before
 
 
+def test_files_that_a_task_of_the_users_own_names_count_too(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/x.jsonl").write_text("1")
+    (tmp_path / "tasks").mkdir()
+    text = f"dataset_kwargs:\n  data_files: {tmp_path}/data/x.jsonl\ndoc_to_text: {'是' * 120}/否\n"
+    (tmp_path / "tasks/own.yaml").write_text(
+        text, encoding="utf-8"
+    )  # a word with a slash that is no name of a file
+    settings = {"include_path": str(tmp_path / "tasks")}
+    before = local_data.state(settings)
+    assert "data/x.jsonl" in before
+    (tmp_path / "data/x.jsonl").write_text("12")
+    assert local_data.state(settings) != before
+
+
 def test_linked_folders_are_followed_and_loops_end(tmp_path):
     for name in ("web/deep/a.txt", "disk/more/b.txt", "disk/.hidden/c.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

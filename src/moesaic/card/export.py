@@ -126,12 +126,15 @@ def _check_configured(config: Config, point: Point) -> None:
     todo, seen = [paths.folder(point.stage, point.variant)], set[Path]()
     while todo:
         item = found[todo.pop()]
-        if not item.configured:
+        if item.done is None:
+            raise InputError(
+                f"{item.place.folder}: not there any more, or damaged; run `snakemake {item.place.folder / manifest.NAME}` first"
+            )
+        if not item.same:  # another version of the step says nothing about parent, licence and data
             raise InputError(
                 f"{item.place.folder}: not made with the settings of this configuration, from which the card is written; export with the configuration "
                 f"of the run, or run `snakemake {paths.folder(point.stage, point.variant) / manifest.NAME}` first"
             )
-        assert item.done is not None
         for name, path in item.place.inputs.items():
             shared = found[path.parent]
             if shared.place.step in folders.PREPARE and (

@@ -19,7 +19,7 @@ from moesaic.config import digest
 from moesaic.data import sources
 from moesaic.errors import InputError
 from moesaic.flow import files
-from moesaic.flow.local_data import matching
+from moesaic.flow.local_data import beside_tasks, matching
 from moesaic.flow.step import Context, Result
 from moesaic.schema import PackageFile
 
@@ -81,15 +81,8 @@ def run(context: Context) -> Result:
 def folder_digest(folder: Path) -> str:
     """SHA-256 of the names and contents of the files in the user's own task folder, and of local data that its YAML files name elsewhere: scores are kept for
     these (shards.identity)."""
-    there = matching(str(folder))
-    found = {path.relative_to(folder).as_posix(): files.sha256(path) for path in there}
-    for path in there:
-        if path.suffix in (".yaml", ".yml"):
-            words = re.findall(
-                r"[^\s\"'\[\]{},]*/[^\s\"'\[\]{},]+", path.read_text(encoding="utf-8", errors="replace")
-            )
-            found |= {word: files.sha256(Path(word)) for word in words if Path(word).is_file()}
-    return digest(found)
+    found = {path.relative_to(folder).as_posix(): files.sha256(path) for path in matching(str(folder))}
+    return digest(found | {name: files.sha256(Path(name)) for name in beside_tasks(str(folder))})
 
 
 def check_names(names: list[str], include_path: str | None) -> None:

@@ -21,8 +21,10 @@ class Found:
     place: Place
     done: Manifest | None
     """None: missing or damaged."""
+    same: bool
+    """Its manifest has these settings; the version of the step may be another."""
     configured: bool
-    """Its manifest has these settings and this version of the step."""
+    """And this version of the step."""
     finished: bool
     """And its inputs are finished, and unchanged since."""
 
@@ -33,16 +35,17 @@ def look(config: Config, results: Path) -> dict[Path, Found]:
     digests: dict[Path, str] = {}
     for place in places(config, results):
         done = _read(place.folder)
-        configured = finished = False
+        same = configured = finished = False
         if done is not None:
             digests[place.folder] = files.sha256(manifest.path_of(place.folder))
+            same = compared(done.settings) == compared(place.settings)
             configured = _as_asked(done, place.step, place.settings)
             finished = (
                 configured
                 and all(found[path.parent].finished for path in place.inputs.values())
                 and done.inputs == {name: digests[path.parent] for name, path in place.inputs.items()}
             )
-        found[place.folder] = Found(place, done, configured, finished)
+        found[place.folder] = Found(place, done, same, configured, finished)
     return found
 
 

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,8 @@ def named(settings: Any) -> Iterator[str]:
         for key, value in settings.items():
             if key in KEYS and isinstance(value, str):
                 yield value
+                if key == "include_path":
+                    yield from beside_tasks(value)
                 if key == "chat_template":  # a name: the project's own file of it
                     yield f"config/chat_templates/{value}.jinja"
             else:
@@ -49,6 +53,16 @@ def named(settings: Any) -> Iterator[str]:
     elif isinstance(settings, list | tuple):
         for item in settings:
             yield from named(item)
+
+
+def beside_tasks(folder: str) -> Iterator[str]:
+    """Local files elsewhere that the YAML files of a folder of tasks name."""
+    for path in matching(folder):
+        if path.suffix in (".yaml", ".yml"):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            for word in re.findall(r"[^\s\"'\[\]{},]*/[^\s\"'\[\]{},]+", text):
+                if os.path.isfile(word):  # where Path.is_file raises for what cannot be a name, this is False
+                    yield word
 
 
 def pictures(table: str) -> Iterator[str]:

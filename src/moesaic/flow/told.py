@@ -10,6 +10,7 @@ from typing import Any
 from moesaic.config import variant_config
 from moesaic.flow import describe, files, manifest, metrics, paths, shared, store
 from moesaic.flow.manifest import Manifest
+from moesaic.project import shipped
 from moesaic.schema import Config
 
 
@@ -66,6 +67,8 @@ def places(config: Config, results: Path) -> Iterator[Place]:
 
 def check(config: Config) -> None:
     """Plan every step once. Raises InputError where a file that the settings of one name is missing or not whole: said at once, not when its turn comes."""
+    if config.model.chat_template:
+        shipped.find("chat_templates", config.model.chat_template, "model.chat_template")
     for _ in places(config, Path("results")):
         pass
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from moesaic.flow import ui
+from moesaic.flow import store, ui
 from moesaic.model.adapters import beside
 from moesaic.report import stage_table
 from moesaic.report.gather import Gathered, Point
@@ -43,6 +43,13 @@ def load_code(path: str, point: Point) -> tuple[str, bool]:
     return load, True
 
 
+def _runs(command: str) -> str:
+    """A line for the shell that leads to MLflow. Args: command: of flow/ui.py, which is an address where a server runs."""
+    if store.is_http(command):
+        return f"# MLflow with all runs: {command}"
+    return f"{command}   # MLflow with all runs on http://127.0.0.1:5000"
+
+
 def html(run: Gathered, found: Sequence[dict[str, Any]]) -> str:
     """The last section: code for the best model of the run."""
     row = stage_table.best(found, run.stages) or found[-1]
@@ -65,7 +72,7 @@ def html(run: Gathered, found: Sequence[dict[str, Any]]) -> str:
     shell = (
         f"lm_eval --model hf --model_args pretrained={path} --tasks piqa,hellaswag\n"
         f"{export}vllm serve {served}\n"
-        f"{ui.command(os.environ.get('MOESAIC_TRACKING_URI'))}   # MLflow with all runs on http://127.0.0.1:5000\n"
+        f"{_runs(ui.command(os.environ.get('MOESAIC_TRACKING_URI')))}\n"
         "moesaic summary # the first table, in the terminal"
     )
     if not plain:

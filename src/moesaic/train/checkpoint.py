@@ -206,9 +206,12 @@ def set_rng_state(state: dict[str, Tensor]) -> None:
 
 def _check_room(folder: Path, tensors: dict[str, dict[str, Tensor]]) -> None:
     need = sum(value.nbytes for group in tensors.values() for value in group.values())
+    others = ", ".join(str(path) for path in _aside(folder))
+    advice = (
+        f"free some space (checkpoints of other settings, which may go: {others})"
+        if others
+        else "free some space"
+    )
     files.check_room(
-        folder,
-        need,
-        "a checkpoint",
-        "free some space and run again, training goes on from the last checkpoint",
+        folder, need, "a checkpoint", f"{advice} and run again, training goes on from the last checkpoint"
     )

@@ -91,10 +91,16 @@ def collect(settings: Temporal, seed: int) -> tuple[list[Item], dict[str, str]]:
                 f"data.temporal.tasks: {name} cannot be generated with an exact answer; give TRAM's folder as data.temporal.tram"
             )
     if settings.tram is not None and settings.tasks == "all" and "tram" not in sources.values():
-        there = {form for name in wanted for form in loaders.tram_forms(Path(settings.tram), name)}
-        if there:
+        there = {name: set(loaders.tram_forms(Path(settings.tram), name)) for name in wanted}
+        asked = [name for name in wanted if settings.published == "all" or not TASKS[name].generated]
+        forms = set[str]().union(*(there[name] for name in asked))
+        if forms:
             raise InputError(
-                f"data.temporal.forms: {settings.tram} has TRAM's files of the form {', '.join(sorted(there))} only; add it"
+                f"data.temporal.forms: {settings.tram} has TRAM's files of the form {', '.join(sorted(forms))} only; add it"
+            )
+        if any(there.values()):
+            raise InputError(
+                f"data.temporal.published: {settings.tram} has TRAM's files of tasks that are generated only; set it to all, or leave out data.temporal.tram"
             )
         raise InputError(
             f"data.temporal.tram: none of TRAM's files, such as causality_mcq.csv, in {settings.tram} or below; unpack its zip files there"
