@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: run test docs lint format report ui sync slurm-test bench clean
+.PHONY: run test docs lint format report ui sync slurm-test bench bench-long clean
 
 run: .venv/.done  ## the main job on config/config.yaml
 	snakemake --profile profiles/local --cores $(CORES)
@@ -46,13 +46,18 @@ slurm-test: .venv/.done  ## tests on a real two-node Slurm on this host (Debian 
 bench: .venv/.done  ## one script per claim, then docs/benchmarks.md; under 20 minutes on two free cores
 	for step in dense chat tasks; do moesaic $$step --config config/config.yaml || exit 1; done
 	-python benchmarks/prepare.py
-	python benchmarks/layer.py --repetitions 5
+	python benchmarks/layer.py --repetitions 7
 	python benchmarks/layer.py --widths 2048 --repetitions 5 --out benchmarks/results/layer-2048.json
 	python benchmarks/step.py --layers 8
 	python benchmarks/decode.py
 	python benchmarks/workflow.py
 	python benchmarks/packing.py --rows 8 --steps 5
 	python benchmarks/evaluate.py --items 8
+	python benchmarks/page.py
+
+bench-long: .venv/.done  ## the two that take a quarter of an hour each
+	python benchmarks/layer.py --widths 2048 --tokens 8192 --repetitions 5 --out benchmarks/results/layer-2048-8192.json
+	python benchmarks/step.py --out benchmarks/results/step-30.json
 	python benchmarks/page.py
 
 clean:  ## remove results, logs and the MLflow database; the environment stays

@@ -147,7 +147,7 @@ def faster(what: str) -> Callable[[Any], list[str]]:
 
 
 SECTIONS: list[tuple[str, str, str, Callable[[Any], list[str]]]] = [
-    ("Experts of one layer, width 576", "layer.json", "python benchmarks/layer.py --repetitions 5", layer),
+    ("Experts of one layer, width 576", "layer.json", "python benchmarks/layer.py --repetitions 7", layer),
     ("Experts of one layer, width 2048", "layer-2048.json", "python benchmarks/layer.py --widths 2048 --repetitions 5 --out benchmarks/results/layer-2048.json", layer),
     ("Experts of one layer, width 2048, 8,192 tokens", "layer-2048-8192.json", "python benchmarks/layer.py --widths 2048 --tokens 8192 --repetitions 5 --out benchmarks/results/layer-2048-8192.json", layer),
     ("A training step", "step.json", "python benchmarks/step.py --layers 8", step),
@@ -166,7 +166,7 @@ def main() -> None:
     lines = [
         "# Benchmarks",
         "",
-        "Written by `benchmarks/page.py` from `benchmarks/results/`; `make bench` runs it again but for the two longest. Ratios of medians within one run, with the lowest",
+        "Written by `benchmarks/page.py` from `benchmarks/results/`; `make bench` runs everything again, `make bench-long` the two longest. Ratios of medians within one run, with the lowest",
         "and the highest of the repetitions; candidates alternate. Processor time is what a busy machine changes least.",
         "",
         f"Machine of this page: {machine()}, no GPU, load {os.getloadavg()[2]:.1f} when it was written. {versions}.",
