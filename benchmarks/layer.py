@@ -112,17 +112,16 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for width in arguments.widths:
         for count, chosen in peers.SHAPES.values():
-            copies = -(-CACHES // (4 * 3 * width * WIDTHS[width]))
-            layers = [candidates(width, count, chosen) for _ in range(copies)]
             # a pass of the large width takes seconds: even routing only
-            tokens_all = arguments.tokens or [*FEW, *(MANY if width == 576 else MANY[:1])]
-            plans = [
-                (tokens, skewed, tokens not in FEW)
-                for tokens in tokens_all
-                for skewed in ((False, True) if width == 576 and tokens not in FEW else (False,))
-            ]
-            for tokens, skewed, backward in plans:
-                found = measure(layers, tokens, skewed, backward, arguments.repetitions)
+            wanted = arguments.tokens or [*FEW, *(MANY if width == 576 else MANY[:1])]
+            plans = [(tokens, False) for tokens in wanted]
+            if width == 576:
+                plans += [(tokens, True) for tokens in wanted if tokens not in FEW]
+            few = any(tokens in FEW for tokens in wanted)
+            copies = -(-CACHES // (4 * 3 * width * WIDTHS[width])) if few else 1
+            layers = [candidates(width, count, chosen) for _ in range(copies)]
+            for tokens, skewed in plans:
+                found = measure(layers, tokens, skewed, tokens not in FEW, arguments.repetitions)
                 rows += found
                 made = {"repetitions": arguments.repetitions, "rows": rows}
                 arguments.out.write_text(json.dumps(made, indent=1) + "\n")  # what is there is kept

@@ -71,9 +71,9 @@ def layer(raw: Any) -> list[str]:
         ("not slower than the dense FFN, forward of 1, 16, 256 tokens", [1 / same[key]["sorted"] for key in few], 1.0),
     ]  # fmt: skip
     for name, found, wanted in goals:
-        values = ", ".join(f"{value:.2f}" for value in found)
         if not found:
             continue
+        values = ", ".join(f"{value:.2f}" for value in found)
         lines.append(f"- {name}: {sum(value >= wanted for value in found)} of {len(found)} ({values}).")
     return lines
 

@@ -105,13 +105,13 @@ def step_settings(config: Config, step: str, variant: str | None = None) -> dict
             return {"experts": raw["experts"], "held_out": held_out, "seed": seed}
         case "pretrain":
             return {
-                "pretrain": _training(config, "pretrain"),
+                "pretrain": _training(config, "pretrain", raw["pretrain"]),
                 "like": like,
                 "held_out": held_out,
                 "seed": seed,
             }
         case "tune":
-            return {"tune": _training(config, "tune"), "seed": seed}
+            return {"tune": _training(config, "tune", raw["tune"]), "seed": seed}
         case "sample":
             own = raw["preference"]
             sampling = {key: value for key, value in own["sampling"].items() if key != "shards"}
@@ -129,14 +129,18 @@ def step_settings(config: Config, step: str, variant: str | None = None) -> dict
             }
         case "preference":
             others = (*PAIR_KEYS, "rounds", "reference")
-            own = {key: value for key, value in _training(config, "preference").items() if key not in others}
+            own = {
+                key: value
+                for key, value in _training(config, "preference", raw["preference"]).items()
+                if key not in others
+            }
             return {"preference": own, "seed": seed}
         case "student_text":
             return {"samples": _sampling(raw), "seed": seed}
         case "pair_scores":
             return {"score_batch": raw["distill"]["score_batch"]}
         case "distill" if raw["distill"]["data"] == "samples":
-            own = _training(config, "distill")
+            own = _training(config, "distill", raw["distill"])
             kept = {key: value for key, value in own.items() if key not in ("rounds", "score_batch", "pairs")}
             kept |= {"samples": {"text": own["samples"]["text"]}}
             if not on_pairs(config):
@@ -144,9 +148,9 @@ def step_settings(config: Config, step: str, variant: str | None = None) -> dict
             corpus = {"held_out": held_out} if own["pairs"]["corpus"] else {}
             return {"distill": kept | {"pairs": own["pairs"]}, "seed": seed, **corpus}
         case "distill":
-            raw["distill"] = {k: v for k, v in raw["distill"].items() if k not in SAMPLE_KEYS}
-            extra = {"like": like, "held_out": held_out} if raw["distill"]["data"] == "text" else {}
-            return {"distill": _training(config, "distill"), "seed": seed, **extra}
+            own = {key: value for key, value in raw["distill"].items() if key not in SAMPLE_KEYS}
+            extra = {"like": like, "held_out": held_out} if own["data"] == "text" else {}
+            return {"distill": _training(config, "distill", own), "seed": seed, **extra}
         case "evaluate":
             asked = presets.expand(raw["evaluate"])
             del asked["shards"]
@@ -268,13 +272,12 @@ def _sampling(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in raw["distill"]["samples"].items() if key not in ("shards", "text")}
 
 
-def _training(config: Config, step: str) -> dict[str, Any]:
+def _training(config: Config, step: str, settings: dict[str, Any]) -> dict[str, Any]:
     """A training stage's settings, with the content of its DeepSpeed file.
 
     Raises:
         InputError: the file is missing, not JSON, without a ZeRO stage of 1, 2 or 3, or asks for what the engine does not do.
     """
-    settings: dict[str, Any] = getattr(config, step).model_dump(mode="json")
     engine = settings["engine"]
     if engine["experts"] == "auto":  # left out: a project from before the key has nothing to do again
         engine = {key: value for key, value in engine.items() if key != "experts"}

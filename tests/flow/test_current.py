@@ -6,7 +6,7 @@ from report import fake_results
 
 from moesaic import config as configuration
 from moesaic.flow import current, hooks
-from moesaic.settings import compared, step_settings
+from moesaic.settings import SAMPLE_KEYS, compared, step_settings
 
 SAMPLED = {
     "data": {"temporal": {}},
@@ -40,6 +40,12 @@ def test_a_project_that_never_set_it_compares_as_before():
     for name in ("sample", "rate"):
         settings = step_settings(config, name, "activation")
         assert compared(settings) == settings
+
+
+def test_what_sampled_answers_alone_read_is_no_setting_without_them():
+    config = fake_results.load_config(["construct", "distill"], ["activation"])
+    assert config.distill.data != "samples"
+    assert not {*SAMPLE_KEYS} & {*step_settings(config, "distill", "activation")["distill"]}
 
 
 @pytest.mark.parametrize("stage", ["preference", "distill"])

@@ -38,8 +38,8 @@ def look(config: Config, results: Path) -> dict[Path, Found]:
         same = configured = finished = False
         if done is not None:
             digests[place.folder] = files.sha256(manifest.path_of(place.folder))
-            same = compared(done.settings) == compared(place.settings)
-            configured = _as_asked(done, place.step, place.settings)
+            same = _same(done, place.settings)
+            configured = same and _this_version(done, place.step)
             finished = (
                 configured
                 and all(found[path.parent].finished for path in place.inputs.values())
@@ -52,12 +52,16 @@ def look(config: Config, results: Path) -> dict[Path, Found]:
 def shared(config: Config, step: str) -> Manifest | None:
     """Manifest of a step that all variants share, where it has the configuration's settings; None: missing, damaged, or of another configuration."""
     done = _read(paths.folder(step))
-    asked = done is not None and _as_asked(done, step, step_settings(config, step))
+    asked = done is not None and _this_version(done, step) and _same(done, step_settings(config, step))
     return done if asked else None
 
 
-def _as_asked(done: Manifest, step: str, settings: Mapping[str, Any]) -> bool:
-    return done.step_version == STEPS[step].version and compared(done.settings) == compared(settings)
+def _same(done: Manifest, settings: Mapping[str, Any]) -> bool:
+    return compared(done.settings) == compared(settings)
+
+
+def _this_version(done: Manifest, step: str) -> bool:
+    return done.step_version == STEPS[step].version
 
 
 def _read(folder: Path) -> Manifest | None:
