@@ -2,7 +2,7 @@
 
 A question with four choices costs prompt + 4 choices tokens instead of 4 x (prompt + choice). The choices follow each other in one
 sequence; a mask lets each see the prompt and itself only, and each continues the prompt's positions, so the numbers are those of
-separate passes (tests/evaluate/test_evaluate.py compares with lm-eval's own).
+separate passes (tests/evaluate/test_harness.py compares with lm-eval's own).
 
 Shapes: B packed sequences, L their longest length, N target tokens, D model width.
 """
