@@ -14,6 +14,8 @@ from moesaic.model import families
 from moesaic.schema import Pretrain
 from moesaic.settings import step_settings
 from moesaic.train import memory
+from moesaic.train.engine import build
+from moesaic.train.objectives import Trainee, Weights
 
 ROOT = Path(__file__).parents[1]
 MACHINE = plan.Hardware("A100", 112, 0.3, 1.5)
@@ -46,6 +48,7 @@ def test_what_autograd_keeps_is_counted(tmp_path):
     """Per token and layer, on another number of tokens and layers than the planner looks at."""
     model = tiny_moe(tmp_path, tiny_llama(num_hidden_layers=5), shared=32).model
     per_token, fixed = memory.saved_bytes(model.config, type(model), mixed=False)
+    build(Trainee(model.train(), Weights()), Pretrain(steps=1).model_dump(mode="json"))
     kept: dict[int, int] = {}
     owned = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
@@ -56,7 +59,7 @@ def test_what_autograd_keeps_is_counted(tmp_path):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = model.train().base_model(input_ids=torch.arange(96)[None], use_cache=False).last_hidden_state
+        out = model.base_model(input_ids=torch.arange(96)[None], use_cache=False).last_hidden_state
     assert sum(kept.values()) / 96 == pytest.approx(5 * per_token + fixed, rel=0.1)
     assert out.requires_grad
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from moesaic.errors import InputError
-from moesaic.model import execution, families, grouped
+from moesaic.model import execution, families, grouped, norms
 from moesaic.model.depth import skip
 from moesaic.train.clock import Clock
 from moesaic.train.schedule import learning_rate
@@ -55,6 +55,7 @@ class Engine:
             trainee.teacher.to(self.device).requires_grad_(False)
             execution.apply(trainee.teacher.model, "auto", self.device)
         self.trainee = trainee.to(self.device)
+        norms.apply(self.trainee)
         self.wrapped = self.accelerator.prepare_model(self.trainee) if wrap else self.trainee
         self.parameters = {name: p for name, p in self._named() if p.requires_grad}
         routers = router_parameters(self.trainee)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from moesaic.model import execution, size
+from moesaic.model import execution, norms, size
 from moesaic.train import chunked
 
 PROBE_TOKENS = 32
@@ -95,6 +95,7 @@ def saved_bytes(config: Any, kind: Any, mixed: bool) -> tuple[float, float]:
         small.dtype = torch.float32
         model = _unwritten(kind, small)
         execution.apply(model, "grouped_mm" if mixed else "auto", torch.device("cpu"), logging.DEBUG)
+        norms.apply(model)
         kept.append(_kept(model, mixed))
         del model
         gc.collect()  # modules and their hooks refer to each other, and the bfloat16 copies of a 7B model's layer are 400 MB
