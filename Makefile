@@ -52,12 +52,13 @@ bench: .venv/.done  ## one script per claim, then docs/benchmarks.md; under 20 m
 	python benchmarks/decode.py
 	python benchmarks/workflow.py
 	python benchmarks/packing.py --rows 8 --steps 5
+	python benchmarks/clustering.py
 	python benchmarks/evaluate.py --items 8
 	python benchmarks/page.py
 
 bench-long: .venv/.done  ## the two that take a quarter of an hour each
 	python benchmarks/layer.py --widths 2048 --tokens 8192 --repetitions 5 --out benchmarks/results/layer-2048-8192.json
-	python benchmarks/step.py --out benchmarks/results/step-30.json
+	python benchmarks/step.py --repetitions 7 --out benchmarks/results/step-30.json
 	python benchmarks/page.py
 
 clean:  ## remove results, logs and the MLflow database; the environment stays
