@@ -4,7 +4,8 @@
     python studies/construction.py            # about an hour on two cores; goes on where it stopped
     python studies/construction.py --show     # table and plot of what is there
 
-A selection of the rows of benchmarks/construct.py (which makes them): half of the FFN active, 10,240 calibration tokens, 8,192 training tokens.
+A selection of the rows of benchmarks/construct.py (which makes them): half of the FFN active, 10,240 calibration tokens, 8,192 training tokens. Shown are
+all rows of that many tokens, 25 and 75 % active too.
 """
 
 import argparse
@@ -26,6 +27,7 @@ METHODS = [
     "activation, first layer left dense (default)",
 ]
 TOKENS = 10240
+SHARES = (0.25, 0.5, 0.75)
 
 
 def main() -> None:
@@ -53,11 +55,19 @@ def main() -> None:
         subprocess.run(
             [*call, "--tokens", str(TOKENS), "--methods", "dense parent", *METHODS], check=True, cwd=ROOT
         )
-    found = [item for item in common.rows(OUT) if item["tokens"] == TOKENS and item["active"] in (0.5, 1.0)]
+    for active in SHARES:
+        show(active)
+
+
+def show(active: float) -> None:
+    """Table and plot of a share of the FFN."""
+    found = [
+        item for item in common.rows(OUT) if item["tokens"] == TOKENS and item["active"] in (active, 1.0)
+    ]
     names = list(dict.fromkeys(item["method"] for item in found))
     names = [
         "dense parent (control)",
-        *METHODS,
+        *(name for name in METHODS if name in names),
         *(name for name in names if name not in METHODS and not name.startswith("dense")),
     ]
     columns = {
@@ -66,10 +76,10 @@ def main() -> None:
         "calibrated_after": "after 8k tokens",
         "absent_after": "after, held-out domain",
     }
-    print(common.table(found, names, columns, 2))
+    print(f"\n{active:.0%} active\n\n{common.table(found, names, columns, 2)}")
     drawn = {"calibrated": "before training", "calibrated_after": "after 8k tokens"}
     common.dots(
-        found, names, drawn, "perplexity / dense parent's, calibrated domains", ROOT / "docs" / "studies" / "construction.svg",
+        found, names, drawn, f"perplexity / dense parent's, calibrated domains, {active:.0%} active", ROOT / "docs" / "studies" / f"construction-{active:.0%}.svg".replace("%", ""),
         log=True, lines={"dense parent": 1.0},
     )  # fmt: skip
 
