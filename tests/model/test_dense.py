@@ -137,8 +137,9 @@ def test_an_unknown_pre_tokenizer_is_named(tmp_path, caplog):
     at = write_gguf(tmp_path / "m.gguf", [("tokenizer.ggml.pre", "viking")])
     with pytest.raises(InputError, match=r"model\.tokenizer: m\.gguf was made with the pre-tokenizer viking"):
         dense._load(at, None, torch.float32)
-    dense._load(write_gguf(tmp_path / "n.gguf"), None, torch.float32)
-    assert "n.gguf does not name its pre-tokenizer" in caplog.text
+    for name, keys in (("n.gguf", []), ("d.gguf", [("tokenizer.ggml.pre", "default")])):
+        dense._load(write_gguf(tmp_path / name, keys), None, torch.float32)
+        assert f"{name} does not name its pre-tokenizer" in caplog.text
 
 
 @pytest.mark.parametrize("own", [False, True])

@@ -25,7 +25,7 @@ NOT_LLAMA = re.compile(
 )
 """Tensors that a dense model without biases does not have."""
 PRE = "tokenizer.ggml.pre"
-PLAIN = ("gpt-2", "gpt2", "default", "mpt", "olmo", "phi-2")
+PLAIN = ("gpt-2", "gpt2", "mpt", "olmo", "phi-2")
 """Pre-tokenizers that are GPT-2's."""
 DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell")
 """Those that cut every digit off first (llama.cpp: \\p{N}, then GPT-2's expression)."""
@@ -131,7 +131,7 @@ def _split_as_trained(tokenizer: Any, pre: str | None, path: Path) -> None:
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
             ]
         )
-    elif pre is None:
+    elif pre in (None, "default"):  # what converters of 2023 wrote, whatever the tokenizer was
         log.warning("%s does not name its pre-tokenizer (%s); text is split as GPT-2's", path.name, PRE)
     else:
         raise InputError(

@@ -3,8 +3,8 @@
 transformers' grouped backend gathers the rows of all slots, keeps them and what is made of them for the backward pass, and goes back through two
 gathers, which scatter one row after the other. Here rows are gathered expert by expert into one small buffer, in both passes; autograd keeps the layer's
 input and the first product alone. What is not a product runs once over all slots: each call wakes all threads, and sixteen times as many calls cost more
-than their work. The sum over a token's experts is one embedding bag: it reads rows in the order of tokens, so its result does
-not depend on threads.
+than their work. An expert's rows are added to their tokens' while the caches still hold them, one expert after the other: the result does not depend
+on threads.
 
 Shapes: T tokens, D model width, E experts, K experts per token, S = T * K token slots sorted by expert, M neurons per expert.
 """
@@ -25,8 +25,8 @@ WASTED, UNREAD = 80_000_000, 40_000
 """Below them a loop over experts costs more than it saves: multiplications by experts that a token did not choose, and the weights per expert that the loop would not
 have to read (measured for 8 to 48 experts of 16 to 384 neurons at width 576; see docs/methods/training.md)."""
 
-TILE = 2048
-"""Tokens of one pass: the rows of more fall out of the caches between product and sum."""
+TILE = 4096
+"""Tokens of one pass: fewer make thinner products and more sums of weight gradients, what is kept of more falls out of the caches."""
 
 
 def forward(module: Any, x_TD: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
@@ -120,20 +120,6 @@ def _of_experts(counts: list[int], *tensors: Any) -> list[tuple[Any, ...]]:
     return [own for own in zip(counts, *parts, strict=True) if own[0]]
 
 
-def _inverse(order_S: Tensor) -> Tensor:
-    """Place of each token slot among the sorted ones [S]."""
-    place_S = torch.empty_like(order_S)
-    place_S[order_S] = torch.arange(len(order_S), device=order_S.device)
-    return place_S
-
-
-def _sum_slots(rows_SD: Tensor, place_TK: Tensor) -> Tensor:
-    """Sum of each token's rows [T, D]."""
-    if not len(place_TK):
-        return rows_SD.new_zeros(0, rows_SD.shape[1])
-    return functional.embedding_bag(place_TK, rows_SD, mode="sum")
-
-
 class _Sorted(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -145,7 +131,7 @@ class _Sorted(torch.autograd.Function):
         counts = torch.bincount(index_TK.flatten(), minlength=len(down_EDM)).tolist()  # the one wait
         token_S, weight_S = order_S // chosen, weight_TK.flatten()[order_S]
         slots = tokens * chosen
-        gate_up_SF, out_SD = x_TD.new_empty(slots, 2 * neurons), x_TD.new_empty(slots, width)
+        gate_up_SF, out_TD = x_TD.new_empty(slots, 2 * neurons), torch.zeros_like(x_TD)
         rows_ND = x_TD.new_empty(max(counts), width)
         for count, token_N, into_DF, found_NF in _of_experts(
             counts, token_S, gate_up_EFD.mT.unbind(), gate_up_SF
@@ -155,22 +141,21 @@ class _Sorted(torch.autograd.Function):
         gate_SM, up_SM = gate_up_SF.chunk(2, dim=1)
         # the weight goes where there are fewest columns
         h_SM = functional.silu(gate_SM).mul_(up_SM).mul_(weight_S[:, None])
-        for _, h_NM, out_MD, found_ND in _of_experts(counts, h_SM, down_EDM.mT.unbind(), out_SD):
-            torch.mm(h_NM, out_MD, out=found_ND)
-        place_TK = _inverse(order_S).view(tokens, chosen)
+        for count, token_N, h_NM, out_MD in _of_experts(counts, token_S, h_SM, down_EDM.mT.unbind()):
+            out_TD.index_add_(0, token_N, torch.mm(h_NM, out_MD, out=rows_ND[:count]))
         if any(ctx.needs_input_grad[:4]):
             ctx.save_for_backward(
-                x_TD, gate_up_EFD, down_EDM, weight_S, gate_up_SF, token_S.to(torch.int32), place_TK
+                x_TD, gate_up_EFD, down_EDM, weight_S, gate_up_SF, order_S.to(torch.int32)
             )
-            ctx.counts = counts
-        return _sum_slots(out_SD, place_TK)
+            ctx.counts, ctx.chosen = counts, chosen
+        return out_TD
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        x_TD, gate_up_EFD, down_EDM, weight_S, gate_up_SF, token_S, place_TK = ctx.saved_tensors
+        x_TD, gate_up_EFD, down_EDM, weight_S, gate_up_SF, order_S = ctx.saved_tensors
         wants_x, wants_gate_up, wants_down, wants_weight = ctx.needs_input_grad[:4]
-        grad_TD, counts = grads[0].contiguous(), ctx.counts
+        grad_TD, counts, token_S = grads[0].contiguous(), ctx.counts, order_S // ctx.chosen
         width, neurons = down_EDM.shape[1:]
         rows_ND = x_TD.new_empty(max(counts), width)
         grad_gate_up_EFD, into_EFD = _like(gate_up_EFD, wants_gate_up)
@@ -189,7 +174,11 @@ class _Sorted(torch.autograd.Function):
             torch.mm(own_ND, down_DM, out=dh_NM)
             if into_DM is not None:
                 torch.mm(own_ND.T, weighted_NM, out=into_DM)
-        grad_weight_TK = torch.linalg.vecdot(dh_SM, h_SM)[place_TK] if wants_weight else None
+        grad_weight_TK = None
+        if wants_weight:
+            grad_S = torch.empty_like(weight_S)
+            grad_S[order_S] = torch.linalg.vecdot(dh_SM, h_SM)
+            grad_weight_TK = grad_S.view(-1, ctx.chosen)
         if not (wants_x or wants_gate_up):
             return None, None, grad_down_EDM, grad_weight_TK, None
 
@@ -197,16 +186,15 @@ class _Sorted(torch.autograd.Function):
         grad_SF = torch.empty_like(gate_up_SF)
         torch.mul(dh_SM, active_SM, out=grad_SF[:, neurons:])
         torch.ops.aten.silu_backward.grad_input(dh_SM.mul_(up_SM), gate_SM, grad_input=grad_SF[:, :neurons])
-        grad_x_SD = x_TD.new_empty(len(token_S), width)
-        for count, token_N, grad_NF, gate_up_FD, found_ND, into_FD in _of_experts(
-            counts, token_S, grad_SF, gate_up_EFD.unbind(), grad_x_SD, into_EFD
+        grad_x_TD = torch.zeros_like(x_TD) if wants_x else None
+        for count, token_N, grad_NF, gate_up_FD, into_FD in _of_experts(
+            counts, token_S, grad_SF, gate_up_EFD.unbind(), into_EFD
         ):
-            if wants_x:
-                torch.mm(grad_NF, gate_up_FD, out=found_ND)
+            if grad_x_TD is not None:
+                grad_x_TD.index_add_(0, token_N, torch.mm(grad_NF, gate_up_FD, out=rows_ND[:count]))
             if into_FD is not None:
                 own_ND = torch.index_select(x_TD, 0, token_N, out=rows_ND[:count])
                 torch.mm(grad_NF.T, own_ND, out=into_FD)
-        grad_x_TD = _sum_slots(grad_x_SD, place_TK) if wants_x else None
         return grad_x_TD, grad_gate_up_EFD, grad_down_EDM, grad_weight_TK, None
 
 
