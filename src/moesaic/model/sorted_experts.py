@@ -144,9 +144,7 @@ class _Sorted(torch.autograd.Function):
         for count, token_N, h_NM, out_MD in _of_experts(counts, token_S, h_SM, down_EDM.mT.unbind()):
             out_TD.index_add_(0, token_N, torch.mm(h_NM, out_MD, out=rows_ND[:count]))
         if any(ctx.needs_input_grad[:4]):
-            ctx.save_for_backward(
-                x_TD, gate_up_EFD, down_EDM, weight_S, gate_up_SF, order_S.to(torch.int32)
-            )
+            ctx.save_for_backward(x_TD, gate_up_EFD, down_EDM, weight_S, gate_up_SF, order_S.to(torch.int32))
             ctx.counts, ctx.chosen = counts, chosen
         return out_TD
 
