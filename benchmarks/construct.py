@@ -6,10 +6,12 @@
 Rows already in the output file are not made again, so the run can be interrupted and extended. Calibration text is training text, test text
 validation text; the held-out domain is in no calibration and no training. Ratios to the untrained dense parent, geometric mean over the
 calibrated domains. Training is the same for all rows of a seed: the same tokens in the same order, AdamW, balance loss 0.01; the dense parent
-trained on them is a row too. In the pruned control only what runs is trained.
+trained on them is a row too. In the pruned control only what runs is trained. Seconds of a conversion count all its work, also what was taken over
+from another conversion of the seed (the pass over the calibration text, the same features).
 """
 
 import argparse
+import contextlib
 import json
 import math
 import tempfile
@@ -19,6 +21,7 @@ from typing import Any
 
 import torch
 from construct_methods import METHODS, shape
+from construct_shared import Shared
 
 from moesaic.data import packed
 from moesaic.evaluate import likelihood
@@ -122,14 +125,16 @@ def row(
         merged = experts.model_dump(mode="json") | {"scale": factor}
         text = calibration.blocks(tokens, [arguments.held_out], merged["calibration"], seed)
         tokenizer = load.load_tokenizer(dense.folder)
-        with tempfile.TemporaryDirectory(prefix="construct-") as place:
+        shared: Shared = arguments.shared
+        with tempfile.TemporaryDirectory(prefix="work-", dir=shared.root) as place:
             folder = Path(place)
             (folder / "work").mkdir()
+            shared.begin(seed, arguments.tokens, folder / "work")
             began = time.monotonic()
             made = construct.convert(
                 dense, merged, text, seed, folder, folder / "work", arguments.threads, tokenizer
             )
-            out["seconds"] = round(time.monotonic() - began, 1)
+            out["seconds"] = round(time.monotonic() - began + shared.seconds, 1)
             model = made.model.to(DEVICE)
             out |= ratios(model, test, parent, arguments.held_out)
     if arguments.train_tokens:
@@ -186,12 +191,22 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=BATCH, help="blocks per optimizer step")
     parser.add_argument("--blocks", type=int, default=4, help="test blocks of each domain")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--shared",
+        type=Path,
+        help="folder for what conversions of a seed have in common, a gigabyte a seed, for several processes at once; default: a temporary one",
+    )
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
     arguments = parser.parse_args()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.touch()
     if not arguments.table:
-        make(arguments)
+        with contextlib.ExitStack() as stack:
+            if arguments.shared is None:
+                arguments.shared = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="construct-")))
+            arguments.shared.mkdir(parents=True, exist_ok=True)
+            arguments.shared = Shared(arguments.shared)
+            make(arguments)
     rows = list(metrics.read(arguments.out))
     for tokens in sorted({item["tokens"] for item in rows}):
         print(f"\n{tokens} calibration tokens\n")
