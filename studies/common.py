@@ -53,26 +53,37 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return found.value, math.nan if found.high is None else found.high - found.value
 
 
-def cell(values: Sequence[float], digits: int = 3) -> str:
-    """'1.234 +- 0.012', or the mean alone for a single seed; empty without values."""
+def cell(values: Sequence[float], digits: int = 3, positive: bool = False) -> str:
+    """'1.234 +- 0.012', or the mean alone for a single seed; empty without values.
+
+    Args:
+        positive: of what cannot be negative: lowest and highest where the interval goes below 0.
+    """
+
+    def told(value: float) -> str:
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}f}"
+
     if not values:
         return ""
     mean, half = interval(values)
-    return f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
+    if positive and half > mean:
+        return f"{told(min(values))} to {told(max(values))}"
+    return told(mean) + ("" if math.isnan(half) else f" ± {told(half)}")
 
 
 def table(found: Sequence[Row], names: Sequence[str], columns: Mapping[str, str], digits: int = 3) -> str:
     """Markdown: a line for each name (key `method`), a column for each key, mean and interval over the rows.
 
     Args:
-        columns: key of the rows -> head of the column.
+        columns: key of the rows -> head of the column; none of them can be negative.
     """
     lines = [f"| method | seeds | {' | '.join(columns.values())} |", "|---" * (len(columns) + 2) + "|"]
     for name in names:
         own = [item for item in found if item["method"] == name]
         if own:
             cells = [
-                cell([item[key] for item in own if item.get(key) is not None], digits) for key in columns
+                cell([item[key] for item in own if item.get(key) is not None], digits, True)
+                for key in columns
             ]
             lines.append(f"| {name} | {len(own)} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -9,6 +9,7 @@ all rows of that many tokens, 25 and 75 % active too.
 """
 
 import argparse
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -60,16 +61,14 @@ def main() -> None:
 
 
 def show(active: float) -> None:
-    """Table and plot of a share of the FFN."""
+    """Table and plot of a share of the FFN, the nearest to the parent first."""
     found = [
         item for item in common.rows(OUT) if item["tokens"] == TOKENS and item["active"] in (active, 1.0)
     ]
-    names = list(dict.fromkeys(item["method"] for item in found))
-    names = [
-        "dense parent (control)",
-        *(name for name in METHODS if name in names),
-        *(name for name in names if name not in METHODS and not name.startswith("dense")),
-    ]
+    before: dict[str, list[float]] = {}
+    for item in found:
+        before.setdefault(item["method"], []).append(math.log(item.get("calibrated", 1.0)))
+    names = sorted(before, key=lambda name: sum(before[name]) / len(before[name]))
     columns = {
         "calibrated": "before training",
         "absent": "before, held-out domain",
