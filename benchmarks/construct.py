@@ -23,10 +23,11 @@ import torch
 from construct_methods import METHODS, shape
 from construct_shared import Shared
 
+from moesaic.config import digest
 from moesaic.data import packed
 from moesaic.evaluate import likelihood
 from moesaic.experts import calibration, construct, scale
-from moesaic.flow import manifest, metrics
+from moesaic.flow import files, manifest, metrics
 from moesaic.generate import decode
 from moesaic.model import families, grouped, load
 from moesaic.model.lazy import LazyModel
@@ -204,8 +205,9 @@ def main() -> None:
         with contextlib.ExitStack() as stack:
             if arguments.shared is None:
                 arguments.shared = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="construct-")))
-            arguments.shared.mkdir(parents=True, exist_ok=True)
-            arguments.shared = Shared(arguments.shared)
+            steps = [arguments.results / name / manifest.NAME for name in ("dense", "prepare/tokens")]
+            made_for = digest([arguments.held_out, *(files.sha256(path) for path in steps)])
+            arguments.shared = Shared(arguments.shared / made_for[:12])
             make(arguments)
     rows = list(metrics.read(arguments.out))
     for tokens in sorted({item["tokens"] for item in rows}):

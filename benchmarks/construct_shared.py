@@ -16,9 +16,10 @@ SECONDS = "trace-seconds.json"
 
 
 class Shared:
-    """A folder that several processes may use at once. While it lives, conversions of this process take from it and add to it."""
+    """A folder that several processes may use at once, of one parent and one text. While it lives, conversions of this process take from it and add to it."""
 
     def __init__(self, root: Path):
+        root.mkdir(parents=True, exist_ok=True)
         self.root, self.folder = root, root
         self.seconds = 0.0
         """What the work of the last conversion that was not done again had taken."""
