@@ -154,17 +154,18 @@ class _Sorted(torch.autograd.Function):
         x_TD, gate_up_EFD, down_EDM, weight_S, gate_up_SF, order_S = ctx.saved_tensors
         wants_x, wants_gate_up, wants_down, wants_weight = ctx.needs_input_grad[:4]
         grad_TD, counts, token_S = grads[0].contiguous(), ctx.counts, order_S // ctx.chosen
-        width, neurons = down_EDM.shape[1:]
-        rows_ND = x_TD.new_empty(max(counts), width)
+        rows_ND = x_TD.new_empty(max(counts), x_TD.shape[1])
         grad_gate_up_EFD, into_EFD = _like(gate_up_EFD, wants_gate_up)
         grad_down_EDM, into_EDM = _like(down_EDM, wants_down)
         _clear(counts, grad_gate_up_EFD, grad_down_EDM)
 
         gate_SM, up_SM = gate_up_SF.chunk(2, dim=1)
-        active_SM = functional.silu(gate_SM)
-        h_SM = active_SM * up_SM
+        grad_SF = torch.empty_like(gate_up_SF)
+        active_SM, h_SM = grad_SF.chunk(2, dim=1)  # they wait where their gradients will stand
+        torch.ops.aten.silu.out(gate_SM, out=active_SM)
+        torch.mul(active_SM, up_SM, out=h_SM)
         weighted_SM = h_SM * weight_S[:, None]
-        dh_SM = torch.empty_like(h_SM)  # still without the weight
+        dh_SM = torch.empty_like(weighted_SM)  # still without the weight
         for count, token_N, down_DM, dh_NM, weighted_NM, into_DM in _of_experts(
             counts, token_S, down_EDM.unbind(), dh_SM, weighted_SM, into_EDM
         ):
@@ -181,9 +182,8 @@ class _Sorted(torch.autograd.Function):
             return None, None, grad_down_EDM, grad_weight_TK, None
 
         dh_SM.mul_(weight_S[:, None])
-        grad_SF = torch.empty_like(gate_up_SF)
-        torch.mul(dh_SM, active_SM, out=grad_SF[:, neurons:])
-        torch.ops.aten.silu_backward.grad_input(dh_SM.mul_(up_SM), gate_SM, grad_input=grad_SF[:, :neurons])
+        torch.mul(dh_SM, active_SM, out=h_SM)
+        torch.ops.aten.silu_backward.grad_input(dh_SM.mul_(up_SM), gate_SM, grad_input=active_SM)
         grad_x_TD = torch.zeros_like(x_TD) if wants_x else None
         for count, token_N, grad_NF, gate_up_FD, into_FD in _of_experts(
             counts, token_S, grad_SF, gate_up_EFD.unbind(), into_EFD
