@@ -4,7 +4,7 @@
     python benchmarks/layer.py --widths 2048 --out benchmarks/results/layer-2048.json        # seconds a pass
     python benchmarks/layer.py --widths 2048 --tokens 8192 --out benchmarks/results/layer-2048-8192.json        # half a minute a pass
 
-Candidates: the dense FFN, transformers' eager and grouped backends, ours (`moesaic.model.sorted_experts`); float32, even and skewed routing, random weights.
+Candidates: the dense FFN, transformers' eager and grouped backends, ours (`moesaic.model.sorted_experts`, plain and compiled); float32, even and skewed routing, random weights.
 Ideal: dense time times the share of neurons that run. Repetitions alternate, each after a pass that is not timed; a candidate's
 ratio to the dense FFN is taken within each, then the median, wall clock. Few tokens run through as many layers as fill the caches over, as in a model.
 Processor time is told beside it, which other work on the machine changes less. batched_mm is not timed: 28 to 34 times the dense FFN at 256 tokens.
@@ -26,7 +26,8 @@ WIDTHS = {576: 1536, 2048: 5632}
 MANY, FEW = (2048, 8192), (1, 16, 256)
 CACHES = 256_000_000
 """Bytes that no processor's caches hold: what few tokens cost in a model is the reading of its layers' weights."""
-CANDIDATES = ("eager", "grouped_mm", "sorted")
+OURS = ("sorted", "sorted-compiled")
+CANDIDATES = ("eager", "grouped_mm", *OURS)
 
 
 def candidates(width: int, count: int, chosen: int) -> dict[str, nn.Module]:
@@ -82,7 +83,10 @@ def measure(
         return machine.spread(found)
 
     best = min(("eager", "grouped_mm"), key=lambda name: ratios(wall, name)[0])
-    gains = [peer / own for peer, own in zip(wall[best], wall["sorted"], strict=True)]
+    gains = {
+        name: {"best": best, "faster_than_best": machine.spread([a / b for a, b in zip(wall[best], wall[name], strict=True)])}
+        for name in OURS
+    }  # fmt: skip
     same = {
         "width": width, "tokens": tokens, "experts": count, "per_token": chosen, "routing": "skewed" if skewed else "even",
         "pass": "forward and backward" if backward else "forward", "ideal": chosen / count,
@@ -90,7 +94,7 @@ def measure(
     return [
         {
             **same, "candidate": name, "of_dense": ratios(wall, name), "of_dense_processor": ratios(work, name),
-            **({"faster_than_best": machine.spread(gains), "best": best} if name == "sorted" else {}),
+            **gains.get(name, {}),
         }
         for name in CANDIDATES
     ]  # fmt: skip

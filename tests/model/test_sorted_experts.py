@@ -1,15 +1,22 @@
 """The backend of a CPU against a plain sum in float64, its gradients against gradcheck, and when it hands over."""
 
 import copy
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from tiny import tiny_moe
 
 from moesaic.errors import InputError
-from moesaic.model import execution, families, grouped, sorted_experts
+from moesaic.model import execution, families, grouped, sorted_experts, swiglu
 
 WIDTH, NEURONS, EXPERTS = 12, 5, 4
+
+missing = [tool for tool in (os.environ.get("CXX", "g++"), "ninja") if shutil.which(tool) is None]
+compiler = pytest.mark.skipif(bool(missing), reason=f"not installed: {missing}")
 
 
 def weights(seed=0, dtype=torch.float64):
@@ -70,13 +77,24 @@ def inputs(kind, dtype=torch.float64):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
 def test_output_and_gradients_equal_the_formula_in_float64(kind, dtype, tolerance, tile, monkeypatch):
     monkeypatch.setattr(sorted_experts, "TILE", tile)
+    check(kind, dtype, tolerance, swiglu.PLAIN, monkeypatch)
+
+
+@compiler
+@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+def test_compiled_output_and_gradients_equal_the_formula_in_float64(kind, dtype, tolerance, monkeypatch):
+    check(kind, dtype, tolerance, swiglu.compiled(), monkeypatch)
+
+
+def check(kind, dtype, tolerance, steps, monkeypatch):
     exact, own = inputs(kind), inputs(kind, dtype)
-    wanted, found = plain(*exact), sorted_experts.run(*own)
+    wanted, found = plain(*exact), sorted_experts.run(*own, steps)
     torch.testing.assert_close(found.double(), wanted, rtol=tolerance, atol=10 * tolerance)
     for wasted in (sorted_experts.WASTED, 0):  # all experts at once, then one after the other
         monkeypatch.setattr(sorted_experts, "WASTED", wasted)
         with torch.no_grad():  # nothing is kept: other buffers, and a way of its own for one token
-            again = sorted_experts.run(*own)
+            again = sorted_experts.run(*own, steps)
         torch.testing.assert_close(again, found.detach(), rtol=tolerance, atol=tolerance)
     slope = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     (found * slope.to(dtype)).sum().backward()
@@ -149,7 +167,9 @@ def run(model, name, ids, autocast=False):
 IDS = torch.randint(3, 512, (2, 24), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("name", ["sorted", "grouped_mm", "eager"])
+@pytest.mark.parametrize(
+    "name", ["sorted", pytest.param("sorted-compiled", marks=compiler), "grouped_mm", "eager"]
+)
 def test_a_model_computes_in_float32_what_its_eager_experts_do_in_float64(moe, name):
     found, own = run(moe, name, IDS)
     moe.double()
@@ -246,6 +266,63 @@ def test_the_choice_by_device_is_logged_and_can_be_overridden(moe, caplog, tmp_p
         execution.apply(moe, "batched_mm", cpu)
     with pytest.raises(InputError, match=r"sonicmoe needs a CUDA device"):
         execution.choose("sonicmoe", cpu)
+    with pytest.raises(InputError, match=r"sorted-compiled is for a CPU"):
+        execution.choose("sorted-compiled", torch.device("cuda"))
     execution.apply(moe, "auto", cpu)
     moe.save_pretrained(tmp_path / "saved")
     assert "sorted" not in (tmp_path / "saved/config.json").read_text()  # plain transformers does not know it
+
+
+@compiler
+@pytest.mark.parametrize("neurons", [1, 7, 8, 96, 33])
+def test_compiled_loops_equal_the_plain_steps_for_any_number_of_neurons(neurons):
+    stream = torch.Generator().manual_seed(0)
+    both, weight, slope = (
+        torch.randn(*shape, generator=stream, dtype=torch.float64) for shape in ((500, 2 * neurons), (500,), (500, neurons))
+    )  # fmt: skip
+    both[0, :3] = torch.tensor([-800.0, 800.0, -90.0])[: 2 * neurons]  # beyond what exp can hold
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+        own = both.to(dtype), weight.to(dtype)
+        found = []
+        for steps in (swiglu.PLAIN, swiglu.compiled()):
+            weighted, left = steps.before(*own)
+            assert torch.equal(weighted, steps.inner(*own))
+            found.append((weighted, *steps.after(*own, slope.to(dtype, copy=True), left)))
+        for plain_one, compiled_one in zip(*found, strict=True):
+            assert compiled_one.isfinite().all()
+            torch.testing.assert_close(compiled_one, plain_one, rtol=tolerance, atol=10 * tolerance)
+
+
+@compiler
+def test_compiled_loops_need_a_compiler_and_leave_nothing_half_made(moe, caplog, tmp_path, monkeypatch):
+    caplog.set_level("INFO")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "cache"))
+    cpu = torch.device("cpu")
+    swiglu.compiled.cache_clear()
+    with monkeypatch.context() as without:
+        without.setenv("CXX", "/no/compiler")
+        with pytest.raises(
+            InputError, match=r"engine\.experts: sorted-compiled needs a C\+\+ compiler .*use sorted"
+        ):
+            execution.apply(moe, "sorted-compiled", cpu)
+    assert list((tmp_path / "cache").iterdir()) == [], "nothing half made stays"
+
+
+COMPILE = """
+import logging, sys
+logging.basicConfig(level=logging.INFO, stream=sys.stdout)
+from moesaic.model import swiglu
+swiglu.compiled()
+"""
+
+
+@compiler
+def test_loops_are_compiled_once_for_all_processes(tmp_path):
+    environment = os.environ | {"TORCH_EXTENSIONS_DIR": str(tmp_path)}
+    said = [
+        subprocess.run([sys.executable, "-c", COMPILE], env=environment, check=True, capture_output=True, text=True).stdout
+        for _ in range(2)
+    ]  # fmt: skip
+    assert "compiled in" in said[0]
+    assert "compil" not in said[1]
+    assert [path.suffix for path in tmp_path.iterdir()] == [".so"]

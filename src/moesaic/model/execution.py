@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from moesaic.errors import InputError
-from moesaic.model import sorted_experts
+from moesaic.model import sorted_experts, swiglu
 
 log = logging.getLogger("moesaic.model")
 
@@ -19,10 +19,11 @@ AUTO = {"cpu": sorted_experts.NAME, "cuda": "grouped_mm"}
 
 
 def register() -> None:
-    """Tell transformers about our backend; once in a process, or again."""
+    """Tell transformers about our backends; once in a process, or again."""
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
     ALL_EXPERTS_FUNCTIONS.register(sorted_experts.NAME, sorted_experts.forward)
+    ALL_EXPERTS_FUNCTIONS.register(sorted_experts.COMPILED, sorted_experts.compiled_forward)
 
 
 def choose(wanted: str, device: torch.device) -> str:
@@ -40,6 +41,8 @@ def choose(wanted: str, device: torch.device) -> str:
         )
     if wanted == "sonicmoe" and device.type != "cuda":
         raise InputError(f"engine.experts: sonicmoe needs a CUDA device, this is {device.type}; use auto")
+    if wanted == sorted_experts.COMPILED and device.type != "cpu":
+        raise InputError(f"engine.experts: {wanted} is for a CPU, this is {device.type}; use auto")
     return wanted
 
 
@@ -51,6 +54,8 @@ def apply(model: Any, wanted: str, device: torch.device, level: int = logging.IN
         return None
     name = choose(wanted, device)
     register()
+    if name == sorted_experts.COMPILED:
+        swiglu.compiled()  # before the first step, not in it
     if model.config._experts_implementation != name:
         model.set_experts_implementation(name)
     log.log(level, "experts run by %s on %s (engine.experts: %s)", name, device.type, wanted)

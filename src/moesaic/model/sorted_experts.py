@@ -2,8 +2,8 @@
 
 transformers' grouped backend gathers the rows of all slots, keeps them and what is made of them for the backward pass, and goes back through two
 gathers, which scatter one row after the other. Here rows are gathered expert by expert into one small buffer, in both passes; autograd keeps the layer's
-input and the first product alone. What is not a product runs once over all slots: each call wakes all threads, and sixteen times as many calls cost more
-than their work. An expert's rows are added to their tokens' while the caches still hold them, one expert after the other: the result does not depend
+input and the first product alone. What is not a product (`swiglu`) runs once over all slots: each call wakes all threads, and sixteen times as many calls
+cost more than their work. An expert's rows are added to their tokens' while the caches still hold them, one expert after the other: the result does not depend
 on threads.
 
 Shapes: T tokens, D model width, E experts, K experts per token, S = T * K token slots sorted by expert, M neurons per expert.
@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-NAME = "sorted"
-"""Of this backend in transformers' interface; see `execution.register`."""
+from moesaic.model import swiglu
+
+NAME, COMPILED = "sorted", "sorted-compiled"
+"""Of this backend in transformers' interface, and of the same with what is no product compiled; see `execution.register`."""
 TYPES = (torch.float32, torch.float64)
 FEW = 16
 """Below so many token slots per expert the loop's own cost shows: without gradients the grouped backend, whose loop is not Python's, is as fast or faster."""
@@ -29,7 +31,9 @@ TILE = 4096
 """Tokens of one pass: fewer make thinner products and more sums of weight gradients, what is kept of more falls out of the caches."""
 
 
-def forward(module: Any, x_TD: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+def forward(
+    module: Any, x_TD: Tensor, index_TK: Tensor, weight_TK: Tensor, steps: swiglu.Steps = swiglu.PLAIN
+) -> Tensor:
     """The experts' output [T, D] of a stock experts module: sum over k of weight_k * down(silu(gate x) * up x).
 
     Few tokens go through all experts at once where these are small. Other few tokens, and what it is not made for (a GPU, autocast, half precision, another
@@ -42,7 +46,12 @@ def forward(module: Any, x_TD: Tensor, index_TK: Tensor, weight_TK: Tensor) -> T
 
         found: Tensor = grouped_mm_experts_forward(module, x_TD, index_TK, weight_TK)
         return found
-    return run(x_TD, module.gate_up_proj, module.down_proj, index_TK, weight_TK)
+    return run(x_TD, module.gate_up_proj, module.down_proj, index_TK, weight_TK, steps)
+
+
+def compiled_forward(module: Any, x_TD: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+    """`forward` with compiled loops."""
+    return forward(module, x_TD, index_TK, weight_TK, swiglu.compiled())
 
 
 def possible(module: Any, x_TD: Tensor) -> bool:
@@ -69,7 +78,14 @@ def together(down_EDM: Tensor, tokens: int, chosen: int) -> bool:
     return tokens * (experts - chosen) * weights < WASTED and unread < UNREAD
 
 
-def run(x_TD: Tensor, gate_up_EFD: Tensor, down_EDM: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+def run(
+    x_TD: Tensor,
+    gate_up_EFD: Tensor,
+    down_EDM: Tensor,
+    index_TK: Tensor,
+    weight_TK: Tensor,
+    steps: swiglu.Steps = swiglu.PLAIN,
+) -> Tensor:
     """Output [T, D] of SwiGLU experts.
 
     Args:
@@ -83,7 +99,7 @@ def run(x_TD: Tensor, gate_up_EFD: Tensor, down_EDM: Tensor, index_TK: Tensor, w
     count = max(1, -(-len(x_TD) // TILE))
     parts = [tensor.tensor_split(count) for tensor in (x_TD, weight_TK.to(x_TD.dtype), index_TK)]
     found = [
-        _Sorted.apply(x_ND, gate_up_EFD, down_EDM, weight_NK, index_NK)
+        _Sorted.apply(x_ND, gate_up_EFD, down_EDM, weight_NK, index_NK, steps)
         for x_ND, weight_NK, index_NK in zip(*parts, strict=True)
     ]
     return found[0] if len(found) == 1 else torch.cat(found)
@@ -123,7 +139,13 @@ def _of_experts(counts: list[int], *tensors: Any) -> list[tuple[Any, ...]]:
 class _Sorted(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_TD: Tensor, gate_up_EFD: Tensor, down_EDM: Tensor, weight_TK: Tensor, index_TK: Tensor
+        ctx: Any,
+        x_TD: Tensor,
+        gate_up_EFD: Tensor,
+        down_EDM: Tensor,
+        weight_TK: Tensor,
+        index_TK: Tensor,
+        steps: swiglu.Steps,
     ) -> Tensor:
         tokens, chosen = index_TK.shape
         width, neurons = down_EDM.shape[1:]
@@ -138,14 +160,12 @@ class _Sorted(torch.autograd.Function):
         ):
             own_ND = torch.index_select(x_TD, 0, token_N, out=rows_ND[:count])
             torch.mm(own_ND, into_DF, out=found_NF)
-        gate_SM, up_SM = gate_up_SF.chunk(2, dim=1)
-        # the weight goes where there are fewest columns
-        h_SM = functional.silu(gate_SM).mul_(up_SM).mul_(weight_S[:, None])
+        h_SM = steps.inner(gate_up_SF, weight_S)  # the weight goes where there are fewest columns
         for count, token_N, h_NM, out_MD in _of_experts(counts, token_S, h_SM, down_EDM.mT.unbind()):
             out_TD.index_add_(0, token_N, torch.mm(h_NM, out_MD, out=rows_ND[:count]))
         if any(ctx.needs_input_grad[:4]):
             ctx.save_for_backward(x_TD, gate_up_EFD, down_EDM, weight_S, gate_up_SF, order_S.to(torch.int32))
-            ctx.counts, ctx.chosen = counts, chosen
+            ctx.counts, ctx.chosen, ctx.steps = counts, chosen, steps
         return out_TD
 
     @staticmethod
@@ -159,12 +179,7 @@ class _Sorted(torch.autograd.Function):
         grad_down_EDM, into_EDM = _like(down_EDM, wants_down)
         _clear(counts, grad_gate_up_EFD, grad_down_EDM)
 
-        gate_SM, up_SM = gate_up_SF.chunk(2, dim=1)
-        grad_SF = torch.empty_like(gate_up_SF)
-        active_SM, h_SM = grad_SF.chunk(2, dim=1)  # they wait where their gradients will stand
-        torch.ops.aten.silu.out(gate_SM, out=active_SM)
-        torch.mul(active_SM, up_SM, out=h_SM)
-        weighted_SM = h_SM * weight_S[:, None]
+        weighted_SM, left = ctx.steps.before(gate_up_SF, weight_S)
         dh_SM = torch.empty_like(weighted_SM)  # still without the weight
         for count, token_N, down_DM, dh_NM, weighted_NM, into_DM in _of_experts(
             counts, token_S, down_EDM.unbind(), dh_SM, weighted_SM, into_EDM
@@ -173,17 +188,15 @@ class _Sorted(torch.autograd.Function):
             torch.mm(own_ND, down_DM, out=dh_NM)
             if into_DM is not None:
                 torch.mm(own_ND.T, weighted_NM, out=into_DM)
+        grad_SF, sorted_S = ctx.steps.after(gate_up_SF, weight_S, dh_SM, left)
         grad_weight_TK = None
         if wants_weight:
             grad_S = torch.empty_like(weight_S)
-            grad_S[order_S] = torch.linalg.vecdot(dh_SM, h_SM)
+            grad_S[order_S] = sorted_S
             grad_weight_TK = grad_S.view(-1, ctx.chosen)
         if not (wants_x or wants_gate_up):
-            return None, None, grad_down_EDM, grad_weight_TK, None
+            return None, None, grad_down_EDM, grad_weight_TK, None, None
 
-        dh_SM.mul_(weight_S[:, None])
-        torch.mul(dh_SM, active_SM, out=h_SM)
-        torch.ops.aten.silu_backward.grad_input(dh_SM.mul_(up_SM), gate_SM, grad_input=active_SM)
         grad_x_TD = torch.zeros_like(x_TD) if wants_x else None
         for count, token_N, grad_NF, gate_up_FD, into_FD in _of_experts(
             counts, token_S, grad_SF, gate_up_EFD.unbind(), into_EFD
@@ -193,7 +206,7 @@ class _Sorted(torch.autograd.Function):
             if into_FD is not None:
                 own_ND = torch.index_select(x_TD, 0, token_N, out=rows_ND[:count])
                 torch.mm(grad_NF.T, own_ND, out=into_FD)
-        return grad_x_TD, grad_gate_up_EFD, grad_down_EDM, grad_weight_TK, None
+        return grad_x_TD, grad_gate_up_EFD, grad_down_EDM, grad_weight_TK, None, None
 
 
 def _like(tensor: Tensor, wanted: bool) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:

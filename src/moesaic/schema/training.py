@@ -68,8 +68,11 @@ class Engine(Strict):
     """DeepSpeed's JSON: zero1, zero2, zero2-offload, zero3, zero3-offload, or a path of your own; batch sizes, clipping and the learning rate in it are replaced by the stage's own."""
     gradient_checkpointing: bool = False
     """Keep only the layers' inputs and compute the rest again in the backward pass: a third more time for much less memory."""
-    experts: Literal["auto", "sorted", "grouped_mm", "eager", "batched_mm", "sonicmoe"] = "auto"
-    """What runs the experts: auto is what was measured fastest (ours, sorted, on a CPU; grouped_mm on a GPU); sonicmoe is a kernel of the hub for new GPUs."""
+    experts: Literal["auto", "sorted", "sorted-compiled", "grouped_mm", "eager", "batched_mm", "sonicmoe"] = (
+        "auto"
+    )
+    """What runs the experts: auto is what was measured fastest (ours, sorted, on a CPU; grouped_mm on a GPU); sorted-compiled passes over the memory less often, where a
+    CPU has a C++ compiler; sonicmoe is a kernel of the hub for new GPUs."""
 
 
 class Training(Strict):
