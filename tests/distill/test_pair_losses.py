@@ -135,21 +135,23 @@ def collapse(name, refresh, steps=400, settings=None):
     optimizer = torch.optim.Adam([logits], 0.05)
     own = {"beta": 0.1, "refresh_every": 25, "anchor": 1.0} | (settings or {})
     alarm, said, one = dpkd_guarded.Alarm(own), None, torch.ones(64, dtype=torch.float64)
-    since, start = 0, 0.0
+    since = 0
     chosen = torch.multinomial(log_p.exp(), 64, replacement=True, generator=draw)
     rejected = torch.multinomial(logits.detach().softmax(0), 64, replacement=True, generator=draw)
+    start = logits.detach().log_softmax(0)
     for _ in range(steps):
         log_q = logits.log_softmax(0)
         loss, statistics = PAIRS[name](
             Pairs(log_q[chosen], log_q[rejected], log_p[chosen], log_p[rejected], one, one), own
         )
-        start = float(statistics["student_of_student_text"].mean()) if since == 0 else start
-        said = said or alarm.check(statistics)
+        drift = float((log_q.detach() - start)[rejected].mean())
+        said = said or alarm.check(drift, float(statistics["student_of_teacher_text"].mean()))
         since += 1
         optimizer.zero_grad()
         loss.mean().backward()
         optimizer.step()
-        if refresh and dpkd_guarded.refresh_due(since, start, statistics, own):
+        if refresh and dpkd_guarded.refresh_due(since, drift, own):
+            start = logits.detach().log_softmax(0)
             chosen = torch.multinomial(log_p.exp(), 64, replacement=True, generator=draw)
             rejected = torch.multinomial(logits.detach().softmax(0), 64, replacement=True, generator=draw)
             since = 0
@@ -173,24 +175,24 @@ def test_the_alarm_waits_resumes_and_starts_anew():
     own = {"alarm_drop": 1.0, "alarm_patience": 2}
     alarm = dpkd_guarded.Alarm(own)
 
-    def step(nats):
-        return alarm.check(
-            {"student_of_student_text": torch.tensor([nats]), "student_of_teacher_text": torch.tensor([-2.0])}
-        )
+    def step(drift):
+        return alarm.check(drift, -2.0)
 
-    assert step(-2.0) is None
-    assert step(-3.5) is None
+    assert step(0.0) is None
+    assert step(-1.5) is None
     resumed = dpkd_guarded.Alarm(own)
     resumed.load_state(alarm.state())
     alarm = resumed
-    assert step(-3.6) is not None
+    assert "has lost 1.60 nats" in step(-1.6)
+    assert step(-0.9) is None, "in a row"
+    assert step(-1.6) is None
     alarm.sampled()
-    assert step(-3.6) is None
+    assert step(-1.6) is None
     assert step(float("nan")) is not None
 
 
 def test_pairs_are_refreshed_by_time_or_by_drift():
-    now = {"student_of_student_text": torch.tensor([-3.0])}
-    assert dpkd_guarded.refresh_due(100, -3.0, now, {})
-    assert not dpkd_guarded.refresh_due(5, -2.5, now, {})
-    assert dpkd_guarded.refresh_due(5, -1.5, now, {})
+    assert dpkd_guarded.refresh_due(100, 0.0, {})
+    assert not dpkd_guarded.refresh_due(5, -0.5, {})
+    assert not dpkd_guarded.refresh_due(5, 1.5, {})
+    assert dpkd_guarded.refresh_due(5, -1.5, {})

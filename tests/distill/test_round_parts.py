@@ -92,27 +92,27 @@ def test_pairs_and_counts_by_hand():
     }
 
 
-def watched(nats):
-    return {f"train/logp/{name}": nats if name == "student_of_student_text" else -2.0 for name in pairs.TEXTS}
+def watched(drift):
+    return {pairs.DRIFT: drift, "train/logp/student_of_teacher_text": -2.0}
 
 
 def test_the_watch_goes_on_where_it_was():
-    """Alarm and drift are measured from the first step of the round, over a kill too."""
+    """Over a kill too."""
     options = {"alarm_drop": 1.0, "alarm_patience": 2, "refresh_drop": 0.5}
     first = pairs.Collapse("v/distill", options, refresh=True)
-    first.check(watched(-2.0))
-    assert not first.enough(1, watched(-2.0))
-    first.check(watched(-3.5))
+    first.check(watched(0.0))
+    assert not first.enough(1, watched(0.0))
+    first.check(watched(-1.5))
     resumed = pairs.Collapse("v/distill", options, refresh=True)
     resumed.load_state(json.loads(json.dumps(first.state())))
-    assert not resumed.enough(2, watched(-2.4))
-    assert resumed.enough(2, watched(-2.6))
-    with pytest.raises(InputError, match=r"v/distill: collapse: .* from -2\.00 to -3\.60 nats"):
-        resumed.check(watched(-3.6))
+    assert not resumed.enough(2, watched(-0.4))
+    assert resumed.enough(2, watched(-0.6))
+    with pytest.raises(InputError, match=r"v/distill: collapse: .* has lost 1\.60 nats"):
+        resumed.check(watched(-1.6))
     assert not pairs.Collapse("v", options, refresh=False).enough(9, watched(-99.0))
     quiet = pairs.Collapse("v", options | {"alarm_drop": None}, refresh=False)
-    for nats in (-2.0, -50.0, -60.0, -70.0):
-        quiet.check(watched(nats))
+    for drift in (0.0, -50.0, -60.0, -70.0):
+        quiet.check(watched(drift))
 
 
 def test_questions_are_never_on_both_sides():

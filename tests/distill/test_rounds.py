@@ -128,13 +128,18 @@ def test_collapse_stops_the_stage(built, tmp_path):
     with contextlib.chdir(path.parent):
         wild = {"steps": 60, "optimizer": {"lr": 3e-2}, "pairs": {"alarm_drop": 1.0, "alarm_patience": 2}}
         with pytest.raises(
-            InputError, match=r"activation/distill: collapse: the student's own text fell from"
+            InputError, match=r"activation/distill: collapse: the student's own text has lost"
         ):
             whole(path, **wild)
         assert not Path("results/activation/distill/manifest.json").exists()
         out = step(path, "distill", distill=wild | {"pairs": {"alarm_drop": None}})
         own = series(out)["train/logp/student_of_student_text"]
         assert own[-1][1] < own[0][1] - 1.0, "the alarm was right"
+        drift = [value for _, value in series(out)["train/pairs/drift"]]
+        assert drift[0] == pytest.approx(0.0, abs=1e-4), (
+            "before the first update the answers are as likely as when they were given"
+        )
+        assert drift[-1] < -1.0
 
 
 @pytest.mark.slow

@@ -51,10 +51,11 @@ def ours(student, teacher, normalised=True):
     ]
     logps = score.log_probabilities(teacher, listed)
     rows = [
-        pairs.PairRow(
+        student_pairs.SampledRow(
             pairs.answer_row(item["prompt"], item["chosen"]),
             pairs.answer_row(item["prompt"], item["rejected"]),
             (logps[2 * i], logps[2 * i + 1]),
+            0.0,
         )
         for i, item in enumerate(RECORDS)
     ]

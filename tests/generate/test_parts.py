@@ -126,6 +126,21 @@ def test_sampling_is_the_same_killed_sharded_or_in_other_batches(tmp_path, llama
     assert sample.answer(llama, Words(), "m", asked, plan(batch=40, part=7), "s", tmp_path / "d") == whole
 
 
+def test_a_batch_below_the_draws_is_kept_to(tmp_path, llama, monkeypatch):
+    """Who lowers it does so because memory ran out."""
+    asked, rows = prompts(3), []
+    whole = sample.answer(llama, Words(), "m", asked, plan(), "s", tmp_path / "a")
+    real = decode.decode
+
+    def counting(model, texts, seeds, *more):
+        rows.append(sum(len(own) for own in seeds))
+        return real(model, texts, seeds, *more)
+
+    monkeypatch.setattr(decode, "decode", counting)
+    assert sample.answer(llama, Words(), "m", asked, plan(batch=2), "s", tmp_path / "b") == whole
+    assert rows == [2, 1] * 3
+
+
 def test_scores_equal_a_plain_forward_pass_and_ignore_the_batch(tmp_path, llama):
     items = [
         score.Scored(f"a{i}", prompt.ids, [(7 * i + j) % 500 + 3 for j in range(1 + 3 * i)])

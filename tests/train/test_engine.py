@@ -90,6 +90,19 @@ def test_routers_first_then_everything(tmp_path):
     assert all(moved([2]).values())
 
 
+def test_a_bfloat16_model_goes_on_with_the_float32_moments_of_a_deepspeed_checkpoint(tmp_path):
+    trainee = Trainee(tiny_moe(tmp_path, shared=32).model.bfloat16().train(), Weights())
+    engine = build(trainee, settings())
+    engine.forward_backward(batch(device=engine.device), last=True)
+    engine.step(0)
+    stored = {name: value.float() for name, value in engine.optimizer_state().items()}
+    engine.load_optimizer_state(stored)
+    engine.forward_backward(batch(device=engine.device), last=True)
+    engine.step(1)
+    for name, value in engine.optimizer_state().items():
+        assert value.dtype == (torch.float32 if name.endswith("/step") else torch.bfloat16), name
+
+
 def test_decay_is_for_matrices_only(tmp_path):
     trainee = Trainee(tiny_moe(tmp_path, shared=32).model, Weights())
     engine = build(trainee, settings(weight_decay=0.3))

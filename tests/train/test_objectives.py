@@ -161,6 +161,11 @@ def test_learning_rate_shape():
     assert rates[-1] == pytest.approx(0.1, abs=0.01)
     assert all(a <= b for a, b in itertools.pairwise(rates[:11]))
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+    told = [learning_rate(step, 10**6, 1.0, 10, 0.1, share=step / 100) for step in range(100)]
+    assert told[:10] == rates[:10], "a budget of tokens has its warm-up in steps, too"
+    assert told[50] == pytest.approx(0.55)
+    assert told[-1] == pytest.approx(0.1, abs=0.01)
+    assert all(a > b for a, b in itertools.pairwise(told[10:]))
     line = [learning_rate(step, 110, 2.0, 10, 0.0, "linear") for step in range(110)]
     assert line[10] == 2.0
     assert line[60] == pytest.approx(1.0)

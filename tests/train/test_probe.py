@@ -128,6 +128,18 @@ def test_a_cached_teacher_is_not_asked(moe):
         assert (alone.rows[name] == beside.rows[name]).all()
 
 
+def test_a_resident_teacher_is_not_asked(moe):
+    work, alone = job(moe), measured(job(moe))
+    teacher = copy.deepcopy(moe).requires_grad_(False)
+    teacher.register_forward_pre_hook(lambda *_: pytest.fail("the teacher ran"))
+    work.trainee = Trainee(work.trainee.model, Weights(kl=0.5), teacher)
+    kept = work.trainee.teacher
+    beside = measured(work)
+    for name in SPANS:
+        assert (alone.rows[name] == beside.rows[name]).all()
+    assert work.trainee.teacher is kept
+
+
 def test_answers_alone_can_be_read(moe):
     work = job(moe, tokens="answer")
     found = measured(work)
@@ -356,12 +368,18 @@ def test_the_other_methods_run_in_the_same_stage(prepared, tmp_path, method):
 def test_a_budget_of_tokens_ends_the_stage_and_the_schedule(prepared, tmp_path):
     folder = tmp_path / "p"
     shutil.copytree(prepared, folder)
-    tuned(folder, tune={"tokens": 900, "steps": 60, "mixture": {"method": "static"}})
+    tuned(
+        folder,
+        tune={"tokens": 900, "steps": 60, "mixture": {"method": "static"}, "optimizer": {"warmup": 2}},
+    )
     found = series(folder)
     seen = [value for _, value in found["train/tokens"]]
     assert seen[-2] < 900 <= seen[-1]
     rates = dict(found["train/lr"])
     assert rates[len(seen)] < 0.25 * max(rates.values()), "the schedule was not at its end"
+    assert rates[2] == pytest.approx(2 * rates[1]), (
+        "a warm-up is so many steps, however far away their last one is"
+    )
     done = json.loads((folder / "results/activation/tune/manifest.json").read_text())["metrics"]["steps"]
     assert done == len(seen) < 60
     assert "valid/loss/words" in found, "the last step is validated"

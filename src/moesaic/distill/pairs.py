@@ -30,10 +30,27 @@ TEXTS = (
     "teacher_of_teacher_text",
     "teacher_of_student_text",
 )
+DRIFT = "train/pairs/drift"
+"""Nats per token that a step's answers of the student have gained since the student gave them (negative: lost), mean."""
 
 
 @dataclass(frozen=True)
-class CorpusRow(PairRow):
+class SampledRow(PairRow):
+    """The teacher's answer and the student's."""
+
+    start: float
+    """Summed log-probability of the student's answer under the student that gave it, nats."""
+
+
+@dataclass(frozen=True)
+class SampledBatch(PairBatch):
+    """A micro-batch of them."""
+
+    start_B: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class CorpusRow(SampledRow):
     """A pair and a block of the corpus beside it."""
 
     corpus: Row
@@ -44,7 +61,14 @@ class CorpusRow(PairRow):
         return np.concatenate([super().ids, self.corpus.ids])
 
 
-class CorpusStream(pairs.PairStream):
+class SampledStream(pairs.PairStream):
+    """Pairs, from the records of `pair_scores`."""
+
+    def _row(self, record: Mapping[str, Any]) -> Any:
+        return SampledRow(**vars(super()._row(record)), start=record["rejected"]["student"])
+
+
+class CorpusStream(SampledStream):
     """Pairs, each beside a block of the corpus: of any trained domain, drawn by the seed and the pair's place in its domain."""
 
     def __init__(self, records: Iterable[Mapping[str, Any]], corpus: Stream, seed: int):
@@ -65,11 +89,13 @@ class CorpusStream(pairs.PairStream):
 
 
 def collate(
-    rows: Sequence[PairRow], domains: list[str], step_pairs: int, share: float, device: torch.device
-) -> PairBatch:
+    rows: Sequence[SampledRow], domains: list[str], step_pairs: int, share: float, device: torch.device
+) -> SampledBatch:
     """As pairs.collate, with the blocks of the corpus after the answers."""
     blocks = [row.corpus for row in rows if isinstance(row, CorpusRow)]
-    return pairs.collate(rows, domains, step_pairs, share, device, blocks)
+    batch = pairs.collate(rows, domains, step_pairs, share, device, blocks)
+    start_B = torch.tensor([row.start for row in rows], dtype=torch.float64)
+    return SampledBatch(**vars(batch), start_B=start_B.to(device, torch.float32))
 
 
 class PairStudent(pairs.PairTrainee):
@@ -77,7 +103,7 @@ class PairStudent(pairs.PairTrainee):
 
     ROWS = (
         "loss/pair", *(f"logp/{name}" for name in TEXTS), "pairs/margin", "pairs/accuracy", "pairs/reward_chosen",
-        "pairs/reward_rejected", "pairs/tokens_of_teacher_text", "pairs/tokens_of_student_text", "pairs/clipped",
+        "pairs/reward_rejected", "pairs/tokens_of_teacher_text", "pairs/tokens_of_student_text", "pairs/clipped", "pairs/drift",
     )  # fmt: skip
 
     def __init__(self, model: nn.Module, weights: Weights, loss: str, options: Mapping[str, Any]):
@@ -86,7 +112,9 @@ class PairStudent(pairs.PairTrainee):
         self.pair_loss = PAIRS[loss]
 
     def _loss(self, policy_R: Tensor, length_R: Tensor, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        assert isinstance(batch, SampledBatch)
         assert batch.reference_B2 is not None
+        assert batch.start_B is not None
         count = len(batch.domains)
         logps = [*policy_R[: 2 * count].view(2, count), *batch.reference_B2.T]
         loss_B, found = self.pair_loss(Pairs(*logps, *length_R[: 2 * count].view(2, count)), self.options)
@@ -104,6 +132,7 @@ class PairStudent(pairs.PairTrainee):
             for name in ("margin", "accuracy", "reward_chosen", "reward_rejected")
         }
         values |= {"pairs/tokens_of_teacher_text": more_B, "pairs/tokens_of_student_text": less_B}
+        values["pairs/drift"] = (logps[1].detach() - batch.start_B) / less_B
         return total_B.sum() / batch.step_targets, {ROW + name: values[name] for name in self.ROWS}
 
 
@@ -113,39 +142,30 @@ class Collapse:
     def __init__(self, name: str, options: Mapping[str, Any], refresh: bool):
         """Args: name: of the step, for the message. options: schema.PairOptions as a dict. refresh: end the round where refresh_drop says so."""
         self.name, self.options, self.refresh = name, options, refresh
-        self.first: float | None = None
         self.alarm = dpkd_guarded.Alarm(options)
 
     def check(self, values: Mapping[str, float]) -> None:
         if self.options["alarm_drop"] is None:
             return
-        said = self.alarm.check(_statistics(values))
+        said = self.alarm.check(values[DRIFT], values["train/logp/student_of_teacher_text"])
         if said is not None:
             raise InputError(
                 f"{self.name}: {said} (distill.pairs, distill.rounds, distill.optimizer.lr); pairs.alarm_drop: null lets it go on"
             )
 
     def enough(self, steps: int, values: Mapping[str, float]) -> bool:
-        found = _statistics(values)
-        if self.first is None:
-            self.first = float(found["student_of_student_text"])
         drop = self.options["refresh_drop"]
         if not self.refresh or drop is None:
             return False
         # A round's own steps are its longest life; here only the drift counts.
         own = {"refresh_every": steps + 1, "refresh_drop": drop}
-        return dpkd_guarded.refresh_due(steps, self.first, found, own)
+        return dpkd_guarded.refresh_due(steps, values[DRIFT], own)
 
     def state(self) -> dict[str, Any]:
-        return {"first": self.first, "alarm": self.alarm.state()}
+        return {"alarm": self.alarm.state()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self.first = state["first"]
         self.alarm.load_state(state["alarm"])
-
-
-def _statistics(values: Mapping[str, float]) -> dict[str, Tensor]:
-    return {name: torch.tensor(values[f"train/logp/{name}"], dtype=torch.float64) for name in TEXTS}
 
 
 def split(

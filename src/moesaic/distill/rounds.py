@@ -46,7 +46,7 @@ def _on_pairs(context: Context, settings: dict[str, Any], model: Any) -> tuple[J
             for part, side in ((train, "train"), (held, "validation"))
         )
     else:
-        data, validation = (training_pairs.PairStream(part) for part in (train, held))  # type: ignore[assignment]
+        data, validation = (pairs.SampledStream(part) for part in (train, held))  # type: ignore[assignment]
     weights = Weights(settings["balance"], settings["z_loss"], router=settings["router"])
     refresh = settings["loss"] == "dpkd-guarded" and not context.settings["last"]
     found = Job(

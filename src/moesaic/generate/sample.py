@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -99,12 +100,18 @@ def answer(
         # Prompts of like length together, so that little is padded; a piece is always decoded as a whole, in the same batches.
         order = sorted(rows, key=lambda i: (-len(prompts[i].ids), i))
         each = len(order) if engine.whole else max(1, plan.batch // plan.draws)
+        drawn = plan.draws if engine.whole else min(plan.draws, plan.batch)  # of one prompt at once
         found: dict[int, dict[str, Any]] = {}
         for begin in range(0, len(order), each):
             group = order[begin : begin + each]
             seeds = [[seed_of(plan.seed, prompts[i].id, draw) for draw in range(plan.draws)] for i in group]
-            made = engine.decode([prompts[i].ids for i in group], seeds, plan.decoding, ends)
-            for i, answers in zip(group, made, strict=True):
+            texts = [prompts[i].ids for i in group]
+            made = [
+                engine.decode(texts, [own[first : first + drawn] for own in seeds], plan.decoding, ends)
+                for first in range(0, plan.draws, drawn)
+            ]
+            for i, *some in zip(group, *made, strict=True):
+                answers = itertools.chain.from_iterable(some)
                 listed = [
                     {"ids": item.ids, "finished": item.finished, "text": tokenizer.decode(item.ids, skip_special_tokens=True)}
                     for item in answers

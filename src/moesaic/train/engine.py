@@ -82,23 +82,23 @@ class Engine:
                 self.accelerator.backward(loss * self.world)
         return loss.detach(), statistics
 
-    def step(self, step: int) -> tuple[float, float]:
-        """Clip, update, clear. Returns the gradient norm before clipping and the learning rate."""
+    def step(self, step: int, share: float | None = None) -> tuple[float, float]:
+        """Clip, update, clear. Returns the gradient norm before clipping and the learning rate. Args: share: as of schedule.learning_rate."""
         with self.clock.phase("optimizer"):
-            return self._update(step)
+            return self._update(step, share)
 
-    def _update(self, step: int) -> tuple[float, float]:
+    def _update(self, step: int, share: float | None) -> tuple[float, float]:
         norm: Any = nn.utils.clip_grad_norm_(list(self.parameters.values()), self.settings["clip"])
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        rate = self.set_rates(self.optimizer, step)
+        rate = self.set_rates(self.optimizer, step, share)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm), rate
 
-    def set_rates(self, optimizer: Any, step: int) -> float:
+    def set_rates(self, optimizer: Any, step: int, share: float | None = None) -> float:
         """Give every group its learning rate of a step; returns the schedule's."""
         own = self.settings
-        rate = learning_rate(step, self.steps, own["lr"], own["warmup"], own["min_lr"], own["decay"])
+        rate = learning_rate(step, self.steps, own["lr"], own["warmup"], own["min_lr"], own["decay"], share)
         factors = self.trainee.depth.factors(own["lr"]) if self.trainee.depth is not None else {}
         for group in optimizer.param_groups:
             waits = step < own["routers_first"] and not group["routers"]
@@ -173,7 +173,8 @@ class Engine:
             if name in by_parameter:
                 state = by_parameter[name]
                 self.optimizer.state[p] = {
-                    key: value if key == "step" and p.device.type == "cpu" else value.to(p.device)
+                    # DeepSpeed's checkpoints hold float32 beside parameters of any type
+                    key: value.to(p.device, p.dtype) if key != "step" else value.to(p.device)
                     for key, value in state.items()
                 }
 

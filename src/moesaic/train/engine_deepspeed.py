@@ -74,8 +74,8 @@ class DeepSpeedEngine(engine.Engine):
             self.deepspeed.step()  # counts the pass; weights change on the last one
         return loss.detach(), statistics
 
-    def _update(self, step: int) -> tuple[float, float]:
-        rate = self.set_rates(self.deepspeed.optimizer, step)
+    def _update(self, step: int, share: float | None) -> tuple[float, float]:
+        rate = self.set_rates(self.deepspeed.optimizer, step, share)
         self.deepspeed.step()
         return float(self.deepspeed.get_global_grad_norm()), rate
 

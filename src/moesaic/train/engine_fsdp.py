@@ -76,7 +76,8 @@ class FsdpEngine(engine.Engine):
         for name, parameter in self.parameters.items():
             if f"{name}/step" in tensors:
                 self.optimizer.state[parameter] = {"step": tensors[f"{name}/step"].cpu()} | {
-                    key: self._piece(tensors[f"{name}/{key}"], parameter) for key in ("exp_avg", "exp_avg_sq")
+                    key: self._piece(tensors[f"{name}/{key}"].to(parameter.dtype), parameter)
+                    for key in ("exp_avg", "exp_avg_sq")
                 }
 
     def _gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

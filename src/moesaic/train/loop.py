@@ -27,7 +27,7 @@ from moesaic.train import checkpoint, finish, hardware, policy, probe
 from moesaic.train.engine import Engine, build
 from moesaic.train.job import Job
 from moesaic.train.recorder import Recorder
-from moesaic.train.schedule import place
+from moesaic.train.schedule import share
 from moesaic.train.sums import Sums
 from moesaic.train.validation import check_rows, observation, reference, validate
 
@@ -88,9 +88,7 @@ def _run(
     first_seen, done, limit = seen, start, settings["tokens"]
     for step in range(start, settings["steps"]):
         tick = time.monotonic()
-        values, tokens, samples = _step(
-            job, engine, sampler, step, place(step, settings["steps"], seen, limit)
-        )
+        values, tokens, samples = _step(job, engine, sampler, step, share(seen, limit))
         loss = values["train/loss"]
         if not math.isfinite(loss) or not math.isfinite(values["train/grad_norm"]):
             raise InputError(
@@ -154,9 +152,9 @@ def _run(
 
 
 def _step(
-    job: Job, engine: Engine, sampler: Sampler, step: int, at: int
+    job: Job, engine: Engine, sampler: Sampler, step: int, behind: float | None
 ) -> tuple[dict[str, float], int, list[Sample]]:
-    """One optimizer step; returns the values to log, the number of tokens of all ranks, and the samples. Args: at: step of the schedule."""
+    """One optimizer step; returns the values to log, the number of tokens of all ranks, and the samples. Args: behind: schedule.share."""
     settings = job.settings
     # attention dropout, where the parent has it: a checkpoint holds rank 0's state alone
     torch.manual_seed((job.context.settings["seed"] << 32) + step * engine.world + engine.rank)
@@ -178,10 +176,12 @@ def _step(
         batch = job.collate(part, domains, targets, len(part) / settings["batch"], engine.device)
         # the same noise for the same rows, on any number of ranks
         noise = (job.context.settings["seed"] << 32) + step * settings["batch"] + begin
-        batch = dataclasses.replace(batch, seed=noise, progress=at / settings["steps"])
+        batch = dataclasses.replace(
+            batch, seed=noise, progress=step / settings["steps"] if behind is None else behind
+        )
         loss, statistics = engine.forward_backward(batch, last=begin + micro >= mine.stop)
         sums.add(loss, statistics, domains, len(part) / settings["batch"])
-    norm, rate = engine.step(at)
+    norm, rate = engine.step(step, behind)
     values, load_LE = sums.reduced(engine)
     if load_LE is not None and job.trainee.policy is not None:
         job.trainee.policy.after_step(load_LE)

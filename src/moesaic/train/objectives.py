@@ -5,7 +5,8 @@ of the micro-batch and divided by the number of targets in the whole step (all m
 accumulation nor the number of ranks changes the loss.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -187,6 +188,16 @@ class Trainee(nn.Module):
         elif self._valid_T is not None and not self.training:
             statistics["ran_L2"] = ran(list(self.routed.values()), self._valid_T)
         return loss, statistics
+
+    @contextlib.contextmanager
+    def untaught(self) -> Iterator[None]:
+        """Without its teacher: for passes whose losses nobody reads."""
+        teacher = self.teacher
+        object.__setattr__(self, "teacher", None)
+        try:
+            yield
+        finally:
+            object.__setattr__(self, "teacher", teacher)
 
     def _taught(self, batch: Batch, where_BT: Tensor) -> Taught | None:
         """What the teacher says; None when nobody asks."""

@@ -84,7 +84,7 @@ def measure(job: Job, engine: Engine, step: int) -> Probe:
             batches.append((name, part, list(range(count + begin, count + begin + len(part)))))
         count += len(rows)
     found = torch.zeros(count, len(reader.layers), reader.width, dtype=torch.float64)
-    with engine.evaluating() as trainee, reader:
+    with engine.evaluating() as trainee, job.trainee.untaught(), reader:
         # every rank makes as many passes as the others: where weights are cut up, a pass needs all of them
         for begin in range(0, len(batches), engine.world):
             at = begin + engine.rank

@@ -27,7 +27,7 @@ DEFAULTS: dict[str, Any] = {
     "alarm_drop": 3.0, "alarm_patience": 5,
 }  # fmt: skip
 """anchor, floor: weights. clip: of the margin (rewards, so beta is in it). refresh_every: steps; refresh_drop, alarm_drop: nats per token that the
-student's own text has lost since it was sampled; alarm_patience: steps in a row."""
+student's own text has lost since it was sampled, the same text then and now; alarm_patience: steps in a row."""
 
 
 def loss(pairs: Pairs, settings: Mapping[str, Any]) -> tuple[Tensor, dpkd.Statistics]:
@@ -48,18 +48,14 @@ def loss(pairs: Pairs, settings: Mapping[str, Any]) -> tuple[Tensor, dpkd.Statis
     return preference_B + own["anchor"] * nll_B + own["floor"] * shortfall_B, found
 
 
-def refresh_due(
-    since: int, sampled_nats: float, statistics: Mapping[str, Tensor], settings: Mapping[str, Any]
-) -> bool:
+def refresh_due(since: int, drift: float, settings: Mapping[str, Any]) -> bool:
     """True when the student's texts are to be sampled anew: after `refresh_every` steps, or earlier when they are no longer the student's.
 
     Args:
-        since: steps since they were sampled. sampled_nats: mean `student_of_student_text` of the first step on them (log-probability per token).
-        statistics: of this step, as the loss returned them.
+        since: steps since they were sampled. drift: nats per token that this step's texts of the student have gained since then, mean (negative: lost).
     """
     own = DEFAULTS | dict(settings)
-    now = float(statistics["student_of_student_text"].mean())
-    return since >= own["refresh_every"] or sampled_nats - now > own["refresh_drop"]
+    return since >= own["refresh_every"] or -drift > own["refresh_drop"]
 
 
 @dataclass
@@ -67,35 +63,33 @@ class Alarm:
     """Notices that the student's own text has become implausible to it (log q(y_s) per token), and that its teacher text went the same way."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
-    start: float | None = None
-    """log q per token of the student's text in the first step after sampling."""
     bad: int = 0
     """Steps in a row beyond the limit."""
 
     def sampled(self) -> None:
         """The pairs were drawn anew: measure from here."""
-        self.start, self.bad = None, 0
+        self.bad = 0
 
-    def check(self, statistics: Mapping[str, Tensor]) -> str | None:
-        """After a step; says what is wrong once it has been wrong for `alarm_patience` steps, None otherwise. Not-a-number counts at once."""
+    def check(self, drift: float, theirs: float) -> str | None:
+        """After a step; says what is wrong once it has been wrong for `alarm_patience` steps, None otherwise. Not-a-number counts at once.
+
+        Args:
+            drift: as of `refresh_due`. theirs: nats per token of the teacher's text under the student, mean.
+        """
         own = DEFAULTS | dict(self.settings)
-        now = float(statistics["student_of_student_text"].mean())
-        theirs = float(statistics["student_of_teacher_text"].mean())
-        if now != now or theirs != theirs:
+        if drift != drift or theirs != theirs:
             return "log-probabilities are not numbers: the student has diverged"
-        if self.start is None:
-            self.start = now
-        self.bad = self.bad + 1 if self.start - now > own["alarm_drop"] else 0
+        self.bad = self.bad + 1 if -drift > own["alarm_drop"] else 0
         if self.bad < own["alarm_patience"]:
             return None
         return (
-            f"collapse: the student's own text fell from {self.start:.2f} to {now:.2f} nats per token (teacher text: {theirs:.2f}) for {self.bad} steps; "
+            f"collapse: the student's own text has lost {-drift:.2f} nats per token since it was sampled (teacher text now: {theirs:.2f}), for {self.bad} steps; "
             "sample pairs more often, raise anchor or beta, or lower the learning rate"
         )
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint; JSON-able."""
-        return {"start": self.start, "bad": self.bad}
+        return {"bad": self.bad}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self.start, self.bad = state["start"], int(state["bad"])
+        self.bad = int(state["bad"])
