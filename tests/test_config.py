@@ -85,6 +85,13 @@ def test_wrong_keys_are_named(change, expected):
             {"stages": ["construct", "preference"], "data": {"temporal": {"train": 0}}},
             "data.temporal.train: 0",
         ),
+        (
+            {"evaluate": {"instructions": {}}, "data": {"chat": {"validation": 0}}},
+            "data.chat.validation: 0, and evaluate.instructions",
+        ),
+        ({"evaluate": {"judge": {"url": "http://x", "model": "m"}}}, "evaluate.judge: scores the pictures"),
+        ({"evaluate": {"reliability": {"dola": {}}}}, "evaluate.reliability.dola: decodes the reliability"),
+        ({"evaluate": {"temporal_shots": [0, 5, 0]}}, "evaluate.temporal_shots: each number at most once"),
         ({"data": {"domains": {"a": {"held_out": True}}}}, "data.domains: all of them are held_out"),
         ({"data": {"chat": {"sources": []}}}, "stages: tune trains on conversations"),
         (

@@ -63,6 +63,12 @@ def find(config: Config) -> Iterator[str]:
         yield from _named("evaluate.instructions.sources", config.evaluate.instructions.sources, sets)
         if not sets:
             yield "evaluate.instructions: asks the questions of data.chat.sources, which is empty; add a source, or leave it out"
+        elif not config.data.chat.validation:
+            yield "data.chat.validation: 0, and evaluate.instructions asks the questions of the validation side; keep some, or leave it out"
+    if config.evaluate.judge is not None and config.data.images is None:
+        yield "evaluate.judge: scores the pictures that a model draws, and data.images is null; give pictures, or leave it out"
+    if config.evaluate.reliability.dola is not None and "reliability" not in config.evaluate.suites:
+        yield "evaluate.reliability.dola: decodes the reliability suite, which evaluate.suites does not name; add it, or leave dola out"
 
 
 def _dense(config: Config, stage: str) -> bool:

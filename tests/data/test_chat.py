@@ -127,9 +127,15 @@ def test_templates_take_any_fields():
     for prompt, answer in (("{missing}", "{answer}"), ("{question}", "{none}")):
         assert conversations.template(record, prompt, answer) is None
     assert conversations.template(record | {"answer": []}, "{question}", "{answer}") is None
+    table = {"Question Text": "Which?", "options": ["red", "green", 3], "correct-answer": "red"}
+    found = conversations.template(table, "{Question Text}\n{options}", "{correct-answer}")
+    assert [m["content"] for m in found] == ["Which?\nred\ngreen\n3", "red"]
+    assert conversations.template(table | {"options": ["red", None]}, "{options}", "{correct-answer}") is None
     source = {"at": {"kind": "files", "path": "x"}, "format": "template", "prompt": "{q}"}
     with pytest.raises(ValueError, match="template needs prompt and answer"):
         Chat.model_validate({"sources": [source]})
+    with pytest.raises(ValueError, match="answer: 'yes' names no field"):
+        Chat.model_validate({"sources": [source | {"answer": "yes"}]})
     with pytest.raises(ValueError, match="prompt: only for format: template, not for alpaca"):
         Chat.model_validate({"sources": [source | {"format": "alpaca"}]})
 

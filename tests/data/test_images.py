@@ -198,6 +198,15 @@ def test_filter_chain_counts_every_drop(photographs):
         "kept": 1, "text_short": 1, "text_long": 1, "images_few": 1, "images_many": 1, "images_equal": 1, "judge_text_quality": 1,
     }  # fmt: skip
     assert asked == ["good text here", "bad text here"]  # the dear filter sees only what the cheap ones leave
+
+    def refusing(aspect, record):
+        if "bad" in record[0].parts[0]:
+            raise judge.Unreadable("judge: small answered 'I cannot rate this'")
+        return 5.0
+
+    counts = Counter()
+    assert list(filters.chain([given[0], given[6]], limits, counts, refusing)) == [given[0]]
+    assert counts == {"kept": 1, "judge_unreadable": 1}, "one answer without a score costs one record"
     assert filters.similarity(a, near) > 0.999 > filters.similarity(a, b)
     strict = filters.Limits(min_characters=1, min_similarity=0.9)
     assert filters.reason(made("two", a, b), strict) == "images_incoherent"
@@ -229,7 +238,7 @@ def test_judge_at_an_endpoint(photographs, monkeypatch):
         assert ask("text quality", record) == 4.0
         assert ask("text-image agreement", record) == 3.0
         for _ in range(2):
-            with pytest.raises(InputError, match="where a number from 0 to 5 was asked for"):
+            with pytest.raises(judge.Unreadable, match="where a number from 0 to 5 was asked for"):
                 ask("helpfulness", record)
         with pytest.raises(InputError, match="no aspect"):
             ask("beauty", record)

@@ -134,7 +134,13 @@ def test_a_judge_scores_what_is_drawn(run):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
             seen.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            body = json.dumps({"choices": [{"message": {"content": str(len(seen) % 4)}}]}).encode()
+            body = json.dumps(
+                {
+                    "choices": [
+                        {"message": {"content": "I cannot tell" if len(seen) == 8 else str(len(seen) % 4)}}
+                    ]
+                }
+            ).encode()
             self.send_response(200)
             self.end_headers()
             self.wfile.write(body)
@@ -159,4 +165,6 @@ def test_a_judge_scores_what_is_drawn(run):
     }  # fmt: skip
     assert named["judge: text quality"].value == 1.0
     assert named["judge: helpfulness"].value == 0.0
+    assert named["judge: helpfulness"].n == 1
+    assert facts["unjudged"] == 1
     assert len(facts["drawn"]) == 2

@@ -1,6 +1,7 @@
 """Pieces: nothing is lost or doubled when a run is killed, shards do not change the records, damage is named."""
 
 import json
+import signal
 
 import pytest
 import torch
@@ -77,6 +78,30 @@ def test_a_request_to_stop_keeps_what_is_done(tmp_path):
         signals.clear()
         signals.restore()
     assert len(list(work(tmp_path).folder.glob("part-*.jsonl"))) == 1
+
+
+def test_signals_are_given_back(tmp_path):
+    """What comes after sampling in a step (an evaluation's other suites) does not ask whether to stop: there a signal has to end it."""
+    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
+    asked = []
+
+    def one(rows):
+        asked.append(signal.getsignal(signal.SIGTERM))
+        return [record(i) for i in rows]
+
+    parts.make(work(tmp_path), one)
+    assert asked[0] != before[signal.SIGTERM]
+    assert {number: signal.getsignal(number) for number in signals.SIGNALS} == before
+
+    def last(rows):
+        signals.request_stop()
+        return one(rows)
+
+    try:
+        with pytest.raises(Interrupted, match="all records are kept"):
+            parts.make(work(tmp_path, count=3, model="b"), last)
+    finally:
+        signals.clear()
 
 
 @pytest.mark.parametrize("text", ['{"id": "k0"', json.dumps({"id": "k1"}) + "\n", ""])

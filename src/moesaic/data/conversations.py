@@ -19,7 +19,8 @@ SHAREGPT = {
     "function_call": "assistant",
     "observation": "user",
 }
-PLACE = re.compile(r"\{(\w+)\}")
+PLACE = re.compile(r"\{([^{}\n]+)\}")
+"""A field's place in a template; names with spaces and hyphens too, as tables have them."""
 
 
 def alpaca(record: dict[str, Any]) -> list[Message] | None:
@@ -56,19 +57,16 @@ def sharegpt(record: dict[str, Any]) -> list[Message] | None:
 
 
 def template(record: dict[str, Any], prompt: str, answer: str) -> list[Message] | None:
-    """One question and one answer, in which {field} stands for a field of the record: a text, a number, or the first of a list."""
-    found: list[str] = []
-    for text in (prompt, answer):
-        filled = fill(text, record)
-        if filled is None:
-            return None
-        found.append(filled)
-    return _checked([("user", found[0]), ("assistant", found[1])])
+    """One question and one answer, in which {field} stands for a field of the record: a text or a number, of a list in the question all, one a line, in the answer the first."""
+    question, given = fill(prompt, record, lists=True), fill(answer, record)
+    if question is None or given is None:
+        return None
+    return _checked([("user", question), ("assistant", given)])
 
 
-def fill(text: str, record: dict[str, Any]) -> str | None:
-    """The text with each {field} replaced by the record's; None when a field is missing or no text."""
-    values = {name: _value(record.get(name)) for name in PLACE.findall(text)}
+def fill(text: str, record: dict[str, Any], lists: bool = False) -> str | None:
+    """The text with each {field} replaced by the record's; None when a field is missing or no text. Args: lists: whole ones, one entry a line; else the first entry."""
+    values = {name: _value(record.get(name), lists) for name in PLACE.findall(text)}
     return None if None in values.values() else PLACE.sub(lambda place: str(values[place[1]]), text)
 
 
@@ -107,9 +105,12 @@ FORMATS: dict[str, Callable[[dict[str, Any]], list[Message] | None]] = {
 FIELDS = {"alpaca": "instruction, input, output", "messages": "messages", "sharegpt": "conversations"}
 
 
-def _value(value: Any) -> str | None:
-    """A field as text; None for what is neither text, number nor a list that begins with one."""
+def _value(value: Any, lists: bool) -> str | None:
+    """A field as text; None for what is neither text, number nor a list of them."""
     if isinstance(value, list) and value:
+        if lists:
+            entries = [_value(entry, False) for entry in value]
+            return None if None in entries else "\n".join(map(str, entries))
         value = value[0]
     return str(value) if isinstance(value, str | int | float) else None
 
@@ -117,10 +118,10 @@ def _value(value: Any) -> str | None:
 def _listed(turns: Any, role: str, content: str, roles: dict[str, str]) -> list[Message] | None:
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         return None
-    found = [(roles.get(turn.get(role, ""), ""), turn.get(content)) for turn in turns]
-    if not all(isinstance(text, str) for _, text in found):
+    found = [(turn.get(role, ""), turn.get(content)) for turn in turns]
+    if not all(isinstance(name, str) and isinstance(text, str) for name, text in found):
         return None
-    return _checked([(name, str(text)) for name, text in found])
+    return _checked([(roles.get(name, ""), text) for name, text in found])
 
 
 def _checked(turns: list[tuple[str, str]]) -> list[Message] | None:

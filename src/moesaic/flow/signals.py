@@ -15,11 +15,12 @@ _stop = threading.Event()
 _previous: dict[int, Any] = {}
 
 
-def install() -> None:
-    """Catch the signals; calling it again changes nothing. Main thread only."""
-    for number in SIGNALS:
-        if number not in _previous:
-            _previous[number] = signal.signal(number, _handle)
+def install() -> bool:
+    """Catch the signals; calling it again changes nothing. Main thread only. True: they were not caught before, and whoever asked gives them back."""
+    new = [number for number in SIGNALS if number not in _previous]
+    for number in new:
+        _previous[number] = signal.signal(number, _handle)
+    return bool(new)
 
 
 def restore() -> None:

@@ -64,7 +64,21 @@ def make(work: Work, one: Callable[[range], list[dict[str, Any]]]) -> list[dict[
         Interrupted: asked to stop; the pieces made so far are kept. InputError: a damaged piece.
     """
     assert len(set(work.keys)) == len(work.keys), "two records with one id"
-    signals.install()
+    mine = signals.install()
+    try:
+        _make(work, one)
+    finally:
+        if (
+            mine
+        ):  # what comes after it in the step does not ask: there, a signal ends the process as it ends any
+            signals.restore()
+    if mine and signals.stop_requested():
+        raise Interrupted(f"{work.name}: stopped, all {work.unit} are kept; run again to go on")
+    return [record for path, rows in work.mine() for record in read(path, [work.keys[i] for i in rows])]
+
+
+def _make(work: Work, one: Callable[[range], list[dict[str, Any]]]) -> None:
+    """The pieces that are not there."""
     pieces = work.mine()
     total = sum(len(rows) for _, rows in pieces)
     there = [(path, rows) for path, rows in pieces if path.exists()]
@@ -83,7 +97,6 @@ def make(work: Work, one: Callable[[range], list[dict[str, Any]]]) -> list[dict[
         assert [item["id"] for item in records] == [work.keys[i] for i in rows], "records and keys differ"
         files.write_text(path, "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in records))
         progress.update(len(rows))
-    return [record for path, rows in pieces for record in read(path, [work.keys[i] for i in rows])]
 
 
 def read(path: Path, keys: list[str]) -> Iterator[dict[str, Any]]:

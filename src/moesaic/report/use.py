@@ -66,7 +66,7 @@ def html(run: Gathered, found: Sequence[dict[str, Any]]) -> str:
     if point.variant:
         # with the tensors that vLLM's classes ask for: without them some architectures answer wrongly there, without a word
         export, served = (
-            f"moesaic export --variant {point.variant} --stage {point.stage} --for vllm OUT  # a copy with a model card, to give away\n",
+            f"moesaic export{_config()} --variant {point.variant} --stage {point.stage} --for vllm OUT  # a copy with a model card, to give away\n",
             "OUT",
         )
     shell = (
@@ -88,3 +88,9 @@ def html(run: Gathered, found: Sequence[dict[str, Any]]) -> str:
         f"<p>The models are plain transformers checkpoints; no code of Moesaic is needed to load them.</p>\n"
         f"<pre><code>{escape(load)}</code></pre>\n<pre><code>{escape(shell)}</code></pre>\n"
     )
+
+
+def _config() -> str:
+    """The run's own configuration, which lies in its folder whatever file the user named; nothing outside of a run."""
+    own = os.environ.get("MOESAIC_CONFIG")
+    return f" --config {own}" if own else ""

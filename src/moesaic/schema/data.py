@@ -129,9 +129,9 @@ class ChatSource(Strict):
     format: Literal["alpaca", "messages", "sharegpt", "template"] = "alpaca"
     """alpaca: instruction, input, output; messages: role and content; sharegpt: conversations with from and value; template: any fields."""
     prompt: str | None = None
-    """template: the question, with {field} for fields of the record."""
+    """template: the question, with {field} for fields of the record; of a field that is a list all entries, one a line."""
     answer: str | None = None
-    """template: the answer."""
+    """template: the answer; of a list the first entry."""
     name: str = "chat"
     """Name of the dataset in counts, mixtures and metrics."""
     where: dict[str, str] = {}
@@ -146,6 +146,10 @@ class ChatSource(Strict):
             raise ValueError("format: template needs prompt and answer, such as '{question}' and '{answer}'")
         if self.format != "template" and given:
             raise ValueError(f"{given[0]}: only for format: template, not for {self.format}")
+        if self.answer is not None and "{" not in self.answer:
+            raise ValueError(
+                f"answer: '{self.answer}' names no field, so all answers would be the same; write {{field}}"
+            )
         return self
 
 

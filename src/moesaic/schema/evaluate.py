@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from moesaic.schema.base import Count, Positive, Strict
 from moesaic.schema.images import JudgeEndpoint
@@ -78,7 +78,7 @@ class Evaluate(Strict):
     batch: Positive = 8
     """Sequences per forward pass."""
     shards: Positive = 1
-    """Jobs that the tasks of an evaluation are dealt out to; the scores do not depend on it."""
+    """Jobs that the tasks of an evaluation are dealt out to; the scores do not depend on it. Another number later asks all tasks again (docs/howto/resume.md)."""
     bootstrap: Annotated[int, Field(ge=100)] = 1000
     """Resamples for the 95 % intervals."""
 
@@ -88,6 +88,15 @@ class Evaluate(Strict):
     """With data.images: how many pictures are drawn and how many are described, for the report."""
     judge: JudgeEndpoint | None = None
     """With data.images: scores the drawn pictures by the four aspects of InterleavedBench; null: nobody does."""
+
+    @field_validator("temporal_shots")
+    @classmethod
+    def _once(cls, value: list[int]) -> list[int]:
+        if len(set(value)) < len(value):
+            raise ValueError(
+                f"each number at most once, got {value}: items counted twice make intervals too narrow"
+            )
+        return value
 
 
 class Track(Strict):

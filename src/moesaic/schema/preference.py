@@ -28,7 +28,7 @@ class Sampling(Strict):
     part: Positive = 64
     """Questions between two saved files: what a kill costs at most."""
     shards: Positive = 1
-    """Jobs that share the questions of a round; changes nothing but speed."""
+    """Jobs that share the questions of a round; the answers do not depend on it. Another number later makes the training on them run again (docs/howto/resume.md)."""
 
 
 class Rubric(Strict):

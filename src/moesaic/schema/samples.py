@@ -34,7 +34,7 @@ class Samples(Strict):
     part: Positive = 64
     """Questions between two saved files: what a kill costs at most."""
     shards: Positive = 1
-    """Jobs that share sampling and scoring; changes nothing but speed."""
+    """Jobs that share sampling and scoring; the pairs do not depend on it. Another number later makes the training on them run again (docs/howto/resume.md)."""
     text: Literal["teacher", "student", "both"] = "teacher"
     """Token losses only: whose answers are trained on. Rows of the student's are the domains SOURCE-student; cald takes them as the student's text."""
 

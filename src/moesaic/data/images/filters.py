@@ -6,13 +6,17 @@ ours. Every drop is counted by reason.
 """
 
 import itertools
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from moesaic.data.images.judge import Unreadable
 from moesaic.data.images.records import Interleaved, Judge, pictures, words
+
+log = logging.getLogger("moesaic.images")
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,14 @@ def reason(record: Interleaved, limits: Limits, judge: Judge | None = None) -> s
             return "images_incoherent"
     for aspect, least in sorted(limits.min_scores.items()):
         assert judge is not None, "scores are wanted, but there is no judge"
-        if judge(aspect, record) < least:
+        try:
+            score = judge(aspect, record)
+        except (
+            Unreadable
+        ) as error:  # a refusal; the temperature is 0, so that another try gets no other answer
+            log.warning("%s; the record is dropped", error)
+            return "judge_unreadable"
+        if score < least:
             return f"judge_{aspect.replace(' ', '_')}"
     return None
 

@@ -28,6 +28,10 @@ WAITS = (1.0, 5.0, 25.0)
 SCALE = "Answer with one whole number from 0 (not at all) to 5 (fully), and nothing else."
 
 
+class Unreadable(InputError):
+    """An answer without a score. It concerns one record, any other failure all of them."""
+
+
 def endpoint(url: str, model: str, key: str = "", timeout: float = 60.0) -> Judge:
     """A judge.
 
@@ -35,7 +39,7 @@ def endpoint(url: str, model: str, key: str = "", timeout: float = 60.0) -> Judg
         url: base address, to which /chat/completions is added.
         key: sent as a bearer token when it is not empty.
 
-    The judge raises InputError: the endpoint cannot be reached, or answers without a number.
+    The judge raises Unreadable: an answer without a number. InputError: the endpoint cannot be reached.
     """
 
     def judge(aspect: str, record: Interleaved) -> float:
@@ -55,7 +59,7 @@ def endpoint(url: str, model: str, key: str = "", timeout: float = 60.0) -> Judg
             ) from error
         number = re.search(r"\d+(?:\.\d+)?", str(text))
         if number is None or not 0 <= float(number[0]) <= 5:
-            raise InputError(
+            raise Unreadable(
                 f"judge: {model} answered '{str(text)[:60]}' where a number from 0 to 5 was asked for"
             )
         return float(number[0])

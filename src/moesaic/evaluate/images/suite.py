@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from moesaic.flow.manifest import Manifest
 from moesaic.model.adapters.layout import ImageTokens
 from moesaic.schema import IMAGES
 from moesaic.train.streams import ChatStream
+
+log = logging.getLogger("moesaic.evaluate")
 
 Score = tuple[str, bootstrap.Estimate, float | None]
 """Metric, its estimate, what guessing gives."""
@@ -79,7 +82,10 @@ def run(
     scores += [
         (f"judge: {aspect}", bootstrap.mean(np.array(values), settings["bootstrap"], bootstrap.generator(seed, aspect)), None)
         for aspect, values in judged.items()
+        if values
     ]  # fmt: skip
+    if judged:
+        facts["unjudged"] = sum(len(drawn) - len(values) for values in judged.values())
     facts |= {"drawn": drawn, "described": _described(model, tokenizer, chosen[1], images.folder)}
     return scores, facts
 
@@ -168,7 +174,10 @@ def _drawn(
                 Turn("assistant", (Picture(Path(), book.decode(by_chance)),)),
             )
             for aspect in judge.ASPECTS:
-                judged.setdefault(aspect, []).append(ask(aspect, record))
+                try:
+                    judged.setdefault(aspect, []).append(ask(aspect, record))
+                except judge.Unreadable as error:
+                    log.warning("%s; the picture has no score for %s", error, aspect)
     return out, judged
 
 
