@@ -1,5 +1,6 @@
 """The planner: published counts, memory that follows the settings, clear refusals."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,23 @@ def test_memory_follows_the_settings(tmp_path):
     assert planned(teacher="dense")["teacher"] == plain["weights"]
 
 
+def test_deepspeed_on_a_gpu_holds_bfloat16_weights_and_float32_states(tmp_path):
+    model = tiny_moe(tmp_path, shared=32).model
+    count = sum(p.numel() for p in model.parameters())
+
+    def planned(template):
+        own = Pretrain(batch=8, micro_batch=4, engine={"kind": "deepspeed"}).model_dump(mode="json")
+        own["engine"]["json"] = json.loads(Path(f"config/deepspeed/{template}.json").read_text())
+        return memory.memory(own, model, None, 64, ranks=2, mixed=True, base_gb=0.0)
+
+    for template, expected in (
+        ("zero1", (2, 2, 6)), ("zero2", (2, 1, 6)), ("zero3", (1, 1, 6)), ("zero2-offload", (2, 1, 0)), ("zero3-offload", (0, 1, 0)),
+    ):  # fmt: skip
+        found = planned(template)
+        each = tuple(found[name] * 1e9 / count for name in ("weights", "gradients", "optimizer"))
+        assert each == pytest.approx(expected, rel=0.01), template
+
+
 def test_disk_of_the_construction_is_planned(nothing_done):
     """4 bytes x tokens x width x (layers + 1) where something is fitted, nothing of that for a split by chance."""
     changes = {"stages": ["construct"], "experts": {"calibration": {"tokens": 100_000}}}
@@ -144,7 +162,7 @@ def test_an_offline_teacher_takes_disk_instead_of_memory(tmp_path, monkeypatch):
     page = plan_page.text([offline], MACHINE)
     # 80 tokens of 2 + 2 bytes, the rest and the text's own token
     assert "teacher cache of pretrain" in page
-    assert "324 bytes per token before compression (64 likeliest, 16 drawn) = at most 0.01 GB" in page
+    assert "324 bytes per token before compression (64 likeliest, 16 drawn) = 0.01 GB for as many" in page
     assert resident.caches == []
     assert (
         0
@@ -415,3 +433,26 @@ def test_stages_after_new_layers_are_planned_with_them(tmp_path, monkeypatch):
     found = {stage.name: stage.flops for stage in plan.make(deep, MACHINE)[0].stages}
     assert found["tune"] > 1.3 * plain["tune"]
     assert found["distill"] > 1.3 * plain["distill"]
+
+
+def test_layers_left_dense_do_not_change_what_an_moe_layer_keeps():
+    from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+    def kept(dense_layers):
+        shape = {
+            "hidden_size": 32,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "num_hidden_layers": 4,
+            "num_experts": 4,
+        }
+        widths = {
+            "intermediate_size": 96,
+            "moe_intermediate_size": 24,
+            "shared_expert_intermediate_size": 16,
+            "vocab_size": 64,
+        }
+        own = Qwen2MoeConfig(**shape, **widths, num_experts_per_tok=2, mlp_only_layers=dense_layers)
+        return memory.saved_bytes(own, Qwen2MoeForCausalLM, mixed=False)
+
+    assert kept([0, 1]) == kept([]) == kept([3])

@@ -94,7 +94,7 @@ class Cache:
     tail: int
     bytes_per_token: int
     gigabytes: float
-    """For as many tokens as the stage reads; less when rows are read more than once."""
+    """For as many tokens as the stage reads. The cache holds all rows of what it trains on, however many of them that are."""
     flops: float
     """Of the teacher's forward pass over them."""
 
@@ -197,6 +197,7 @@ def _caches(config: Config, variant: str, teachers: Mapping[str, Any]) -> list[C
         training = step_settings(config, stage, variant)[stage]
         length = config.data.block if own["data"] == "text" else config.data.chat.max_tokens
         teacher, tokens = teachers[training["teacher"]], training["steps"] * training["batch"] * length
+        tokens = min(tokens, training["tokens"] or tokens)
         each = cache.bytes_per_token(teacher.config.vocab_size, own["top"], own["tail"], own["precision"])
         forward = tokens * flops_per_token(teacher, length, training=False)
         found.append(Cache(stage, own["top"], own["tail"], each, each * tokens / BILLION, forward))
@@ -257,6 +258,7 @@ def _stage(
     steps = settings["steps"] * rounds
     tokens = steps * settings["batch"] * length * rows
     if settings["tokens"] is not None:
+        steps = min(steps, rounds * math.ceil(settings["tokens"] / (settings["batch"] * length * rows)))
         tokens = min(tokens, settings["tokens"] * rounds)
     flops = float(tokens) * flops_per_token(trained, length, training=True)
     if teacher is not None:

@@ -45,7 +45,8 @@ def text(plans: list[Plan], machine: Hardware) -> str:
             lines += [
                 f"  teacher cache of {item.stage}",
                 f"    on disk     {item.bytes_per_token} bytes per token before compression ({item.top} likeliest, {item.tail} drawn)"
-                f" = at most {item.gigabytes:,.2f} GB for the tokens of the stage",
+                f" = {item.gigabytes:,.2f} GB for as many tokens as the stage trains on;",
+                "                the cache holds all training and validation rows of its data, or `offline.max_rows` of each set",
                 f"    FLOPs       {item.flops:.3g}, of the teacher's forward pass",
             ]
     return "\n".join(lines) + "\n"

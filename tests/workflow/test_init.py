@@ -30,7 +30,10 @@ def test_sinfo_is_read():
     assert found["tiny"].minutes == 30
     assert cluster.minutes("infinite") is None
     assert cluster.minutes("12:30:00") == 750
+    assert cluster.minutes("n/a") is None
     assert cluster.gpus("gpu:2,gpu:t4:1") == 3
+    assert cluster.gpus("gpu:2080ti:4(S:0-1),lustre:1") == 4
+    assert cluster.gpus("gpu:1g.10gb:7,gpu:a100:1") == 8
     assert cluster.gpus("(null)") == cluster.gpus("gpufree:7") == 0
     with pytest.raises(InputError, match="cannot be read"):
         cluster.parse("slurm is down")

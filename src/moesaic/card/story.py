@@ -140,7 +140,15 @@ def _construct(experts: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     refit = f", down projections refitted ({experts['reconstruct']})" if refitted else ""
     whole = ", ".join(map(str, metrics.get("dense_layers", [])))
     kept = f" outside of the dense layers ({whole})" if whole else ""
-    tokens = f"; statistics of {experts['calibration']['tokens']:,} tokens"
+    chance = experts["split"] in ("random", "sequential", "copy", "drop") and experts["router"] == "random"
+    unread = (
+        chance
+        and not refitted
+        and experts["scale"] != "calibrated"
+        and not experts["balance"]
+        and not experts["layers"]
+    )
+    tokens = f"; {'audited on' if unread else 'statistics of'} {experts['calibration']['tokens']:,} tokens"
     done = "cut"
     if experts["split"] in ("copy", "drop"):
         done = f"copied {metrics['experts'] // experts['granularity']} times"

@@ -91,16 +91,16 @@ def _limits(run: Gathered, point: Point, parent: Parent, path: list[Point]) -> I
     yield f"{seen}{compared}."
     if run.held_out:
         yield f"`text/held-out` is text that neither calibration nor training saw: {', '.join(run.held_out)}."
-    guessed = [
-        item["task"]
+    right = [
+        item
         for item in metadata.scores(point)
-        if item["metric"].startswith(RIGHT)
-        and item.get("chance") is not None
-        and item["ci_low"] is not None
-        and item["ci_low"] <= item["chance"]
+        if item["metric"].startswith(RIGHT) and item.get("chance") is not None and item["ci_low"] is not None
     ]
-    if guessed:
-        yield f"Not told apart from guessing: {', '.join(f'`{task}`' for task in dict.fromkeys(guessed))}."
+    below = [item["task"] for item in right if item["ci_high"] < item["chance"]]
+    guessed = [item["task"] for item in right if item["ci_low"] <= item["chance"] <= item["ci_high"]]
+    for said, tasks in (("Not told apart from guessing", guessed), ("Worse than guessing", below)):
+        if tasks:
+            yield f"{said}: {', '.join(f'`{task}`' for task in dict.fromkeys(tasks))}."
     yield "It is one run with one seed; the intervals say how exactly this model was measured, not how another seed would come out."
     safe = "is in the table above" if point.reliability else "was not measured"
     yield f"Nothing was done about safety beyond what the parent has; how much of it is left {safe}."

@@ -16,6 +16,7 @@ from moesaic.experts import audit
 from moesaic.flow import manifest
 from moesaic.flow.progress import Progress
 from moesaic.model import families, load
+from moesaic.model.adapters import beside
 from moesaic.model.depth import skip
 
 
@@ -36,6 +37,7 @@ def run(folder: Path, ids_BT: Tensor, top: float = 0.1, seed: int = 0) -> dict[s
     Raises:
         InputError: not an MoE of a known family, or token ids outside of its vocabulary.
     """
+    beside.refuse_half(folder, "the audit")
     model = load.load_model(folder, "audit")
     parts = list(families.parts(model))
     if not parts:

@@ -59,7 +59,15 @@ def run(folder: Path, out: Path, dtype: str = "f16") -> dict[str, Any]:
     files.refuse_existing(out)
     kind = load.check_folder(folder, "model").get("model_type")
     if kind not in ARCHITECTURES:
-        first = "`moesaic fold` first" if kind == saved.MODEL_TYPE else "`moesaic merge` first"
+        if kind not in families.FAMILIES and kind != saved.MODEL_TYPE:
+            raise InputError(
+                f"{folder}: {kind} has no experts: llama.cpp's own convert_hf_to_gguf.py writes it"
+            )
+        first = (
+            "`moesaic fold` first"
+            if kind == saved.MODEL_TYPE
+            else "`moesaic merge` and llama.cpp's own convert_hf_to_gguf.py"
+        )
         raise InputError(
             f"{folder}: llama.cpp has no architecture that computes {kind} exactly; possible: {', '.join(ARCHITECTURES)} (experts.family), or {first}"
         )

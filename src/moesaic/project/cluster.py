@@ -74,8 +74,8 @@ def parse(text: str) -> list[Partition]:
 
 
 def minutes(text: str) -> int | None:
-    """'infinite', '30:00', '12:00:00' or '7-00:00:00' in minutes."""
-    if text == "infinite":
+    """'infinite' (or none said), '30:00', '12:00:00' or '7-00:00:00' in minutes."""
+    if text.lower() in ("infinite", "unlimited", "n/a"):
         return None
     days, _, clock = text.rpartition("-")
     parts = [int(part) for part in clock.split(":")]
@@ -85,7 +85,7 @@ def minutes(text: str) -> int | None:
 
 def gpus(text: str) -> int:
     """GPUs in a list of generic resources, such as 'gpu:a100:4(S:0-1),lustre:1'."""
-    counts = re.findall(r"(?:^|,)gpu(?::[^:,()]+)??:(\d+)", text)
+    counts = re.findall(r"(?:^|,)gpu(?::[^:,()]+)?:(\d+)(?=[(,]|$)", text)
     return sum(int(count) for count in counts)
 
 

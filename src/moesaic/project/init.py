@@ -53,8 +53,9 @@ def make(folder: Path, recipe: str | None, partition: str | None, look: bool = T
         chosen = cluster.choose(partitions, partition)
         profile = cluster.fit(profile, chosen)
     elif partition is not None:
+        why = "no sinfo on this machine, so no cluster to fit a profile to"
         raise InputError(
-            f"--partition {partition}: no sinfo on this machine, so no cluster to fit a profile to"
+            f"--partition {partition}: {why if look else '--no-cluster asks for none; leave one out'}"
         )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config").mkdir()

@@ -43,10 +43,16 @@ def memory(
         frozen |= {id(m.weight): m.weight for m in (moe.get_input_embeddings(), moe.get_output_embeddings())}
     trained = counted.total - sum(p.numel() for p in frozen.values())
     stage = shards(settings)
-    each = moe.dtype.itemsize
+    each, state = moe.dtype.itemsize, 2 * moe.dtype.itemsize
+    if (
+        settings["engine"]["kind"] == "deepspeed" and mixed
+    ):  # bfloat16 weights and gradients, and float32 copies with float32 moments
+        each, state = 2, 12
     weights = counted.total * each / (ranks if stage >= 3 else 1)
     gradients = trained * each / (ranks if stage >= 2 else 1)
-    moments = trained * 2 * each / (ranks if stage >= 1 else 1)
+    moments = trained * state / (ranks if stage >= 1 else 1)
+    away = offloaded(settings)
+    moments, weights = (0.0 if "optimizer" in away else moments), (0.0 if "param" in away else weights)
     tokens = settings["micro_batch"] * length
     per_token, fixed = saved_bytes(moe.config, type(moe), mixed)
     layer = tokens * per_token
@@ -77,6 +83,14 @@ def shards(settings: Mapping[str, Any]) -> int:
     return int(engine["json"]["zero_optimization"]["stage"]) if engine["kind"] == "deepspeed" else 0
 
 
+def offloaded(settings: Mapping[str, Any]) -> set[str]:
+    """What DeepSpeed keeps in the CPU's memory: optimizer (float32 copies and moments), param (the weights)."""
+    engine = settings["engine"]
+    zero = engine["json"]["zero_optimization"] if engine["kind"] == "deepspeed" else {}
+    parts = {name: zero.get(f"offload_{name}") or {} for name in ("optimizer", "param")}
+    return {name for name, part in parts.items() if part.get("device", "none") != "none"}
+
+
 def saved_bytes(config: Any, kind: Any, mixed: bool) -> tuple[float, float]:
     """Bytes per token that autograd keeps for one decoder layer, and outside of the layers.
 
@@ -92,6 +106,8 @@ def saved_bytes(config: Any, kind: Any, mixed: bool) -> tuple[float, float]:
         small.num_hidden_layers, small.vocab_size, small.pad_token_id = layers, 64, None
         if getattr(small, "first_k_dense_replace", None):
             small.first_k_dense_replace = 0
+        if getattr(small, "mlp_only_layers", None):
+            small.mlp_only_layers = []
         small.dtype = torch.float32
         model = _unwritten(kind, small)
         execution.apply(model, "grouped_mm" if mixed else "auto", torch.device("cpu"), logging.DEBUG)
