@@ -203,3 +203,9 @@ def test_the_checker_file_runs_alone(tmp_path):
             == grade(gold, choices, text)
             == verify(Item("x", "y", "math-time", "", gold, tuple(choices)), text)
         )
+
+
+def test_of_a_comparison_the_longer_side_is_the_answer():
+    assert short("9 days", "9 days is longer than 85 hours.")
+    assert not short("9 days", "85 hours is longer than 9 days.")
+    assert short("9 days", "The answer is 9 days")

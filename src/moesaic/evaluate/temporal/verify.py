@@ -178,7 +178,11 @@ def short(gold: str, text: str) -> bool:
         tail = re.split(
             r"\b(?:is|are|was|were|be|equals|becomes|gives)\b|=|→|->|:\s", span, flags=re.IGNORECASE
         )[-1]
-        found = values(kind, tail)
+        # "9 days is longer than 85 hours": what is compared, and not what it is compared with.
+        front = re.split(r"\b(?:longer|shorter|more|less|later|earlier)\s+than\b", span, flags=re.IGNORECASE)[
+            0
+        ]
+        found = values(kind, front if front != span else tail)
     if not found and kind == "duration" and single_unit(gold):
         # The question asked for a number of such units.
         numbers = set(values("number", span))
