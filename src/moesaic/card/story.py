@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from moesaic.experts import split_layers
 from moesaic.flow import manifest
 from moesaic.report.gather import Gathered, Point
 from moesaic.schema import IMAGES
@@ -140,14 +141,9 @@ def _construct(experts: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     refit = f", down projections refitted ({experts['reconstruct']})" if refitted else ""
     whole = ", ".join(map(str, metrics.get("dense_layers", [])))
     kept = f" outside of the dense layers ({whole})" if whole else ""
-    chance = experts["split"] in ("random", "sequential", "copy", "drop") and experts["router"] == "random"
-    unread = (
-        chance
-        and not refitted
-        and experts["scale"] != "calibrated"
-        and not experts["balance"]
-        and not experts["layers"]
-    )
+    fits = refitted or experts["balance"] or experts["layers"]
+    fits = fits or experts["router"] != "random" or experts["scale"] == "calibrated"
+    unread = not fits and not split_layers.traced(dict(experts))
     tokens = f"; {'audited on' if unread else 'statistics of'} {experts['calibration']['tokens']:,} tokens"
     done = "cut"
     if experts["split"] in ("copy", "drop"):

@@ -226,11 +226,8 @@ def _task(call: _Call, variables: Mapping[str, str | None], launcher: int | None
 def _stop_signals() -> Iterator[None]:
     """Catch the stop signals from now on: one that arrives before the training loop starts counts, too."""
     signals.clear()
-    signals.install()
-    try:
+    with signals.caught():
         yield
-    finally:
-        signals.restore()
 
 
 def _thread_variables(threads: int) -> dict[str, str]:

@@ -4,8 +4,10 @@ The handlers only set the flag, whatever comes and however often: Slurm signals 
 launcher forwards too, so one request may arrive three times. A second Ctrl-C ends the process at once.
 """
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -15,12 +17,11 @@ _stop = threading.Event()
 _previous: dict[int, Any] = {}
 
 
-def install() -> bool:
-    """Catch the signals; calling it again changes nothing. Main thread only. True: they were not caught before, and whoever asked gives them back."""
-    new = [number for number in SIGNALS if number not in _previous]
-    for number in new:
-        _previous[number] = signal.signal(number, _handle)
-    return bool(new)
+def install() -> None:
+    """Catch the signals; calling it again changes nothing. Main thread only."""
+    for number in SIGNALS:
+        if number not in _previous:
+            _previous[number] = signal.signal(number, _handle)
 
 
 def restore() -> None:
@@ -28,6 +29,21 @@ def restore() -> None:
     for number, handler in _previous.items():
         signal.signal(number, handler if handler is not None else signal.SIG_DFL)
     _previous.clear()
+
+
+@contextlib.contextmanager
+def caught() -> Iterator[bool]:
+    """Catch the signals within, and give them back: what comes after does not ask, and there a signal ends the process as it ends any.
+
+    Yields whether they were free before; else whoever caught them keeps them.
+    """
+    free = not _previous
+    install()
+    try:
+        yield free
+    finally:
+        if free:
+            restore()
 
 
 def stop_requested() -> bool:

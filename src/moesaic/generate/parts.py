@@ -64,15 +64,9 @@ def make(work: Work, one: Callable[[range], list[dict[str, Any]]]) -> list[dict[
         Interrupted: asked to stop; the pieces made so far are kept. InputError: a damaged piece.
     """
     assert len(set(work.keys)) == len(work.keys), "two records with one id"
-    mine = signals.install()
-    try:
+    with signals.caught() as free:
         _make(work, one)
-    finally:
-        if (
-            mine
-        ):  # what comes after it in the step does not ask: there, a signal ends the process as it ends any
-            signals.restore()
-    if mine and signals.stop_requested():
+    if free and signals.stop_requested():
         raise Interrupted(f"{work.name}: stopped, all {work.unit} are kept; run again to go on")
     return [record for path, rows in work.mine() for record in read(path, [work.keys[i] for i in rows])]
 

@@ -76,8 +76,7 @@ class FsdpEngine(engine.Engine):
         for name, parameter in self.parameters.items():
             if f"{name}/step" in tensors:
                 self.optimizer.state[parameter] = {"step": tensors[f"{name}/step"].cpu()} | {
-                    key: self._piece(tensors[f"{name}/{key}"].to(parameter.dtype), parameter)
-                    for key in ("exp_avg", "exp_avg_sq")
+                    key: self._piece(tensors[f"{name}/{key}"], parameter) for key in ("exp_avg", "exp_avg_sq")
                 }
 
     def _gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -98,11 +97,11 @@ class FsdpEngine(engine.Engine):
                 module.reshard()
 
     def _piece(self, whole: Tensor, like: nn.Parameter) -> Any:
-        """This rank's piece of a whole tensor, cut as `like` is."""
+        """This rank's piece of a whole tensor, of the type of `like` and cut as it is."""
         from torch.distributed.tensor import DTensor, distribute_tensor
 
         assert isinstance(like, DTensor)
-        return distribute_tensor(whole.to(self.device), like.device_mesh, like.placements)
+        return distribute_tensor(whole.to(self.device, like.dtype), like.device_mesh, like.placements)
 
 
 def _whole(tensor: Tensor) -> Tensor:

@@ -44,15 +44,12 @@ def memory(
     trained = counted.total - sum(p.numel() for p in frozen.values())
     stage = shards(settings)
     each, state = moe.dtype.itemsize, 2 * moe.dtype.itemsize
-    if (
-        settings["engine"]["kind"] == "deepspeed" and mixed
-    ):  # bfloat16 weights and gradients, and float32 copies with float32 moments
-        each, state = 2, 12
-    weights = counted.total * each / (ranks if stage >= 3 else 1)
-    gradients = trained * each / (ranks if stage >= 2 else 1)
-    moments = trained * state / (ranks if stage >= 1 else 1)
+    if settings["engine"]["kind"] == "deepspeed" and mixed:
+        each, state = 2, 12  # bfloat16 weights and gradients, and float32 copies with float32 moments
     away = offloaded(settings)
-    moments, weights = (0.0 if "optimizer" in away else moments), (0.0 if "param" in away else weights)
+    weights = 0.0 if "param" in away else counted.total * each / (ranks if stage >= 3 else 1)
+    gradients = trained * each / (ranks if stage >= 2 else 1)
+    moments = 0.0 if "optimizer" in away else trained * state / (ranks if stage >= 1 else 1)
     tokens = settings["micro_batch"] * length
     per_token, fixed = saved_bytes(moe.config, type(moe), mixed)
     layer = tokens * per_token
