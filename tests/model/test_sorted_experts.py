@@ -5,13 +5,15 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from tiny import tiny_moe
 
 from moesaic.errors import InputError
-from moesaic.model import execution, families, grouped, sorted_experts, swiglu
+from moesaic.model import compiled_loops, execution, families, grouped, sorted_experts
+from moesaic.model.expert_loops import PLAIN
 
 WIDTH, NEURONS, EXPERTS = 12, 5, 4
 
@@ -73,28 +75,27 @@ def inputs(kind, dtype=torch.float64):
 
 
 @pytest.mark.parametrize("kind", CASES)
-@pytest.mark.parametrize("tile", [sorted_experts.TILE, 5])
+@pytest.mark.parametrize("tile", [PLAIN.tile, 5])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
 def test_output_and_gradients_equal_the_formula_in_float64(kind, dtype, tolerance, tile, monkeypatch):
-    monkeypatch.setattr(sorted_experts, "TILE", tile)
-    check(kind, dtype, tolerance, swiglu.PLAIN, monkeypatch)
+    check(kind, dtype, tolerance, PLAIN._replace(tile=tile), monkeypatch)
 
 
 @compiler
 @pytest.mark.parametrize("kind", CASES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
 def test_compiled_output_and_gradients_equal_the_formula_in_float64(kind, dtype, tolerance, monkeypatch):
-    check(kind, dtype, tolerance, swiglu.compiled(), monkeypatch)
+    check(kind, dtype, tolerance, compiled_loops.loops(), monkeypatch)
 
 
-def check(kind, dtype, tolerance, steps, monkeypatch):
+def check(kind, dtype, tolerance, loops, monkeypatch):
     exact, own = inputs(kind), inputs(kind, dtype)
-    wanted, found = plain(*exact), sorted_experts.run(*own, steps)
+    wanted, found = plain(*exact), sorted_experts.run(*own, loops)
     torch.testing.assert_close(found.double(), wanted, rtol=tolerance, atol=10 * tolerance)
     for wasted in (sorted_experts.WASTED, 0):  # all experts at once, then one after the other
         monkeypatch.setattr(sorted_experts, "WASTED", wasted)
         with torch.no_grad():  # nothing is kept: other buffers, and a way of its own for one token
-            again = sorted_experts.run(*own, steps)
+            again = sorted_experts.run(*own, loops)
         torch.testing.assert_close(again, found.detach(), rtol=tolerance, atol=tolerance)
     slope = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     (found * slope.to(dtype)).sum().backward()
@@ -236,6 +237,21 @@ def test_it_hands_over_what_it_is_not_made_for(moe, monkeypatch):
     assert called == [3, 1, 32, 3]
 
 
+@compiler
+def test_compiled_loops_run_any_number_of_tokens(moe, monkeypatch):
+    experts = next(families.parts(moe)).experts
+    index, weight = torch.tensor([[0, 1], [1, 2], [3, 0]]), torch.full((3, 2), 0.5)
+    x = torch.randn(3, experts.hidden_dim)
+    moe.set_experts_implementation("grouped_mm")
+    with torch.no_grad():
+        expected = experts(x, index, weight)
+        for name in ("_one", "_together", "_stock"):
+            monkeypatch.setattr(sorted_experts, name, lambda *_: pytest.fail("not by the compiled loops"))
+        moe.set_experts_implementation("sorted-compiled")
+        for rows in (slice(0, 1), slice(0, 2), slice(0, 3)):
+            torch.testing.assert_close(experts(x[rows], index[rows], weight[rows]), expected[rows])
+
+
 @pytest.mark.parametrize(
     ("experts", "chosen", "width", "neurons", "tokens", "expected"),
     [
@@ -254,12 +270,20 @@ def test_all_experts_at_once_only_where_they_are_small_and_rows_few(
     assert sorted_experts.together(down, tokens, chosen) == expected
 
 
-def test_the_choice_by_device_is_logged_and_can_be_overridden(moe, caplog, tmp_path):
+@pytest.mark.parametrize("name", ["sorted", pytest.param("sorted-compiled", marks=compiler)])
+def test_the_choice_by_device_is_logged_and_can_be_overridden(moe, caplog, tmp_path, monkeypatch, name):
     caplog.set_level("INFO")
     cpu = torch.device("cpu")
-    assert execution.apply(moe, "auto", cpu) == "sorted"
-    assert moe.config._experts_implementation == "sorted"
-    assert "experts run by sorted on cpu (engine.experts: auto)" in caplog.text
+    execution._compiled.cache_clear()
+    with monkeypatch.context() as tools:
+        if name == "sorted":  # neither compiled before nor a compiler here
+            tools.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "cache"))
+            tools.setenv("PATH", str(tmp_path))
+        assert execution.apply(moe, "auto", cpu) == name
+        assert moe.config._experts_implementation == name
+        assert f"experts run by {name} on cpu (engine.experts: auto)" in caplog.text
+        assert not any(record.levelname == "WARNING" for record in caplog.records)
+    execution._compiled.cache_clear()
     assert execution.choose("auto", torch.device("cuda")) == "grouped_mm"
     assert execution.apply(moe, "eager", cpu) == "eager"
     with pytest.raises(InputError, match=r"engine\.experts: batched_mm .* use auto"):
@@ -273,24 +297,109 @@ def test_the_choice_by_device_is_logged_and_can_be_overridden(moe, caplog, tmp_p
     assert "sorted" not in (tmp_path / "saved/config.json").read_text()  # plain transformers does not know it
 
 
+def case(neurons, experts=4, tokens=250, width=20):
+    """What the loops take, in float64: experts of very different numbers of tokens, and the output's gradient."""
+    stream = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=stream, dtype=torch.float64)
+
+    liked = torch.rand(tokens, experts, generator=stream) * torch.arange(1.0, experts + 1)
+    index_TK = liked.topk(2).indices
+    order_S = index_TK.flatten().argsort(stable=True).to(torch.int32)
+    counts = torch.bincount(index_TK.flatten(), minlength=experts).tolist()
+    given = [random(tokens, width), random(experts, 2 * neurons, width), random(experts, width, neurons)]
+    return [*given, random(len(order_S)), order_S // 2, counts], random(tokens, width)
+
+
+def ahead_and_back(loops, given, slope, wants=(True, True, True)):
+    out, both = loops.forward(*given)
+    return [out, both, *loops.backward(slope, *given, both, *wants)]
+
+
+def to(items, dtype):
+    """Tensors of floating point in another type."""
+    return [
+        item.to(dtype) if isinstance(item, torch.Tensor) and item.is_floating_point() else item
+        for item in items
+    ]
+
+
 @compiler
 @pytest.mark.parametrize("neurons", [1, 7, 8, 96, 33])
-def test_compiled_loops_equal_the_plain_steps_for_any_number_of_neurons(neurons):
-    stream = torch.Generator().manual_seed(0)
-    both, weight, slope = (
-        torch.randn(*shape, generator=stream, dtype=torch.float64) for shape in ((500, 2 * neurons), (500,), (500, neurons))
-    )  # fmt: skip
-    both[0, :3] = torch.tensor([-800.0, 800.0, -90.0])[: 2 * neurons]  # beyond what exp can hold
+def test_compiled_loops_equal_the_plain_ones_for_any_number_of_neurons(neurons):
+    given, slope = case(neurons)
+    given[0][:3] *= 200  # gates beyond what exp can hold
+    wanted = ahead_and_back(PLAIN, given, slope)
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
-        own = both.to(dtype), weight.to(dtype)
-        found = []
-        for steps in (swiglu.PLAIN, swiglu.compiled()):
-            weighted, left = steps.before(*own)
-            assert torch.equal(weighted, steps.inner(*own))
-            found.append((weighted, *steps.after(*own, slope.to(dtype, copy=True), left)))
-        for plain_one, compiled_one in zip(*found, strict=True):
-            assert compiled_one.isfinite().all()
-            torch.testing.assert_close(compiled_one, plain_one, rtol=tolerance, atol=10 * tolerance)
+        found = ahead_and_back(compiled_loops.loops(), to(given, dtype), slope.to(dtype))
+        for own, plain_one in zip(found, wanted, strict=True):
+            assert own.isfinite().all()
+            error = (own.double() - plain_one).abs().max() / plain_one.abs().max()
+            assert error < tolerance
+
+
+@compiler
+@pytest.mark.parametrize(
+    "wants", [(False, True, True), (True, False, True), (True, True, False), (False,) * 3]
+)
+def test_compiled_loops_make_the_gradients_that_are_wanted(wants):
+    given, slope = case(5)
+    whole = ahead_and_back(compiled_loops.loops(), given, slope)
+    found = ahead_and_back(compiled_loops.loops(), given, slope, wants)
+    for own, wanted, reference in zip(found, (True, True, *wants, True), whole, strict=True):
+        assert torch.equal(own, reference) if wanted else own is None
+
+
+THREADS = """
+import sys, torch
+from test_sorted_experts import ahead_and_back, case, to
+from moesaic.model import compiled_loops
+torch.set_num_threads(int(sys.argv[1]))
+given, slope = case(16, experts=int(sys.argv[3]), tokens=3000, width=32)
+found = [ahead_and_back(compiled_loops.loops(), to(given, torch.float32), slope.float()) for _ in range(5)]
+assert all(torch.equal(*pair) for other in found for pair in zip(found[0], other, strict=True))
+torch.save(found[0], sys.argv[2])
+"""
+
+
+@compiler
+@pytest.mark.parametrize("experts", [16, 3])
+def test_compiled_loops_compute_the_same_with_any_number_of_threads(experts, tmp_path):
+    """16 experts: each one thread's work; 3 with one that has more tokens than a thread's share: all threads share its products. More rows than one product takes."""
+    for threads in (1, 2, 3):
+        subprocess.run(
+            [sys.executable, "-c", THREADS, str(threads), tmp_path / str(threads), str(experts)],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+            check=True,
+        )
+    one, two, three = (torch.load(tmp_path / str(threads)) for threads in (1, 2, 3))
+    for expected, *others in zip(one, two, three, strict=True):
+        for own in others:
+            torch.testing.assert_close(own, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+@compiler
+def test_compiled_loops_run_in_inference_mode():
+    """Threads beside this one are not in it."""
+    given, _ = case(16, experts=16)
+    expected = compiled_loops.loops().forward(*given)
+    with torch.inference_mode():
+        found = compiled_loops.loops().forward(
+            *[item.clone() if isinstance(item, torch.Tensor) else item for item in given]
+        )
+    for own, wanted in zip(found, expected, strict=True):
+        assert own.is_inference()
+        assert torch.equal(own, wanted)
+
+
+@compiler
+def test_a_failure_in_a_thread_ends_all_of_them():
+    given, _ = case(16, experts=16, tokens=3000)
+    of_two_types = to(given, torch.float32)
+    of_two_types[2] = given[2]  # a product fails, on every thread
+    with pytest.raises(RuntimeError, match="dtype"):
+        compiled_loops.loops().forward(*of_two_types)
 
 
 @compiler
@@ -298,21 +407,28 @@ def test_compiled_loops_need_a_compiler_and_leave_nothing_half_made(moe, caplog,
     caplog.set_level("INFO")
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "cache"))
     cpu = torch.device("cpu")
-    swiglu.compiled.cache_clear()
+    compiled_loops.loops.cache_clear()
     with monkeypatch.context() as without:
         without.setenv("CXX", "/no/compiler")
         with pytest.raises(
             InputError, match=r"engine\.experts: sorted-compiled needs a C\+\+ compiler .*use sorted"
         ):
             execution.apply(moe, "sorted-compiled", cpu)
+        execution._compiled.cache_clear()
+        assert not compiled_loops.at_hand()
+        without.setattr(compiled_loops, "at_hand", lambda: True)  # it is there and fails
+        for _ in range(2):
+            assert execution.apply(moe, "auto", cpu) == "sorted"
+        assert caplog.text.count("experts run without compiled loops (engine.experts: auto)") == 1
+    execution._compiled.cache_clear()
     assert list((tmp_path / "cache").iterdir()) == [], "nothing half made stays"
 
 
 COMPILE = """
 import logging, sys
 logging.basicConfig(level=logging.INFO, stream=sys.stdout)
-from moesaic.model import swiglu
-swiglu.compiled()
+from moesaic.model import compiled_loops
+compiled_loops.loops()
 """
 
 

@@ -196,9 +196,7 @@ def test_tables_hold_counts_settings_and_digests(made):
     assert 'folder = "results/activation/distill/model"' in text
     assert "lm_eval --model hf --model_args pretrained=results/activation/distill/model" in text
     assert "the largest logit difference to the parent was 3.1e-05 (allowed 0.0024)" in text
-    backends = (
-        f"{execution.AUTO['cpu']} of Moesaic on a CPU, by {execution.AUTO['cuda']} of transformers on a GPU"
-    )
+    backends = f"{execution.AUTO['cpu']} of Moesaic on a CPU (sorted without a C++ compiler), by {execution.AUTO['cuda']} of transformers on a GPU"
     assert f"experts run by {backends}" in text
     assert "Every step" not in text, "those of rounds and teachers are not in the table"
 

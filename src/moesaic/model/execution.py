@@ -5,17 +5,18 @@ docs/methods/training.md.
 """
 
 import logging
+from functools import cache
 from typing import Any
 
 import torch
 
 from moesaic.errors import InputError
-from moesaic.model import sorted_experts, swiglu
+from moesaic.model import compiled_loops, sorted_experts
 
 log = logging.getLogger("moesaic.model")
 
-AUTO = {"cpu": sorted_experts.NAME, "cuda": "grouped_mm"}
-"""Fastest measured backend of each type of device."""
+AUTO = {"cpu": sorted_experts.COMPILED, "cuda": "grouped_mm"}
+"""Fastest measured backend of each type of device; on a CPU without a C++ compiler the same without compiled loops."""
 
 
 def register() -> None:
@@ -33,7 +34,8 @@ def choose(wanted: str, device: torch.device) -> str:
         InputError: one that the device cannot run, or not in any useful time.
     """
     if wanted == "auto":
-        return AUTO.get(device.type, "grouped_mm")
+        found = AUTO.get(device.type, "grouped_mm")
+        return sorted_experts.NAME if found == sorted_experts.COMPILED and not _compiled() else found
     if wanted == "batched_mm" and device.type == "cpu":
         raise InputError(
             "engine.experts: batched_mm copies an expert's weights for every token and is about 30 times slower than a dense FFN on a CPU; "
@@ -46,6 +48,19 @@ def choose(wanted: str, device: torch.device) -> str:
     return wanted
 
 
+@cache
+def _compiled() -> bool:
+    """Whether the loops are compiled here, or can be."""
+    if not compiled_loops.at_hand():
+        return False
+    try:
+        compiled_loops.loops()
+    except InputError as error:
+        log.warning("experts run without compiled loops (engine.experts: auto): %s", error)
+        return False
+    return True
+
+
 def apply(model: Any, wanted: str, device: torch.device, level: int = logging.INFO) -> str | None:
     """Set a model's backend and log it; the name, None for a model without experts. Args: level: of the log's line."""
     from moesaic.model import families
@@ -55,7 +70,7 @@ def apply(model: Any, wanted: str, device: torch.device, level: int = logging.IN
     name = choose(wanted, device)
     register()
     if name == sorted_experts.COMPILED:
-        swiglu.compiled()  # before the first step, not in it
+        compiled_loops.loops()  # before the first step, not in it
     if model.config._experts_implementation != name:
         model.set_experts_implementation(name)
     log.log(level, "experts run by %s on %s (engine.experts: %s)", name, device.type, wanted)

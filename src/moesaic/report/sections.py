@@ -53,8 +53,8 @@ def every(run: Gathered, found: Sequence[dict[str, Any]]) -> list[tuple[str, str
 def _stages(run: Gathered, found: Sequence[dict[str, Any]]) -> str:
     note = (
         '<p class="quiet">“&times; dense” is the ratio to the parent: below 1 is better for bits per byte, above 1 for accuracy and speed. '
-        "Speed was measured once, during evaluation on the machine named under Provenance, experts run by <code>sorted</code> of Moesaic on a CPU, "
-        "by <code>grouped_mm</code> of transformers on a GPU; whatever ran beside it is in the number. "
+        "Speed was measured once, during evaluation on the machine named under Provenance, experts run by "
+        "<code>sorted-compiled</code> of Moesaic on a CPU (<code>sorted</code> without a C++ compiler), by <code>grouped_mm</code> of transformers on a GPU; whatever ran beside it is in the number. "
         "The marked row has the fewest bits per byte after the last stage.</p>\n"
     )
     scatter = figure(

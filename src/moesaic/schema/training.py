@@ -71,8 +71,8 @@ class Engine(Strict):
     experts: Literal["auto", "sorted", "sorted-compiled", "grouped_mm", "eager", "batched_mm", "sonicmoe"] = (
         "auto"
     )
-    """What runs the experts: auto is what was measured fastest (ours, sorted, on a CPU; grouped_mm on a GPU); sorted-compiled passes over the memory less often, where a
-    CPU has a C++ compiler; sonicmoe is a kernel of the hub for new GPUs."""
+    """What runs the experts: auto is what was measured fastest (on a CPU ours, sorted-compiled, or sorted where there is no C++ compiler; grouped_mm on a GPU); sonicmoe is a
+    kernel of the hub for new GPUs."""
 
 
 class Training(Strict):
