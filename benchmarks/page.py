@@ -50,32 +50,37 @@ def told(found: bool) -> str:
 
 
 def layer(raw: Any) -> list[str]:
-    """benchmarks/layer.py; goals by processor time."""
+    """benchmarks/layer.py; goals by the worse of processor time and wall clock, of few tokens by wall clock: threads that wait spin."""
     rows, same = [], {}
     for row in raw["rows"]:
         key = (row["width"], row["tokens"], row["per_token"], row["experts"], row["routing"], row["pass"])
-        same.setdefault(key, {})[row["candidate"]] = row["of_dense_processor"][0]
+        kinds = ("of_dense",) if row["pass"] == "forward" else ("of_dense", "of_dense_processor")
+        same.setdefault(key, {})[row["candidate"]] = max(row[kind][0] for kind in kinds)
         shape = f"{row['width']}, {row['tokens']} tokens, {row['per_token']} of {row['experts']}, {row['routing']}"
         rows.append(
             f"| {shape} | {row['pass']} | {row['candidate']} | {spread(row['of_dense_processor'])} | {spread(row['of_dense'])} |"
         )
     lines = table("| layer | pass | experts | time / dense FFN, processor | wall |", rows)
-    gains = {key: min(found["eager"], found["grouped_mm"]) / found["sorted"] for key, found in same.items()}
-    many = [key for key in same if key[-1] != "forward"]
-    few = [key for key in same if key[-1] == "forward"]
-    goals: list[tuple[str, list[float], float]] = [
-        ("at least 0.8 of the ideal, forward and backward, even routing", [key[2] / key[3] / same[key]["sorted"] for key in many if key[4] == "even"], 0.8),
-        ("the same, compiled", [key[2] / key[3] / same[key]["sorted-compiled"] for key in many if key[4] == "even" and "sorted-compiled" in same[key]], 0.8),
-        ("not slower than the better of transformers' two, forward and backward", [gains[key] for key in many], 1.0),
-        ("1.2 times the better of transformers' two, forward and backward", [gains[key] for key in many], 1.2),
-        ("not slower than the better of transformers' two, forward", [gains[key] for key in few], 1.0),
-        ("not slower than the dense FFN, forward of 1, 16, 256 tokens", [1 / same[key]["sorted"] for key in few], 1.0),
-    ]  # fmt: skip
-    for name, found, wanted in goals:
-        if not found:
-            continue
-        values = ", ".join(f"{value:.2f}" for value in found)
-        lines.append(f"- {name}: {sum(value >= wanted for value in found)} of {len(found)} ({values}).")
+    for ours in ("sorted-compiled", "sorted"):
+        measured = {key: found for key, found in same.items() if ours in found}
+        gains = {
+            key: min(found["eager"], found["grouped_mm"]) / found[ours] for key, found in measured.items()
+        }
+        many = [key for key in measured if key[-1] != "forward"]
+        few = [key for key in measured if key[-1] == "forward"]
+        goals: list[tuple[str, list[float], float]] = [
+            ("at least 0.8 of the ideal, forward and backward", [key[2] / key[3] / same[key][ours] for key in many], 0.8),
+            ("not slower than the better of transformers' two, forward and backward", [gains[key] for key in many], 1.0),
+            ("1.2 times the better of transformers' two, forward and backward", [gains[key] for key in many], 1.2),
+            ("not slower than the better of transformers' two, forward", [gains[key] for key in few], 1.0),
+            ("not slower than the dense FFN, forward of few tokens", [1 / same[key][ours] for key in few], 1.0),
+        ]  # fmt: skip
+        for name, found, wanted in goals:
+            if found:
+                values = ", ".join(f"{value:.2f}" for value in found)
+                lines.append(
+                    f"- `{ours}`, {name}: {sum(value >= wanted for value in found)} of {len(found)} ({values})."
+                )
     return lines
 
 
