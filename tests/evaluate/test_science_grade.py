@@ -56,6 +56,22 @@ NOTATIONS = [
 ]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "3.2e22 cm^-2",
+        "3.2e22 molecules cm^-2",
+        "3.2e22 molecules per cm^2",
+        "3.2 x 10^22 H2 molecules/cm^2",
+        "$3.2\\times10^{22}\\ \\mathrm{H_2}$ molecules cm$^{-2}$",
+        "3.2e26 particles m^-2",
+        "the column is 3.2e22 hydrogen atoms per square cm",
+    ],
+)
+def test_what_is_counted_has_no_dimension(text):
+    assert grade.grade(text, 3.2e22, "cm^-2")["acc"] == 1.0
+
+
 @pytest.mark.parametrize("text", NOTATIONS)
 def test_a_field_in_many_notations(text):
     assert grade.parse(text, "mG") == pytest.approx(1.91, rel=1e-9)

@@ -183,9 +183,9 @@ def test_the_checker_file_runs_alone(tmp_path):
     path.write_text(lm_tasks.checker())
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import temporal_verify as t\n"
-        "assert t.process_results({'answer': 'B', 'choices': ['1', '2']}, ['the answer is (B)']) == {'acc': 1.0}\n"
-        "assert t.process_results({'answer': '2 hours', 'choices': []}, ['120 minutes']) == {'acc': 1.0}\n"
-        "assert t.process_results({'answer': '2 hours', 'choices': []}, ['3 hours']) == {'acc': 0.0}\n"
+        "assert t.process_results({'prompt': 'When?', 'answer': 'B', 'choices': ['1', '2']}, ['the answer is (B)']) == {'acc': 1.0}\n"
+        "assert t.process_results({'prompt': 'How long?', 'answer': '2 hours', 'choices': []}, ['120 minutes']) == {'acc': 1.0}\n"
+        "assert t.process_results({'prompt': 'How many hours?', 'answer': '2 hours', 'choices': []}, ['120 minutes']) == {'acc': 0.0}\n"
         "assert not any(m.startswith('moesaic') for m in sys.modules)\n"
     )
     subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True)
@@ -209,3 +209,40 @@ def test_of_a_comparison_the_longer_side_is_the_answer():
     assert short("9 days", "9 days is longer than 85 hours.")
     assert not short("9 days", "85 hours is longer than 9 days.")
     assert short("9 days", "The answer is 9 days")
+
+
+def test_a_question_that_asks_how_many_of_a_unit_wants_that_unit():
+    question = "2 days are how many hours?"
+    for text in ("48 hours", "48", "The answer is 48 hours.", "2 days are 48 hours", "48 hrs", "48 h"):
+        assert short("48 hours", text, question), text
+    for text in ("2 days", "The answer is 2 days.", "2880 minutes", "47 hours"):
+        assert not short("48 hours", text, question), text
+    assert short("48 hours", "2 days", "How long does it take?")
+    item = Item("x", "duration_facts", "pure-time", question, "48 hours")
+    assert not verify(item, "2 days")
+    assert verify(item, "48 hours")
+
+
+def test_equally_long_in_other_words():
+    for text in (
+        "They are equally long.",
+        "equally long",
+        "Both are equally long",
+        "the two durations are equally long",
+        "Answer: they are both equally long",
+    ):
+        assert short("they are equally long", text), text
+    for text in ("they are not equally long", "9 days", "one is longer"):
+        assert not short("they are equally long", text), text
+
+
+def test_the_form_that_is_asked_for_does_not_tell_the_class_of_the_answer():
+    question = "Which is longer: 2 days or 48 hours, or are they equally long?"
+    asked = {
+        prompt(Item("x", "y", "pure-time", question, gold)) for gold in ("2 days", "they are equally long")
+    }
+    assert len(asked) == 1
+    question = "It rained in 1999.\nIf the text does not say, answer unanswerable. When did it rain?"
+    assert (
+        len({prompt(Item("x", "y", "pure-time", question, gold)) for gold in ("unanswerable", "1999")}) == 1
+    )

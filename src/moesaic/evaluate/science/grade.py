@@ -71,6 +71,9 @@ WORDS = {
     "arcsecond": "arcsec", "steradian": "sr", "steradians": "sr", "percent": "%", "M_sun": "Msun", "L_sun": "Lsun", "days": "day", "dyne": "dyn",
 }  # fmt: skip
 UNITS |= {word: UNITS[name] for word, name in WORDS.items()}
+COUNTED = ("particle", "molecule", "atom", "nucleus", "nuclei", "proton", "electron", "ion", "grain")
+"""What is counted has no dimension: 3e22 molecules cm^-2."""
+UNITS |= {word + ending: (1.0, (0, 0, 0, 0, 0, 0)) for word in COUNTED for ending in ("", "s")}
 UNITS |= {word: UNITS[name] for word, name in NAMES.items()}
 UNITS |= {
     long + word: UNITS[short + name] for word, name in NAMES.items() for long, short in LONG_PREFIXES.items()
@@ -116,6 +119,7 @@ def plain(text: str) -> str:
     text = (
         re.sub(r"[−–]", "-", text).replace("$", " ").replace("\\%", "%").replace("{,}", ",").replace("~", " ")
     )
+    text = re.sub(rf"\b(?:hydrogen|H_?\{{?2?\}}?)\s+(?=(?:{'|'.join(COUNTED)})s?\b)", "", text)
     text = re.sub(r"(?<![\d.])(\d{1,3}(?:,\d{3})+)(?!\d)", lambda run: run[0].replace(",", ""), text)
     # 12 000, but not the factors of a product: 10^3 500, 2 100e3
     text = re.sub(

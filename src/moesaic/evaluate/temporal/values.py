@@ -245,6 +245,11 @@ def single_unit(gold: str) -> bool:
     return len(ONE_PART.findall(gold)) == 1
 
 
+def units(text: str) -> set[tuple[int, int]]:
+    """Units of the durations in a text, each as (months, seconds)."""
+    return {_unit(part["u"]) for part in ONE_PART.finditer(text)}
+
+
 def _one_number(text: str, match: re.Match[str]) -> bool:
     """`2 hours and 5 minutes` has an `and` before a number too, but a unit before it; `thirty-five` is one number."""
     hyphen = match[0].rstrip().endswith("-") and match[1].lower() in TENS

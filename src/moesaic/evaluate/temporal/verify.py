@@ -9,7 +9,7 @@ the first line is or begins with, or else the last line (that has a value). Two 
 import re
 from typing import Any
 
-from moesaic.evaluate.temporal.values import kind_of, normal_words, single_unit, value_of, values
+from moesaic.evaluate.temporal.values import UNIT, kind_of, normal_words, single_unit, units, value_of, values
 
 LETTERS = "ABCDEFGHIJ"
 ALTERNATIVES = " | "
@@ -47,6 +47,15 @@ FORMS = {
     "text": "Answer in a few words.",
 }
 """What the prompt says about the form of a short answer."""
+OPEN_FORMS = (
+    (
+        re.compile(r"\bare they equally long\?$"),
+        "Answer with the amount of time, or with: they are equally long.",
+    ),
+    (re.compile(r"\banswer unanswerable\b"), "Answer in a few words."),
+)
+"""The same where right answers have different forms, by the question: the form of this one's would give it away."""
+ASKED_UNIT = re.compile(rf"\bhow many ({UNIT})\b", re.IGNORECASE)
 
 # ---------------------------------------------------------------- the functions that the project calls
 
@@ -58,6 +67,9 @@ def prompt(item: Any) -> str:
         return "\n".join(
             [f"Question: {item.question}", *lines, "Answer with the letter of the right choice."]
         )
+    for asked, form in OPEN_FORMS:
+        if asked.search(item.question):
+            return f"Question: {item.question}\n{form}"
     gold = item.answer.split(ALTERNATIVES)[0]
     kind = kind_of(gold)
     form = FORMS[kind]
@@ -70,19 +82,19 @@ def prompt(item: Any) -> str:
 
 def verify(item: Any, text: str) -> bool:
     """True when the text's last explicit answer is the item's (moesaic's Item, or anything with answer and choices)."""
-    return grade(item.answer, list(item.choices), text)
+    return grade(item.answer, list(item.choices), text, item.question)
 
 
-def grade(answer: str, choices: list[str], text: str) -> bool:
+def grade(answer: str, choices: list[str], text: str, question: str = "") -> bool:
     """The same from the bare fields; `answer` is a letter when there are choices."""
     if choices:
         return letter(text, choices) == answer
-    return any(short(gold, text) for gold in answer.split(ALTERNATIVES))
+    return any(short(gold, text, question) for gold in answer.split(ALTERNATIVES))
 
 
 def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """lm-eval's hook for one generated answer."""
-    return {"acc": float(grade(doc["answer"], doc["choices"], results[0]))}
+    return {"acc": float(grade(doc["answer"], doc["choices"], results[0], doc["prompt"]))}
 
 
 # ---------------------------------------------------------------- multiple choice
@@ -161,8 +173,8 @@ def _named(span: str, choices: list[str]) -> set[str]:
 # ---------------------------------------------------------------- short answers
 
 
-def short(gold: str, text: str) -> bool:
-    """Does the text's answer equal the gold one?"""
+def short(gold: str, text: str, question: str = "") -> bool:
+    """Does the text's answer equal the gold one? A question that asks how many of a unit wants that unit: "How many hours are 2 days?" is not answered by "2 days"."""
     text = _after_thinking(text)
     marked = _marked(text)
     kind = kind_of(gold)
@@ -188,6 +200,9 @@ def short(gold: str, text: str) -> bool:
         numbers = set(values("number", span))
         count = values("number", gold)
         return not values("duration", span) and numbers == set(count)
+    asked = ASKED_UNIT.search(question)
+    if kind == "duration" and asked and units(span) and not units(f"1 {asked[1]}") & units(span):
+        return False
     return bool(found) and set(found) == {want}
 
 
@@ -201,6 +216,13 @@ def _same_words(gold: str, span: str) -> bool:
                     seen.add(label)
                     whole = whole.replace(f" {label} ", " | ")
             return seen == {want} and not re.search(r"\b(?:not|neither|nor)\b", whole)
+    if want.startswith("they "):
+        # "equally long", "both are equally long"
+        got = re.sub(
+            r"^(?:(?:they|both|two|these|times|durations|amounts)\s+)*(?:are\s+)?(?:both\s+)?",
+            "they are ",
+            got,
+        )
     if got == want:
         return True
     verbs = r"(?:is|are|was|were|takes|lasts|lasted|comes|came|happens|happened|does|goes|has)"
