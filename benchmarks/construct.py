@@ -161,9 +161,11 @@ def table(rows: list[dict[str, Any]]) -> str:
             values = [item[key] for item in own if key in item]
             if not values:
                 return ""
-            mean = f"{sum(values) / len(values):.{digits}f}"
-            spread = f" ({min(values):.{digits}f}-{max(values):.{digits}f})"
-            return mean if len(values) == 1 or not digits else mean + spread
+            mean, low, high = (
+                f"{value:,.{digits if value < 100 else 0}f}"
+                for value in (sum(values) / len(values), min(values), max(values))
+            )
+            return mean if len(values) == 1 or not digits else f"{mean} ({low}-{high})"
 
         cells = [cell(key) for key in ("calibrated", "absent", "calibrated_after", "absent_after")]
         lines.append(f"| {active:.0%} | {name} | {len(own)} | {' | '.join(cells)} | {cell('seconds', 0)} |")

@@ -366,7 +366,7 @@ torch.save(found[0], sys.argv[2])
 @compiler
 @pytest.mark.parametrize("experts", [16, 3])
 def test_compiled_loops_compute_the_same_with_any_number_of_threads(experts, tmp_path):
-    """16 experts: each one thread's work; 3 with one that has more tokens than a thread's share: all threads share its products. More rows than one product takes."""
+    """16 experts: each one thread's work; 3, one of which has more tokens than a thread's share: in parts. More rows than one product takes."""
     for threads in (1, 2, 3):
         subprocess.run(
             [sys.executable, "-c", THREADS, str(threads), tmp_path / str(threads), str(experts)],

@@ -16,7 +16,7 @@ from moesaic.model.expert_loops import Loops
 
 log = logging.getLogger("moesaic.model")
 
-SOURCE = Path(__file__).with_name("expert_loops.cpp")
+SOURCE, HEADER = (Path(__file__).with_name(name) for name in ("expert_loops.cpp", "expert_parts.h"))
 FLAGS = {
     "AVX2": ("-mavx2", "-mfma", "-mf16c"),
     "AVX512": ("-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma", "-mf16c"),
@@ -31,7 +31,11 @@ def _kept() -> tuple[Path, list[str]]:
     flags += FLAGS.get(capability, ())
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(caches) / "torch_extensions")
-    return root / f"moesaic-experts-{digest([SOURCE.read_text(), flags, torch.__version__])[:16]}.so", flags
+    return (
+        root
+        / f"moesaic-experts-{digest([SOURCE.read_text(), HEADER.read_text(), flags, torch.__version__])[:16]}.so",
+        flags,
+    )
 
 
 def at_hand() -> bool:
@@ -42,7 +46,7 @@ def at_hand() -> bool:
 
 @cache
 def loops() -> Loops:
-    """An expert is one thread's work from its gathered rows to what it adds to them, so that no thread waits for another within one.
+    """An expert, or a part of one with many rows, is one thread's work from its gathered rows to what it adds to them, so that no thread waits for another within one.
 
     Compiled once for a kind of processor and a version of PyTorch, and kept in TORCH_EXTENSIONS_DIR (~/.cache/torch_extensions).
 

@@ -1,39 +1,27 @@
 // SwiGLU experts, all that happens between sorting the token slots and the layer's output or gradients. Shapes, formulas and the same by PyTorch's
 // operators: expert_loops.py.
 //
-// An expert is one thread's work where no expert has more rows than a thread's share of them, else all threads share each product. What an expert adds to its
-// tokens' rows waits for the experts before it: sums have one order, whatever the number of threads. Threads are PyTorch's own, by way of
-// TensorIterator: an OpenMP of this file's own would be a second set of threads, in which each product would start a third.
+// An expert, or where one has more rows than a thread's share of them a part of its rows, is one thread's work. What it adds waits for those before it: sums
+// have one order, whoever is early (expert_parts.h). Threads are PyTorch's own, by way of TensorIterator: an OpenMP of this file's own would be a second set
+// of threads, in which each product would start a third.
 #include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
-#include <ATen/TensorIterator.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/cpu/vec/vec.h>
 #include <ATen/ops/addmm.h>
-#include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/zeros_like.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
+#include "expert_parts.h"
+
 #include <algorithm>
-#include <condition_variable>
 #include <cstring>
-#include <map>
-#include <mutex>
-#include <numeric>
 #include <tuple>
-#include <utility>
 #include <vector>
 
 namespace {
-
-using at::Tensor;
-
-// Rows of one product: more fall out of the caches.
-constexpr int64_t ROWS = 1024;
 
 template <typename scalar>
 using Vec = at::vec::Vectorized<scalar>;
@@ -45,118 +33,6 @@ template <typename scalar>
 Vec<scalar> sigmoid(Vec<scalar> x) {
   const Vec<scalar> one(1);
   return one / (one + exponential(x.neg()));
-}
-
-// Call `body(from, to)` for parts of 0 to `count` on all threads, or here alone when this is one of them already.
-template <typename Body>
-void shared(int64_t count, int64_t grain, const Body& body) {
-  if (count == 0) return;
-  if (count <= grain || at::in_parallel_region() || at::get_num_threads() == 1) {
-    body(int64_t{0}, count);
-    return;
-  }
-  const auto places = at::arange(count, at::kLong);
-  const auto* first = places.const_data_ptr<int64_t>();
-  auto iter = at::TensorIteratorConfig().add_const_input(places).set_check_mem_overlap(false).build();
-  iter.for_each(
-      [&](char** data, const int64_t*, int64_t own) {
-        const int64_t from = reinterpret_cast<const int64_t*>(data[0]) - first;
-        body(from, from + own);
-      },
-      grain);
-}
-
-struct Expert {
-  int64_t index, start, rows;
-};
-
-// Experts with tokens, those with the most first: neighbours take as long.
-std::vector<Expert> busy(at::IntArrayRef counts) {
-  std::vector<Expert> found;
-  int64_t start = 0;
-  for (size_t index = 0; index < counts.size(); index++) {
-    if (counts[index] > 0) found.push_back({static_cast<int64_t>(index), start, counts[index]});
-    start += counts[index];
-  }
-  std::stable_sort(found.begin(), found.end(), [](const Expert& a, const Expert& b) { return a.rows > b.rows; });
-  return found;
-}
-
-// What experts add to their tokens' rows, in the experts' order, one at a time: whoever finishes the next one in order adds it and those that were ready and
-// waited for it, while other threads go on.
-class Additions {
- public:
-  explicit Additions(size_t most) : most(most) {}
-
-  // Wait until there is room for another expert's rows; false when there is no further expert, or one has failed.
-  bool next(size_t experts, size_t& place) {
-    std::unique_lock<std::mutex> lock(mutex);
-    changed.wait(lock, [&] { return taken - added < most || taken == experts || failed; });
-    if (failed || taken == experts) return false;
-    place = taken++;
-    return true;
-  }
-  template <typename Add>
-  void ready(size_t place, Tensor rows, const Add& add) {
-    std::unique_lock<std::mutex> lock(mutex);
-    waiting.emplace(place, std::move(rows));
-    if (adding) return;
-    adding = true;
-    for (auto found = waiting.find(added); found != waiting.end() && !failed; found = waiting.find(added)) {
-      const auto own = std::move(found->second);
-      waiting.erase(found);
-      lock.unlock();
-      add(added, own);
-      lock.lock();
-      added++;
-      changed.notify_all();
-    }
-    adding = false;
-  }
-  void fail() {
-    const std::lock_guard<std::mutex> lock(mutex);
-    failed = true;
-    changed.notify_all();
-  }
-
- private:
-  const size_t most;
-  std::mutex mutex;
-  std::condition_variable changed;
-  std::map<size_t, Tensor> waiting;
-  size_t taken = 0, added = 0;
-  bool adding = false, failed = false;
-};
-
-// Call `work(expert, rows, own)` for every expert with tokens, then `add(expert, rows)` in their order; `rows` is what it adds, `own` is made by
-// `room(rows of the largest)`, once for a thread.
-template <typename Room, typename Work, typename Add>
-void of_experts(at::IntArrayRef counts, int64_t width, const at::TensorOptions& options, const Room& room, const Work& work, const Add& add) {
-  const auto experts = busy(counts);
-  if (experts.empty()) return;
-  const int64_t largest = experts.front().rows, all = std::accumulate(counts.begin(), counts.end(), int64_t{0});
-  const int64_t threads = largest * at::get_num_threads() <= all ? at::get_num_threads() : 1;
-  Additions additions(2 * threads);
-  const auto worker = [&](int64_t, int64_t) {
-    const c10::impl::ExcludeDispatchKeyGuard plain(c10::autograd_dispatch_keyset);
-    const c10::impl::ExcludeDispatchKeyGuard views(c10::DispatchKey::ADInplaceOrView);
-    try {
-      auto own = room(std::min(largest, ROWS));
-      for (size_t place; additions.next(experts.size(), place);) {
-        auto rows = at::empty({experts[place].rows, width}, options);
-        work(experts[place], rows, own);
-        additions.ready(place, std::move(rows), [&](size_t at, const Tensor& found) { add(experts[at], found); });
-      }
-    } catch (...) {
-      additions.fail();
-      throw;
-    }
-  };
-  if (threads > 1) {
-    shared(threads, 1, worker);
-  } else {
-    worker(0, 1);
-  }
 }
 
 template <typename scalar>
@@ -172,12 +48,13 @@ void gather(const Tensor& from, const int32_t* token, Tensor& to) {
 }
 
 template <typename scalar>
-void scatter(const scalar* from, const int32_t* token, int64_t rows, Tensor& to) {
+void scatter(const Tensor& from, const int32_t* token, Tensor& to) {
   const int64_t width = to.size(1);
+  const auto* first = from.const_data_ptr<scalar>();
   auto* target = to.data_ptr<scalar>();
-  shared(rows, 128, [=](int64_t begin, int64_t end) {  // a token is among an expert's once: no two threads have the same row
+  shared(from.size(0), 128, [=](int64_t begin, int64_t end) {  // a token is among an expert's once: no two threads have the same row
     for (int64_t row = begin; row < end; row++) {
-      const auto* source = from + row * width;
+      const auto* source = first + row * width;
       auto* sum = target + token[row] * width;
       for (int64_t d = 0; d < width; d++) sum[d] += source[d];
     }
@@ -251,22 +128,20 @@ std::tuple<Tensor, Tensor> forward(
   auto out = at::zeros_like(x), both = at::empty({token.size(0), 2 * neurons}, x.options());
   const auto* tokens = token.const_data_ptr<int32_t>();
   const auto* weights = weight.const_data_ptr<scalar>();
-  of_experts(
-      counts, width, x.options(), [&](int64_t most) { return at::empty({most, neurons}, x.options()); },
-      [&](const Expert& expert, const Tensor& rows_of_all, Tensor& own) {
-        const auto into = gate_up.select(0, expert.index).t(), back = down.select(0, expert.index).t();
-        for (int64_t at = 0; at < expert.rows; at += ROWS) {
-          const int64_t count = std::min(ROWS, expert.rows - at), slot = expert.start + at;
-          auto rows = rows_of_all.narrow(0, at, count), found = both.narrow(0, slot, count), h = own.narrow(0, 0, count);
+  of_parts(
+      parts_of(counts), width, x.options(), [&](int64_t most) { return at::empty({most, neurons}, x.options()); },
+      [&](const Part& part, Found& found, Tensor& own) {
+        const auto into = gate_up.select(0, part.expert).t(), back = down.select(0, part.expert).t();
+        for (int64_t at = 0; at < part.rows; at += ROWS) {
+          const int64_t count = std::min(ROWS, part.rows - at), slot = part.start + at;
+          auto rows = found.rows.narrow(0, at, count), product = both.narrow(0, slot, count), h = own.narrow(0, 0, count);
           gather<scalar>(x, tokens + slot, rows);
-          at::mm_out(found, rows, into);
-          inner(found.const_data_ptr<scalar>(), weights + slot, count, neurons, h.data_ptr<scalar>());
+          at::mm_out(product, rows, into);
+          inner(product.const_data_ptr<scalar>(), weights + slot, count, neurons, h.data_ptr<scalar>());
           at::mm_out(rows, h, back);
         }
       },
-      [&](const Expert& expert, const Tensor& rows) {
-        scatter(rows.const_data_ptr<scalar>(), tokens + expert.start, expert.rows, out);
-      });
+      [&](const Part& part, const Found& found) { scatter<scalar>(found.rows, tokens + part.start, out); });
   return {out, both};
 }
 
@@ -275,45 +150,53 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& grad, const Tensor& x, const Tensor& gate_up, const Tensor& down, const Tensor& weight, const Tensor& token,
     at::IntArrayRef counts, const Tensor& both, bool wants_x, bool wants_gate_up, bool wants_down) {
   const int64_t width = x.size(1), neurons = down.size(2);
+  const auto parts = parts_of(counts);
   auto grad_x = wants_x ? at::zeros_like(x) : Tensor(), grad_gate_up = wants_gate_up ? at::empty_like(gate_up) : Tensor(),
        grad_down = wants_down ? at::empty_like(down) : Tensor();
   auto grad_weight = at::empty_like(weight);
-  for (size_t index = 0; index < counts.size(); index++) {
-    if (counts[index]) continue;
-    if (wants_gate_up) grad_gate_up.select(0, index).zero_();
-    if (wants_down) grad_down.select(0, index).zero_();
+  std::vector<bool> written(counts.size(), false);
+  for (const auto& part : parts) written[part.expert] = part.whole;
+  for (size_t expert = 0; expert < counts.size(); expert++) {
+    if (written[expert]) continue;  // else a sum, of parts or of nothing
+    if (wants_gate_up) grad_gate_up.select(0, expert).zero_();
+    if (wants_down) grad_down.select(0, expert).zero_();
   }
   const auto* tokens = token.const_data_ptr<int32_t>();
   const auto* weights = weight.const_data_ptr<scalar>();
   const auto* products = both.const_data_ptr<scalar>();
   auto* slopes = grad_weight.data_ptr<scalar>();
-  of_experts(
-      counts, width, x.options(),
+  of_parts(
+      parts, width, x.options(),
       [&](int64_t most) {
         return Back{
             at::empty({most, neurons}, x.options()), at::empty({most, neurons}, x.options()), at::empty({most, 2 * neurons}, x.options())};
       },
-      [&](const Expert& expert, const Tensor& rows_of_all, Back& own) {
-        const auto into = gate_up.select(0, expert.index), back = down.select(0, expert.index);
-        for (int64_t at = 0; at < expert.rows; at += ROWS) {
-          const int64_t count = std::min(ROWS, expert.rows - at), slot = expert.start + at;
-          auto rows = rows_of_all.narrow(0, at, count), d = own.d.narrow(0, 0, count), weighted = own.weighted.narrow(0, 0, count),
+      [&](const Part& part, Found& found, Back& own) {
+        const auto into = gate_up.select(0, part.expert), back = down.select(0, part.expert);
+        if (wants_gate_up) found.gate_up = part.whole ? grad_gate_up.select(0, part.expert) : at::empty_like(into);
+        if (wants_down) found.down = part.whole ? grad_down.select(0, part.expert) : at::empty_like(back);
+        for (int64_t at = 0; at < part.rows; at += ROWS) {
+          const int64_t count = std::min(ROWS, part.rows - at), slot = part.start + at;
+          auto rows = found.rows.narrow(0, at, count), d = own.d.narrow(0, 0, count), weighted = own.weighted.narrow(0, 0, count),
                grad_both = own.grad.narrow(0, 0, count);
           gather<scalar>(grad, tokens + slot, rows);
           at::mm_out(d, rows, back);  // still without the weight
           gradients(
               products + 2 * slot * neurons, weights + slot, d.const_data_ptr<scalar>(), count, neurons, weighted.data_ptr<scalar>(),
               grad_both.data_ptr<scalar>(), slopes + slot);
-          if (wants_down) accumulate(grad_down.select(0, expert.index), rows.t(), weighted, at == 0);
+          if (wants_down) accumulate(found.down, rows.t(), weighted, at == 0);
           if (wants_gate_up) {
             gather<scalar>(x, tokens + slot, rows);
-            accumulate(grad_gate_up.select(0, expert.index), grad_both.t(), rows, at == 0);
+            accumulate(found.gate_up, grad_both.t(), rows, at == 0);
           }
           if (wants_x) at::mm_out(rows, grad_both, into);
         }
       },
-      [&](const Expert& expert, const Tensor& rows) {
-        if (wants_x) scatter(rows.const_data_ptr<scalar>(), tokens + expert.start, expert.rows, grad_x);
+      [&](const Part& part, const Found& found) {
+        if (wants_x) scatter<scalar>(found.rows, tokens + part.start, grad_x);
+        if (part.whole) return;
+        if (wants_gate_up) grad_gate_up.select(0, part.expert).add_(found.gate_up);
+        if (wants_down) grad_down.select(0, part.expert).add_(found.down);
       });
   return {grad_x, grad_gate_up, grad_down, grad_weight};
 }

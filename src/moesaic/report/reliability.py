@@ -18,7 +18,7 @@ AXES = {
     "reliability/hallucination_dola": ("the same with DoLa", "acc", "higher"),
     "reliability/dola_gain": ("gained by DoLa", "acc_gain", "higher"),
     "reliability/adversarial": ("adversarial text", "acc", "higher"),
-    "reliability/adversarial_drop": ("lost by typos", "acc_drop", "lower"),
+    "reliability/adversarial_drop": ("lost by adversarial text", "acc_drop", "lower"),
     "reliability/style": ("other styles", "acc", "higher"),
     "reliability/style_drop": ("lost by style", "acc_drop", "lower"),
     "reliability/domain": ("other domains", "acc", "higher"),
