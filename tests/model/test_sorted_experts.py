@@ -17,7 +17,7 @@ from moesaic.model.expert_loops import PLAIN
 
 WIDTH, NEURONS, EXPERTS = 12, 5, 4
 
-missing = [tool for tool in (os.environ.get("CXX", "g++"), "ninja") if shutil.which(tool) is None]
+missing = [tool for tool in (os.environ.get("CXX", "c++").split()[0], "ninja") if shutil.which(tool) is None]
 compiler = pytest.mark.skipif(bool(missing), reason=f"not installed: {missing}")
 
 
@@ -407,7 +407,7 @@ def test_compiled_loops_need_a_compiler_and_leave_nothing_half_made(moe, caplog,
     caplog.set_level("INFO")
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "cache"))
     cpu = torch.device("cpu")
-    compiled_loops.loops.cache_clear()
+    compiled_loops._loops.cache_clear()
     with monkeypatch.context() as without:
         without.setenv("CXX", "/no/compiler")
         with pytest.raises(
@@ -421,24 +421,65 @@ def test_compiled_loops_need_a_compiler_and_leave_nothing_half_made(moe, caplog,
             assert execution.apply(moe, "auto", cpu) == "sorted"
         assert caplog.text.count("experts run without compiled loops (engine.experts: auto)") == 1
     execution._compiled.cache_clear()
-    assert list((tmp_path / "cache").iterdir()) == [], "nothing half made stays"
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"], "nothing half made stays"
 
 
 COMPILE = """
-import logging, sys
-logging.basicConfig(level=logging.INFO, stream=sys.stdout)
+import logging, os, sys
+from moesaic.errors import InputError
 from moesaic.model import compiled_loops
+logging.basicConfig(level=logging.INFO, stream=sys.stdout)
+if sys.argv[1] == "damaged":
+    compiled_loops._kept()[0].write_text("no library")
+    os.environ["CXX"] = "/no/compiler"
+    try:
+        compiled_loops.loops()
+    except InputError:
+        del os.environ["CXX"]
 compiled_loops.loops()
 """
 
 
 @compiler
 def test_loops_are_compiled_once_for_all_processes(tmp_path):
+    """Also where the library that is there does not load, and after a build that failed in the same process."""
     environment = os.environ | {"TORCH_EXTENSIONS_DIR": str(tmp_path)}
+    (tmp_path / "moesaic-experts-other").mkdir()
     said = [
-        subprocess.run([sys.executable, "-c", COMPILE], env=environment, check=True, capture_output=True, text=True).stdout
-        for _ in range(2)
+        subprocess.run([sys.executable, "-c", COMPILE, state], env=environment, check=True, capture_output=True, text=True).stdout
+        for state in ("damaged", "whole")
     ]  # fmt: skip
-    assert "compiled in" in said[0]
+    assert said[0].count("compiled in") == 1
+    assert "does not load here and is made again" in said[0]
     assert "compil" not in said[1]
-    assert [path.suffix for path in tmp_path.iterdir()] == [".so"]
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == ["", ".lock", ".so"], (
+        "another kind's folder is let alone"
+    )
+
+
+def test_compiled_loops_are_not_at_hand_without_a_home(monkeypatch):
+    monkeypatch.setenv("CXX", "")
+    assert isinstance(compiled_loops.at_hand(), bool)
+    for name in ("TORCH_EXTENSIONS_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert not compiled_loops.at_hand()
+    compiled_loops._loops.cache_clear()
+    with pytest.raises(
+        InputError, match=r"a place for the library \(TORCH_EXTENSIONS_DIR\): Could not determine home"
+    ):
+        compiled_loops.loops()
+
+
+@compiler
+def test_compiled_loops_take_any_strides():
+    given, slope = case(5)
+    expected = ahead_and_back(compiled_loops.loops(), given, slope[:1].expand_as(slope).contiguous())
+    strided = [item.mT.contiguous().mT for item in given[:3]]
+    found = ahead_and_back(compiled_loops.loops(), [*strided, *given[3:]], slope[:1].expand_as(slope))
+    for own, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(own, wanted, rtol=1e-12, atol=1e-12)

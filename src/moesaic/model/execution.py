@@ -55,7 +55,7 @@ def _compiled() -> bool:
         return False
     try:
         compiled_loops.loops()
-    except InputError as error:
+    except InputError as error:  # told once, and again by the next process
         log.warning("experts run without compiled loops (engine.experts: auto): %s", error)
         return False
     return True

@@ -20,8 +20,8 @@ namespace {
 
 using at::Tensor;
 
-// Rows of one product: more fall out of the caches, fewer are slow.
-constexpr int64_t ROWS = 1024, FEWEST = 128;
+// Rows of one product: more fall out of the caches, fewer are slow. Parts of an expert at most: each has a gradient of the weights of its own until it is added.
+constexpr int64_t ROWS = 1024, FEWEST = 128, PARTS = 4;
 
 // Call `body(from, to)` for parts of 0 to `count` on all threads, or here alone when this is one of them already.
 template <typename Body>
@@ -48,15 +48,15 @@ struct Part {
   bool whole;
 };
 
-// Experts with tokens, in parts of about as many rows where one has more than a thread's share; those with the most first: neighbours take as long.
+// Experts with tokens, in parts where one has half as much again as a thread's share; those with the most first: neighbours take as long.
 std::vector<Part> parts_of(at::IntArrayRef counts) {
   const int64_t all = std::accumulate(counts.begin(), counts.end(), int64_t{0}), threads = at::get_num_threads();
   const int64_t largest = counts.empty() ? 0 : *std::max_element(counts.begin(), counts.end());
-  const int64_t most = threads > 1 && largest * threads > all ? std::max(FEWEST, all / (2 * threads)) : all;
+  const int64_t most = threads > 1 && 2 * largest * threads > 3 * all ? std::max(FEWEST, all / (2 * threads)) : all;
   std::vector<Part> found;
   int64_t start = 0;
   for (size_t expert = 0; expert < counts.size(); expert++) {
-    const int64_t rows = counts[expert], number = most ? (rows + most - 1) / most : 0;
+    const int64_t rows = counts[expert], number = most ? std::min(PARTS, (rows + most - 1) / most) : 0;
     for (int64_t part = 0; part < number; part++) {
       const int64_t from = rows * part / number, to = rows * (part + 1) / number;
       found.push_back({static_cast<int64_t>(expert), start + from, to - from, number == 1});
