@@ -61,10 +61,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/decode.json"))
     arguments = parser.parse_args()
     execution.register()
+    ours = execution.choose("auto", torch.device("cpu"))
     dense, rows = model(arguments.parent, None), []
     for name, settings in SHAPES.items():
         made = model(arguments.parent, settings)
-        ours = execution.choose("auto", torch.device("cpu"))
         candidates = {"dense": (dense, None), "ours": (made, ours), "grouped_mm": (made, "grouped_mm")}
         for batch in BATCHES:
             found: dict[str, list[float]] = {key: [] for key in candidates}

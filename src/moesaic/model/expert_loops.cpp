@@ -40,11 +40,9 @@ void gather(const Tensor& from, const int32_t* token, Tensor& to) {
   const int64_t width = from.size(1);
   const auto* source = from.const_data_ptr<scalar>();
   auto* target = to.data_ptr<scalar>();
-  shared(to.size(0), 128, [=](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; row++) {
-      std::memcpy(target + row * width, source + token[row] * width, width * sizeof(scalar));
-    }
-  });
+  for (int64_t row = 0; row < to.size(0); row++) {
+    std::memcpy(target + row * width, source + token[row] * width, width * sizeof(scalar));
+  }
 }
 
 template <typename scalar>
@@ -52,30 +50,26 @@ void scatter(const Tensor& from, const int32_t* token, Tensor& to) {
   const int64_t width = to.size(1);
   const auto* first = from.const_data_ptr<scalar>();
   auto* target = to.data_ptr<scalar>();
-  shared(from.size(0), 128, [=](int64_t begin, int64_t end) {  // a token is among an expert's once: no two threads have the same row
-    for (int64_t row = begin; row < end; row++) {
-      const auto* source = first + row * width;
-      auto* sum = target + token[row] * width;
-      for (int64_t d = 0; d < width; d++) sum[d] += source[d];
-    }
-  });
+  for (int64_t row = 0; row < from.size(0); row++) {
+    const auto* source = first + row * width;
+    auto* sum = target + token[row] * width;
+    for (int64_t d = 0; d < width; d++) sum[d] += source[d];
+  }
 }
 
 // w h of some rows of the first product.
 template <typename scalar>
 void inner(const scalar* both, const scalar* weight, int64_t rows, int64_t neurons, scalar* out) {
   const int64_t lanes = Vec<scalar>::size();
-  shared(rows, 128, [=](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; row++) {
-      const auto *gate = both + 2 * row * neurons, *up = gate + neurons;
-      const Vec<scalar> w(weight[row]);
-      for (int64_t m = 0; m < neurons; m += lanes) {
-        const int count = static_cast<int>(std::min(lanes, neurons - m));
-        const auto g = Vec<scalar>::loadu(gate + m, count), u = Vec<scalar>::loadu(up + m, count);
-        (g * sigmoid(g) * u * w).store(out + row * neurons + m, count);
-      }
+  for (int64_t row = 0; row < rows; row++) {
+    const auto *gate = both + 2 * row * neurons, *up = gate + neurons;
+    const Vec<scalar> w(weight[row]);
+    for (int64_t m = 0; m < neurons; m += lanes) {
+      const int count = static_cast<int>(std::min(lanes, neurons - m));
+      const auto g = Vec<scalar>::loadu(gate + m, count), u = Vec<scalar>::loadu(up + m, count);
+      (g * sigmoid(g) * u * w).store(out + row * neurons + m, count);
     }
-  });
+  }
 }
 
 // Of the first product, the weights and d: w h, the gradients of the first product and of the weights.
@@ -83,28 +77,26 @@ template <typename scalar>
 void gradients(
     const scalar* both, const scalar* weight, const scalar* d, int64_t rows, int64_t neurons, scalar* weighted, scalar* grad, scalar* grad_weight) {
   const int64_t lanes = Vec<scalar>::size();
-  shared(rows, 128, [=](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; row++) {
-      const auto *gate = both + 2 * row * neurons, *up = gate + neurons, *slopes = d + row * neurons;
-      auto *to_gate = grad + 2 * row * neurons, *to_up = to_gate + neurons, *to_h = weighted + row * neurons;
-      const Vec<scalar> w(weight[row]), one(1);
-      Vec<scalar> sum(0);
-      for (int64_t m = 0; m < neurons; m += lanes) {
-        const int count = static_cast<int>(std::min(lanes, neurons - m));  // lanes beyond it hold zeros
-        const auto g = Vec<scalar>::loadu(gate + m, count), u = Vec<scalar>::loadu(up + m, count);
-        const auto slope = Vec<scalar>::loadu(slopes + m, count);
-        const auto s = sigmoid(g), active = g * s, h = active * u, steep = slope * w;
-        sum = sum + slope * h;
-        (h * w).store(to_h + m, count);
-        (steep * u * s * (one + g * (one - s))).store(to_gate + m, count);
-        (steep * active).store(to_up + m, count);
-      }
-      scalar parts[Vec<scalar>::size()], total = 0;
-      sum.store(parts);
-      for (scalar part : parts) total += part;
-      grad_weight[row] = total;
+  for (int64_t row = 0; row < rows; row++) {
+    const auto *gate = both + 2 * row * neurons, *up = gate + neurons, *slopes = d + row * neurons;
+    auto *to_gate = grad + 2 * row * neurons, *to_up = to_gate + neurons, *to_h = weighted + row * neurons;
+    const Vec<scalar> w(weight[row]), one(1);
+    Vec<scalar> sum(0);
+    for (int64_t m = 0; m < neurons; m += lanes) {
+      const int count = static_cast<int>(std::min(lanes, neurons - m));  // lanes beyond it hold zeros
+      const auto g = Vec<scalar>::loadu(gate + m, count), u = Vec<scalar>::loadu(up + m, count);
+      const auto slope = Vec<scalar>::loadu(slopes + m, count);
+      const auto s = sigmoid(g), active = g * s, h = active * u, steep = slope * w;
+      sum = sum + slope * h;
+      (h * w).store(to_h + m, count);
+      (steep * u * s * (one + g * (one - s))).store(to_gate + m, count);
+      (steep * active).store(to_up + m, count);
     }
-  });
+    scalar parts[Vec<scalar>::size()], total = 0;
+    sum.store(parts);
+    for (scalar part : parts) total += part;
+    grad_weight[row] = total;
+  }
 }
 
 // A weight's gradient from a part of its rows; the first part finds no sum yet.

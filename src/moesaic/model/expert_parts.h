@@ -4,7 +4,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/TensorIterator.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
@@ -23,23 +22,16 @@ using at::Tensor;
 // Rows of one product: more fall out of the caches, fewer are slow. Parts of an expert at most: each has a gradient of the weights of its own until it is added.
 constexpr int64_t ROWS = 1024, FEWEST = 128, PARTS = 4;
 
-// Call `body(from, to)` for parts of 0 to `count` on all threads, or here alone when this is one of them already.
+// Call `body` on so many of PyTorch's threads, fewer where they are taken.
 template <typename Body>
-void shared(int64_t count, int64_t grain, const Body& body) {
-  if (count == 0) return;
-  if (count <= grain || at::in_parallel_region() || at::get_num_threads() == 1) {
-    body(int64_t{0}, count);
+void on_threads(int64_t count, const Body& body) {
+  if (count == 1) {
+    body();
     return;
   }
-  const auto places = at::arange(count, at::kLong);
-  const auto* first = places.const_data_ptr<int64_t>();
+  const auto places = at::empty({count}, at::kByte);
   auto iter = at::TensorIteratorConfig().add_const_input(places).set_check_mem_overlap(false).build();
-  iter.for_each(
-      [&](char** data, const int64_t*, int64_t own) {
-        const int64_t from = reinterpret_cast<const int64_t*>(data[0]) - first;
-        body(from, from + own);
-      },
-      grain);
+  iter.for_each([&](char**, const int64_t*, int64_t) { body(); }, /*grain_size=*/1);
 }
 
 // Rows of an expert that one thread takes; `whole`: all of them.
@@ -125,7 +117,7 @@ void of_parts(
   if (parts.empty()) return;
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), parts.size());
   Additions additions(2 * threads);
-  const auto worker = [&](int64_t, int64_t) {
+  const auto worker = [&] {
     const c10::impl::ExcludeDispatchKeyGuard plain(c10::autograd_dispatch_keyset);
     const c10::impl::ExcludeDispatchKeyGuard views(c10::DispatchKey::ADInplaceOrView);
     try {
@@ -140,11 +132,7 @@ void of_parts(
       throw;
     }
   };
-  if (threads > 1) {
-    shared(threads, 1, worker);
-  } else {
-    worker(0, 1);
-  }
+  on_threads(threads, worker);
 }
 
 }  // namespace

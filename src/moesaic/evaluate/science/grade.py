@@ -14,6 +14,7 @@ from pathlib import Path
 TOLERANCE = 0.02
 LOOSE = 0.10
 
+NONE = (0, 0, 0, 0, 0, 0)
 # Unit -> factor to the base units cm, g, s, K, rad, G, and its powers of them.
 BASES = {
     "cm": (1.0, (1, 0, 0, 0, 0, 0)),
@@ -73,7 +74,7 @@ WORDS = {
 UNITS |= {word: UNITS[name] for word, name in WORDS.items()}
 COUNTED = ("particle", "molecule", "atom", "nucleus", "nuclei", "proton", "electron", "ion", "grain")
 """What is counted has no dimension: 3e22 molecules cm^-2."""
-UNITS |= {word + ending: (1.0, (0, 0, 0, 0, 0, 0)) for word in COUNTED for ending in ("", "s")}
+UNITS |= {word + ending: (1.0, NONE) for word in COUNTED for ending in ("", "s")}
 UNITS |= {word: UNITS[name] for word, name in NAMES.items()}
 UNITS |= {
     long + word: UNITS[short + name] for word, name in NAMES.items() for long, short in LONG_PREFIXES.items()
@@ -96,7 +97,6 @@ TOKEN = re.compile(
 )
 MARKER = re.compile(r"(?:final answer|answer is|answer\s*:|####|\\boxed)", re.IGNORECASE)
 Unit = tuple[float, tuple[int, ...]]
-NONE = (0, 0, 0, 0, 0, 0)
 
 
 def plain(text: str) -> str:
