@@ -322,12 +322,6 @@ def test_more_examples_than_there_are_is_named(tmp_path):
             harness._set_shots(loaded, 4, 0, "evaluate.shots")
 
 
-def test_a_task_of_two_names_is_refused():
-    harness._check_apart({"a": {"a"}, "b": {"b"}})
-    with pytest.raises(InputError, match=r"evaluate\.tasks: mmlu_law is part of mmlu and of mmlu_law"):
-        harness._check_apart({"mmlu": {"mmlu", "mmlu_law", "mmlu_art"}, "mmlu_law": {"mmlu_law"}})
-
-
 def test_packs_are_bounded_and_long_prompts_are_told(monkeypatch, caplog):
     """A mask of L x L: thousands of requests after one token must not become one sequence of the whole context."""
     monkeypatch.setattr(prefix, "PACKED", 40)

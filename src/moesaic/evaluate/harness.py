@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from moesaic.errors import InputError
-from moesaic.evaluate import bootstrap, choices, kept
+from moesaic.evaluate import apart, bootstrap, choices, kept
 from moesaic.evaluate.kept import Metric, TaskScores
 
 log = logging.getLogger("moesaic.harness")
@@ -45,6 +45,8 @@ class Call:
     """Keys of schema.Evaluate that are not as configured."""
     chat: bool = False
     dola: dict[str, Any] | None = None
+    elsewhere: tuple[str, ...] = ()
+    """Names of the same call that other shards ask."""
 
     def settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """schema.Evaluate as a dict, for these tasks."""
@@ -55,8 +57,8 @@ class Call:
     ) -> list[TaskScores]:  # fmt: skip
         """See `run` below."""
         return run(
-            model, tokenizer, self.settings(settings), self.folder, work, seed, identity, self.chat, self.dola
-        )
+            model, tokenizer, self.settings(settings), self.folder, work, seed, identity, self.chat, self.dola, self.elsewhere,
+        )  # fmt: skip
 
 
 def run(
@@ -69,6 +71,7 @@ def run(
     identity: str | None = None,
     chat: bool = False,
     dola: Mapping[str, Any] | None = None,
+    elsewhere: Sequence[str] = (),
 ) -> list[TaskScores]:
     """Evaluate settings["tasks"] (schema.Evaluate as a dict), in order of name; groups come last.
 
@@ -78,6 +81,7 @@ def run(
             from there when the same is asked again; None: nothing is kept.
         chat: put each prompt into the tokenizer's chat template as a user's turn.
         dola: schema.Dola as a dict: score and generate with the contrast of layers (dola.py).
+        elsewhere: names that other shards ask: they must have no task of ours.
 
     Raises:
         InputError: a task that cannot be loaded (no network, missing files, unknown), that would run generated code, or whose examples would
@@ -110,8 +114,9 @@ def run(
 
             paths = [str(folder), *([settings["include_path"]] if settings["include_path"] else [])]
             manager = TaskManager(include_path=paths, include_defaults=not local)
+            apart.check(apart.members(manager.task_index, [*names, *elsewhere]))
             loaded = {name: _load(manager, [name]) for name in todo}
-            _check_apart(tasks | {name: set(item["tasks"]) for name, item in loaded.items()})
+            apart.check(tasks | {name: set(item["tasks"]) for name, item in loaded.items()})
             for name, item in loaded.items():
                 key = f"evaluate.task_shots.{name}" if name in settings["task_shots"] else "evaluate.shots"
                 _set_shots(item["tasks"], kept.shots(settings, name), seed, key)
@@ -125,21 +130,9 @@ def run(
                 if name in places:
                     kept.write(places[name], found[name])
     else:
-        _check_apart(tasks)
+        apart.check(tasks)
     every = {score.task: replace(score, asked=name) for name in names for score in found[name]}
     return sorted(every.values(), key=lambda score: (not score.keys, score.task))
-
-
-def _check_apart(found: Mapping[str, set[str]]) -> None:
-    """Args: found: name that was asked for -> its tasks. Raises InputError for a task of two names: a group's mean would lack it."""
-    seen: dict[str, str] = {}
-    for name, tasks in found.items():
-        for task in sorted(tasks):
-            if task in seen:
-                raise InputError(
-                    f"evaluate.tasks: {task} is part of {seen[task]} and of {name}; leave one of them out"
-                )
-            seen[task] = name
 
 
 def _evaluate(lm: Any, tasks: Any, settings: dict[str, Any], seed: int, chat: bool) -> list[TaskScores]:

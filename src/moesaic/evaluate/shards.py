@@ -91,7 +91,8 @@ def share(every: list[harness.Call], shard: int, shards: int) -> list[harness.Ca
         mine = [name for i, name in enumerate(call.tasks, at) if i % shards == shard]
         at += len(call.tasks)
         if mine:
-            found.append(replace(call, tasks=mine))
+            others = tuple(name for name in call.tasks if name not in mine)
+            found.append(replace(call, tasks=mine, elsewhere=others))
     return found
 
 
