@@ -16,6 +16,7 @@ import json
 import math
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,9 @@ DEVICE = decode.device()
 """Of training and measuring; conversions run on the CPU."""
 BATCH = 2
 """Blocks per optimizer step."""
+BLOCKS = 4
+"""Test blocks of each domain."""
+HELD_OUT = "speeches"
 
 
 @torch.no_grad()
@@ -114,7 +118,7 @@ def row(
     dense: LazyModel, tokens: Any, arguments: Any, name: str, active: float, seed: int, test: Any, parent: Any
 ) -> dict[str, Any]:
     """Convert once, measure, train, measure."""
-    out: dict[str, Any] = {"method": name, "active": active, "seed": seed, "tokens": arguments.tokens}
+    out: dict[str, Any] = {"method": name, "active": active, "seed": seed, **options(vars(arguments))}
     if name == DENSE:
         model, control = load.load_model(dense.folder).to(DEVICE), False
     else:
@@ -141,9 +145,28 @@ def row(
     if arguments.train_tokens:
         blocks_NT = training_text(tokens, arguments.held_out, arguments.train_tokens, seed)
         train(model, blocks_NT, arguments.rate, control, arguments.batch)
-        out |= {"train_tokens": arguments.train_tokens, "rate": arguments.rate}
         out |= ratios(model, test, parent, arguments.held_out, "_after")
     return out
+
+
+def options(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row's numbers depend on besides method, size and seed. Args: told: a row, in which older ones lack the defaults, or the arguments."""
+    trained = told.get("train_tokens", 0)
+    return {
+        "tokens": told["tokens"],
+        "train_tokens": trained,
+        "rate": told["rate"] if trained else None,
+        "batch": told.get("batch", BATCH) if trained else None,
+        "blocks": told.get("blocks", BLOCKS),
+        "held_out": told.get("held_out", HELD_OUT),
+    }
+
+
+def heading(told: Mapping[str, Any]) -> str:
+    """Of a table: the calibration tokens, and each option that is not as it usually is."""
+    usual = {"train_tokens": (0, 8192), "rate": (None, 1e-4), "batch": (None, BATCH), "blocks": (BLOCKS,), "held_out": (HELD_OUT,)}  # fmt: skip
+    changed = [f"{key} {told[key]}" for key, values in usual.items() if told[key] not in values]
+    return ", ".join([f"{told['tokens']} calibration tokens", *changed])
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -179,7 +202,7 @@ def main() -> None:
     )
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/construct.jsonl"))
-    parser.add_argument("--held-out", default="speeches")
+    parser.add_argument("--held-out", default=HELD_OUT)
     parser.add_argument(
         "--methods",
         nargs="+",
@@ -192,7 +215,7 @@ def main() -> None:
     parser.add_argument("--train-tokens", type=int, default=8192, help="0: no training")
     parser.add_argument("--rate", type=float, default=1e-4)
     parser.add_argument("--batch", type=int, default=BATCH, help="blocks per optimizer step")
-    parser.add_argument("--blocks", type=int, default=4, help="test blocks of each domain")
+    parser.add_argument("--blocks", type=int, default=BLOCKS, help="test blocks of each domain")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--shared",
@@ -212,9 +235,10 @@ def main() -> None:
             arguments.shared = Shared(arguments.shared / made_for[:12])
             make(arguments)
     rows = list(metrics.read(arguments.out))
-    for tokens in sorted({item["tokens"] for item in rows}):
-        print(f"\n{tokens} calibration tokens\n")
-        print(table([item for item in rows if item["tokens"] == tokens]))
+    kinds = {tuple(options(item).items()): options(item) for item in rows}
+    for kind in sorted(kinds.values(), key=lambda kind: (kind["tokens"], str(kind))):
+        print(f"\n{heading(kind)}\n")
+        print(table([item for item in rows if options(item) == kind]))
 
 
 def make(arguments: Any) -> None:
@@ -241,7 +265,7 @@ def make(arguments: Any) -> None:
         done = {
             (item["seed"], item["active"], item["method"])
             for item in rows
-            if item["tokens"] == arguments.tokens and item.get("train_tokens", 0) == arguments.train_tokens
+            if options(item) == options(vars(arguments))
         }
         if (seed, active, name) in done or not name.startswith(tuple(arguments.methods)):
             continue

@@ -36,7 +36,7 @@ def append(path: Path, row: Row) -> None:
 def current(plan: paths.Plan) -> bool:
     """True when a step is there, made with these settings from the inputs that are there now."""
     path = plan.out / manifest.NAME
-    if not path.exists():
+    if not path.exists() or not all(item.exists() for item in plan.inputs.values()):
         return False
     made = manifest.read(path)
     return made.settings_digest == config.digest(plan.settings) and made.inputs == digests(plan.inputs)

@@ -27,7 +27,7 @@ METHODS = [
     "activation, two thirds of what runs shared",
     "activation, first layer left dense (default)",
 ]
-TOKENS = 10240
+OPTIONS = {"tokens": 10240, "train_tokens": 8192, "rate": 1e-4}
 SHARES = (0.25, 0.5, 0.75)
 
 
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="make nothing")
     arguments = parser.parse_args()
     wanted = [
-        {"method": name, "seed": seed, "active": 0.5, "tokens": TOKENS}
+        {"method": name, "seed": seed, "active": 0.5, **OPTIONS}
         for seed in range(arguments.seeds)
         for name in METHODS
     ]
@@ -54,7 +54,9 @@ def main() -> None:
             "0.5",
         ]
         subprocess.run(
-            [*call, "--tokens", str(TOKENS), "--methods", "dense parent", *METHODS], check=True, cwd=ROOT
+            [*call, "--tokens", str(OPTIONS["tokens"]), "--methods", "dense parent", *METHODS],
+            check=True,
+            cwd=ROOT,
         )
     for active in SHARES:
         show(active)
@@ -63,7 +65,9 @@ def main() -> None:
 def show(active: float) -> None:
     """Table and plot of a share of the FFN, the nearest to the parent first."""
     found = [
-        item for item in common.rows(OUT) if item["tokens"] == TOKENS and item["active"] in (active, 1.0)
+        item
+        for item in common.rows(OUT)
+        if OPTIONS.items() <= item.items() and item["active"] in (active, 1.0)
     ]
     before: dict[str, list[float]] = {}
     for item in found:

@@ -20,6 +20,7 @@ import math
 import shutil
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ LOSSES: dict[str, dict[str, Any]] = {
 }
 """`none` is the student before training. `cald` sees given text only here, so it is half a skew KL; `seqkd` is `sft` on other text."""
 HELD_OUT = "speeches"
+OPTIONS = ("steps", "batch", "rate", "per_token", "blocks")
 FIGURES = (
     "bits_per_byte",
     "held_out_bits_per_byte",
@@ -146,13 +148,7 @@ def row(arguments: Any, name: str, seed: int) -> dict[str, Any]:
     from moesaic.train import stage
 
     began = time.monotonic()
-    found: dict[str, Any] = {
-        "loss": name,
-        "seed": seed,
-        "steps": arguments.steps,
-        "batch": arguments.batch,
-        "rate": arguments.rate,
-    }
+    found: dict[str, Any] = {"loss": name, "seed": seed, **options(arguments)}
     if name == "none":
         tokens = manifest.read(arguments.results / "prepare" / "tokens")
         own = settings(arguments, {})["student"]
@@ -195,9 +191,14 @@ def row(arguments: Any, name: str, seed: int) -> dict[str, Any]:
     return found | {"minutes": round((time.monotonic() - began) / 60, 2)}
 
 
+def options(arguments: Any, names: Sequence[str] = OPTIONS) -> dict[str, Any]:
+    """What a run's numbers depend on besides loss and seed."""
+    return {key: getattr(arguments, key) for key in names}
+
+
 def study(arguments: Any) -> None:
     """All runs that are not in the file yet."""
-    same = {key: getattr(arguments, key) for key in ("steps", "batch", "rate")}
+    same = options(arguments)
     constructed(arguments)
     for seed in arguments.seeds:
         for name in arguments.losses:
@@ -210,10 +211,16 @@ def study(arguments: Any) -> None:
             print(json.dumps(made), flush=True)
 
 
+def shown(arguments: Any) -> list[dict[str, Any]]:
+    """Finished runs with the student and the validation text that are asked for."""
+    same = options(arguments, ("per_token", "blocks"))
+    return [item for item in common.rows(arguments.out) if same.items() <= item.items()]
+
+
 def table(arguments: Any) -> None:
-    """Means over the seeds with Student's 95 % intervals, best held-out text first."""
+    """Means over the seeds with Student's 95 % intervals, best held-out text first; of the student and the validation text that are asked for."""
     runs: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for item in common.rows(arguments.out):
+    for item in shown(arguments):
         runs.setdefault(tuple(item[key] for key in ("loss", "steps", "batch", "rate")), []).append(item)
     print(
         "| loss | steps | batch | rate | seeds | "
@@ -235,11 +242,7 @@ def table(arguments: Any) -> None:
 
 def plot(arguments: Any) -> None:
     """Bits per byte and the divergences from the teacher of the runs of --steps, as NAME-bits.svg and NAME-kl.svg."""
-    found = [
-        item | {"method": item["loss"]}
-        for item in common.rows(arguments.out)
-        if item["steps"] == arguments.steps
-    ]
+    found = [item | {"method": item["loss"]} for item in shown(arguments) if item["steps"] == arguments.steps]
     means = {
         name: statistics.mean(item["bits_per_byte"] for item in found if item["method"] == name)
         for name in {item["method"] for item in found}

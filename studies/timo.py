@@ -110,19 +110,25 @@ def shared(plan: paths.Plan, first: str, name: str) -> paths.Plan:
 
 
 def evaluations(wanted: Config) -> dict[str, Path]:
-    """Arm -> folder of its evaluation, of those that are finished."""
+    """Arm -> folder of its evaluation, of those that are finished and up to date."""
     first = next(iter(wanted.variants))
     found = {
-        "dense parent": paths.folder("evaluate", stage="dense"),
-        "base (constructed)": paths.folder("evaluate", first, "construct"),
-        "maths SFT": paths.folder("evaluate", first, "tune"),
+        "dense parent": paths.plan_step(wanted, "evaluate", stage="dense"),
+        "base (constructed)": paths.plan_step(wanted, "evaluate", first, "construct"),
+        "maths SFT": paths.plan_step(wanted, "evaluate", first, "tune"),
     }
-    found |= {name: paths.folder("evaluate", name, "preference") for name in wanted.variants}
-    return {arm: folder for arm, folder in found.items() if (folder / "scores.json").exists()}
+    found |= {name: paths.plan_step(wanted, "evaluate", name, "preference") for name in wanted.variants}
+    there = {arm: plan for arm, plan in found.items() if (plan.out / manifest.NAME).exists()}
+    stale = [arm for arm, plan in there.items() if not common.current(plan)]
+    if stale:
+        log.warning("left out, made with other settings or inputs: %s; run the study again", ", ".join(stale))
+    return {arm: plan.out for arm, plan in there.items() if arm not in stale}
 
 
 def table(arms: dict[str, Path]) -> str:
     """Markdown: accuracy by kind of question beside its chance, general tasks, and paired differences to maths SFT, in percentage points."""
+    if not arms:
+        raise InputError("no evaluation is finished and up to date; run the study without --table")
     heads = [*KINDS, "general tasks"]
     lines = [
         "| arm | " + " | ".join(f"{head} | minus maths SFT" for head in heads) + " |",
@@ -155,17 +161,18 @@ def scores(folder: Path) -> dict[str, dict[str, Any]]:
 def difference(folder: Path, other: Path, head: str) -> str:
     """Mean over the tasks of a kind, paired by item."""
     if head in KINDS:
-        low = [stratum(place, head) for place in (folder, other)]
-        found = bootstrap.difference(*low, RESAMPLES, bootstrap.generator(0, head))
+        both = [stratum(place, head) for place in (folder, other)]
+        found = bootstrap.difference(*both, RESAMPLES, bootstrap.generator(0, head))
         value, bounds = found.value, (found.low, found.high)
     else:
         value, *rest, _ = compare.paired(
             folder / "items.parquet", other / "items.parquet", "mc/average", resamples=RESAMPLES
         )
         bounds = (rest[0], rest[1])
-    assert bounds[0] is not None
-    assert bounds[1] is not None
-    return f"{100 * value:+.1f} [{100 * bounds[0]:+.1f}, {100 * bounds[1]:+.1f}]"
+    low, high = bounds
+    if low is None or high is None:  # a single item leaves nothing to resample
+        return f"{100 * value:+.1f}"
+    return f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def stratum(folder: Path, kind: str) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -50,3 +50,27 @@ def test_a_missed_goal_is_told(page):
     (line,) = [line for line in page.step(raw) if line.startswith("- ")]
     assert "1.2 times the Trainer (processor time): **missed** (1.10)" in line
     assert "0.8 of its memory: met (0.50)" in line
+
+
+def test_rows_made_with_other_options_are_apart(monkeypatch):
+    """Rows from before an option was written down were made with its default."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import construct
+
+    old = {"tokens": 10240, "train_tokens": 8192, "rate": 1e-4}
+    asked = old | {"batch": construct.BATCH, "blocks": construct.BLOCKS, "held_out": construct.HELD_OUT}
+    assert construct.options(old) == construct.options(asked) == asked
+    for change in (
+        {"rate": 3e-4},
+        {"batch": 8},
+        {"blocks": 16},
+        {"held_out": "code"},
+        {"train_tokens": 16384},
+    ):
+        assert construct.options(asked | change) != construct.options(old), change
+        ((key, value),) = change.items()
+        assert construct.heading(asked | change) == f"10240 calibration tokens, {key} {value}"
+    untrained = {"tokens": 10240, "train_tokens": 0}
+    assert construct.options(untrained | {"rate": 3e-4, "batch": 8}) == construct.options({"tokens": 10240})
+    assert construct.heading(construct.options(old)) == construct.heading(construct.options(untrained))
+    assert construct.heading(construct.options(old)) == "10240 calibration tokens"
