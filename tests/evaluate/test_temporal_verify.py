@@ -211,6 +211,41 @@ def test_of_a_comparison_the_longer_side_is_the_answer():
     assert short("9 days", "The answer is 9 days")
 
 
+def test_a_sentence_that_begins_with_its_answer():
+    for text in (
+        "February 4 is 30 days after January 5.",
+        "February 4, 2024 is exactly 30 days after January 5, 2024",
+        "30 days after January 5, 2024 is February 4, 2024.",
+        "January 5 plus 30 days is February 4, 2024",
+    ):
+        assert short("February 4, 2024" if "2024" in text else "February 4", text), text
+        assert not short("January 5, 2024" if "2024" in text else "January 5", text), text
+    assert short("4:00 PM", "4:00 PM is 90 minutes after 2:30 PM.")
+    assert short("4:00 PM", "4:00 PM comes 1 hour 30 minutes later than 2:30 PM.")
+    assert not short("4:00 PM", "2:30 PM is 90 minutes before 4:00 PM.")
+
+
+def test_who_does_it_most_often_in_a_sentence():
+    for text in (
+        "Ben",
+        "Ben waters the plants most often.",
+        "It is Ben",
+        "Ben does.",
+        "Ben visited her most often",
+    ):
+        assert short("Ben", text), text
+    for text in (
+        "Ada",
+        "Ben or Ada",
+        "Ben waters the plants as often as Ada.",
+        "Ben does not.",
+        "Ben is not the one",
+        "Bens",
+        "Ada, and then Ben",
+    ):
+        assert not short("Ben", text), text
+
+
 def test_a_question_that_asks_how_many_of_a_unit_wants_that_unit():
     question = "2 days are how many hours?"
     for text in ("48 hours", "48", "The answer is 48 hours.", "2 days are 48 hours", "48 hrs", "48 h"):

@@ -73,7 +73,7 @@ STEPS: dict[str, Step] = {
         Step("images", "moesaic.data.images.step", version=2),
         Step("chat", "moesaic.data.chat"),
         Step("tasks", "moesaic.evaluate.tasks"),
-        Step("temporal", "moesaic.evaluate.temporal.step", version=3),
+        Step("temporal", "moesaic.evaluate.temporal.step", version=4),
         Step("science", "moesaic.evaluate.science.step", version=2),
         Step("reliability", "moesaic.evaluate.reliability.step", version=4),
         Step("construct", "moesaic.experts.construct", version=3),

@@ -9,7 +9,16 @@ the first line is or begins with, or else the last line (that has a value). Two 
 import re
 from typing import Any
 
-from moesaic.evaluate.temporal.values import UNIT, kind_of, normal_words, single_unit, units, value_of, values
+from moesaic.evaluate.temporal.values import (
+    DURATION,
+    UNIT,
+    kind_of,
+    normal_words,
+    single_unit,
+    units,
+    value_of,
+    values,
+)
 
 LETTERS = "ABCDEFGHIJ"
 ALTERNATIVES = " | "
@@ -55,6 +64,11 @@ OPEN_FORMS = (
     (re.compile(r"\banswer unanswerable\b"), "Answer in a few words."),
 )
 """The same where right answers have different forms, by the question: the form of this one's would give it away."""
+AHEAD = re.compile(
+    rf"(.+?)\b(?:is|are|was|were|be|comes?|falls?)\s+(?:exactly\s+|just\s+)?(?:{DURATION.pattern})\s+(?:after|before|from|past|later\s+than|earlier\s+than)\b",
+    re.IGNORECASE,
+)
+"""A sentence that begins with its answer: "February 4 is 30 days after January 5"."""
 ASKED_UNIT = re.compile(rf"\bhow many ({UNIT})\b", re.IGNORECASE)
 
 # ---------------------------------------------------------------- the functions that the project calls
@@ -194,7 +208,8 @@ def short(gold: str, text: str, question: str = "") -> bool:
         front = re.split(r"\b(?:longer|shorter|more|less|later|earlier)\s+than\b", span, flags=re.IGNORECASE)[
             0
         ]
-        found = values(kind, front if front != span else tail)
+        ahead = AHEAD.match(span) if kind != "duration" else None
+        found = values(kind, ahead[1] if ahead else front if front != span else tail)
     if not found and kind == "duration" and single_unit(gold):
         # The question asked for a number of such units.
         numbers = set(values("number", span))
@@ -225,8 +240,10 @@ def _same_words(gold: str, span: str) -> bool:
         )
     if got == want:
         return True
-    verbs = r"(?:is|are|was|were|takes|lasts|lasted|comes|came|happens|happened|does|goes|has)"
-    return re.match(rf"{re.escape(want)} {verbs}\b", got) is not None and " or " not in got
+    # "Ben waters the plants most often.", "the concert came first"
+    verb = r"(?:[a-z]{2,}s|[a-z]+ed|are|came|took|went|had|did|began|ran)"
+    others = r"\b(?:or|not|never|nor|as often as|both|unless)\b"
+    return re.match(rf"{re.escape(want)} {verb}\b", got) is not None and not re.search(others, got)
 
 
 # ---------------------------------------------------------------- text
