@@ -85,7 +85,11 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--shard", type=int, default=0, help="from 0 (steps before a training)")
         command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=tools.SET)
         command.add_argument("--log", type=Path, help="also write the log to this file")
-        command.add_argument("--threads", type=int, help="CPU threads per rank")
+        command.add_argument(
+            "--threads",
+            type=int,
+            help="CPU threads of one task: of each rank under srun, of all ranks together on one machine",
+        )
         if step.distributed:
             command.add_argument("--nodes", type=int, default=1, help="of the allocation")
             command.add_argument(

@@ -64,10 +64,14 @@ def _add_check(commands: Any) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     from moesaic.flow import told
+    from moesaic.project import extras
 
     loaded = load(arguments)
     told.check(loaded)
-    logging.getLogger("moesaic").info(
+    log = logging.getLogger("moesaic")
+    for line in extras.missing(loaded):
+        log.warning("%s", line)
+    log.info(
         "%s is valid: variants %s, stages %s",
         arguments.config,
         ", ".join(loaded.variants),

@@ -1,5 +1,6 @@
 """`moesaic init`: a project that runs, with a profile fitted to the cluster that sinfo describes; nothing is overwritten."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,27 @@ def test_the_profile_fits_the_partition():
     assert {key: small[key] for key in ("executor", "retries", "jobs")} == {
         key: stock[key] for key in ("executor", "retries", "jobs")
     }
+
+
+@pytest.mark.parametrize(
+    "stage", ["pretrain", "tune", "preference", "preference_round", "distill", "distill_round", "teacher"]
+)
+def test_several_gpus_as_the_profile_says(stage):
+    """The block of its last comment in place of a stage's line: this stage has it, the others are as they were."""
+    comment = STOCK.split("# Four GPUs of one node")[1].splitlines()[1:]
+    block = [line.removeprefix("# ") for line in comment]
+    lines = block[: next(i for i, line in enumerate(block) if line.startswith("Two nodes"))]
+    assert lines[0] == "  pretrain:"
+    new = "\n".join([f"  {stage}:", *lines[1:]])
+    text, count = re.subn(rf"^  {stage}: {{.*$", lambda _: new, STOCK, flags=re.MULTILINE)
+    assert count == 1
+    before, after = (yaml.safe_load(item)["set-resources"] for item in (STOCK, text))
+    assert after.pop(stage) == {
+        "ranks_per_node": 4, "tasks_per_node": 4, "mpi": "srun", "tasks_per_gpu": 0, "gres": "gpu:4", "runtime": 1440, "mem_mb": 256000,
+        "slurm_extra": "--signal=USR2@180",
+    }  # fmt: skip
+    before.pop(stage)
+    assert after == before
 
 
 def test_a_project_is_laid_out_and_plans_the_default(tmp_path, capsys):

@@ -10,6 +10,7 @@ from pathlib import Path
 from moesaic import config
 from moesaic.flow import current, files, manifest, track
 from moesaic.flow.current import Found
+from moesaic.project import extras
 from moesaic.schema import Config
 
 RESULTS = Path("results")
@@ -63,6 +64,8 @@ def start(settings: Config) -> None:
         WorkflowError: the results are of a run of another name.
     """
     _claim(settings.name.strip())
+    for line in extras.missing(settings):
+        sys.stderr.write(f"WARNING: {line}\n")
     # not sorted: variants and domains keep their order in the jobs, which digests of settings see
     files.write_text(
         config_file(settings), json.dumps(config.given(settings), indent=1, ensure_ascii=False) + "\n"

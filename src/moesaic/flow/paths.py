@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.config import variant_config
+from moesaic.contradictions import OBSERVING
 from moesaic.errors import InputError
 from moesaic.flow.folders import (
     PER_VARIANT,
@@ -103,7 +104,7 @@ def inputs(
 def _reads_dense(own: Config, step: str) -> bool:
     """True when a training stage needs the dense parent: as a teacher, as a student, or for its losses."""
     training: Any = getattr(own, step)
-    compares = training.mixture.method in ("dynamic", "dynamic-paper", "ref-loss")
+    compares = training.mixture.method in OBSERVING
     if compares and training.mixture.reference == "dense":
         return True
     deep = getattr(training, "depth", None)

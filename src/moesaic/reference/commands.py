@@ -13,7 +13,8 @@ from moesaic.flow.step import STEPS
 INTRODUCTION = """# Commands
 
 The workflow calls one command for each step; each works without Snakemake as well. Settings, inputs and the folder follow from `--config`, `--variant` and
-`--stage`. This page is generated from the command line's parser; `moesaic COMMAND --help` prints the same.
+`--stage`. This page is generated from the command line's parser; `moesaic COMMAND --help` prints a command's
+options.
 
 Exit codes: 0 done, 1 an unexpected error, 2 something that you can change (one line says what), 75 stopped by a signal after saving: run it again and it goes on.
 
