@@ -194,6 +194,8 @@ def test_guessing_is_a_matter_of_right_answers(loaded):
         (None, "Apache-2.0", {"license": "apache-2.0"}),
         (PARENT_CARD, "mit", {"license": "mit"}),
         ("---\nlicense:\n- mit\n---\n", None, {"license": "mit"}),
+        ("---\ndescription: A model: with a colon\n---\n", "mit", {"license": "mit"}),
+        ("---\nlicense: mit\nlanguage: no\n---\n", None, {"license": "mit"}),
         (None, "My Own Licence, v2", {"license": "other", "license_name": "my-own-licence-v2"}),
     ],
 )
@@ -211,6 +213,13 @@ def test_the_licence_is_the_parents_or_the_configurations(
     assert found == expected
     assert ("model.license" in caplog.text) == (not expected)
     assert ("do not name" in made.text) == (not expected)
+
+
+def test_yaml_s_false_is_norwegian(tmp_path):
+    path = tmp_path / "README.md"
+    for text, languages in (("no", ["no"]), ("[no, nb]", ["no", "nb"]), ("en", ["en"])):
+        path.write_text(f"---\nlanguage: {text}\n---\n")
+        assert parent.read_card(path).languages == languages
 
 
 def test_a_gguf_file_says_licence_languages_and_base(tmp_path):

@@ -59,6 +59,11 @@ def test_versions_follow_the_models(config):
     assert [item.version for item in found if item.name.endswith("-activation")] == [1, 2]
     assert client.get_model_version_by_alias(f"{config.name}-activation", "newest").version == 2
     assert [item.version for item in found if item.name.endswith("-random")] == [1], "nothing of it is new"
+    licensed = config.model_copy(update={"model": config.model.model_copy(update={"license": "mit"})})
+    track.replay(licensed, Path("results"))
+    client, found = versions(config)
+    assert [item.version for item in found if item.name.endswith("-activation")] == [1, 2, 3], "another card"
+    assert "license: mit" in Path(found[2].source, "README.md").read_text()
     quiet = config.model_copy(
         update={
             "track": config.track.model_copy(update={"register_models": False, "uri": "sqlite:///other.db"})

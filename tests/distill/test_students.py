@@ -103,3 +103,27 @@ def test_what_does_not_fit_is_refused(tmp_path):
         student(moe, of="dense", ffn=16)  # asked as of a dense student, and given an MoE
     with pytest.raises(InputError, match="can be compared in one vocabulary only"):
         students.check_vocabularies(300, 512)
+
+
+@pytest.mark.parametrize(
+    ("own", "fewer", "share"),
+    [
+        ({"split": "copy", "granularity": 1}, 1, 1.0),
+        ({"split": "copy", "granularity": 2, "per_token": 4}, 2, 1.0),
+        ({"split": "copy", "granularity": 2, "per_token": 4}, 1, 0.5),
+        ({"split": "random"}, 1, 0.5),
+    ],
+)
+def test_fewer_copies_are_still_one_ffn(tmp_path, own, fewer, share):
+    """Chosen copies beyond one FFN are averaged: with fewer of them the output is as large as before. Neurons of another split run or do not."""
+    made = tiny_moe(tmp_path, **own).model
+    before = made.model.layers[0].mlp.experts.down_proj.clone()
+    reference = logits(made)
+    factors = made.config.moesaic_factors
+    small = student(made, per_token=fewer)
+    torch.testing.assert_close(small.model.layers[0].mlp.experts.down_proj, before * share)
+    assert small.config.moesaic_factors == [factor * share for factor in factors]
+    if own["split"] == "copy" and own["granularity"] == 1:
+        torch.testing.assert_close(logits(small), reference, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(reference, logits(tiny_llama()), atol=1e-4, rtol=1e-4)
+    assert getattr(small.config, "moesaic_copy_pieces", None) == own.get("granularity")

@@ -173,6 +173,14 @@ WRONG = [
     ({"quantization_config": {"quant_method": "compressed-tensors"}}, r"\(compressed-tensors\)"),
     ({"sliding_window": 128, "model_type": "mistral"}, "sliding_window"),
     ({"auto_map": {"AutoModel": "x.Y"}}, "code of its own"),
+    (
+        {"rope_scaling": {"type": "linear"}},
+        r"model\.at: .*config\.json is no configuration that transformers reads.*factor",
+    ),
+    (
+        {"hidden_size": "forty"},
+        r"model\.at: .*config\.json is no configuration that transformers reads.*hidden_size",
+    ),
 ]
 
 
@@ -191,6 +199,21 @@ def test_a_folder_is_refused_by_its_configuration(tmp_path, monkeypatch, changes
         dense._load(at, None, torch.float32)
     with pytest.raises(InputError, match=message):
         dense.parent_config(at)
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    """An interrupted copy; also where the list of the shards itself is cut off."""
+    tiny_llama().save_pretrained(tmp_path, max_shard_size="50KB")
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    assert load.load_model(tmp_path, "model.at").config.hidden_size == 48
+    shards[1].unlink()
+    with pytest.raises(InputError, match=rf"model\.at: .* lacks the shard {shards[1].name} \(1 missing\)"):
+        load.load_model(tmp_path, "model.at")
+    listed = tmp_path / "model.safetensors.index.json"
+    listed.write_text(listed.read_text()[:40])
+    with pytest.raises(InputError, match=r"model\.at: damaged weights in .*index\.json"):
+        load.load_model(tmp_path, "model.at")
 
 
 @pytest.fixture

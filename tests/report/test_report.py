@@ -332,7 +332,9 @@ def test_accuracy_that_is_no_better_than_guessing_is_called_so(made):
     words = stage_table.verdict(found, stages)
     assert "which is not told apart from guessing (31.7 %) with 96 items" in words
     assert "of the parent's accuracy" not in words, "a share of what guessing gives says nothing"
-    row["accuracy"]["ci_low"] = 0.32
+    row["accuracy"]["ci_high"] = 0.3
+    assert "which is worse than guessing (31.7 %) with 96 items" in stage_table.verdict(found, stages)
+    row["accuracy"] |= {"ci_low": 0.32, "ci_high": 0.4}
     assert "of the parent's accuracy (chance 31.7 %)" in stage_table.verdict(found, stages)
     found[0]["accuracy"] |= {"value": 0.0}
     row |= {"accuracy_ratio": None}

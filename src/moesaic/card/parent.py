@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from moesaic.errors import InputError
 from moesaic.schema import Model, PackageFile
 
@@ -71,8 +73,9 @@ def read_card(path: Path, name: str | None = None) -> Parent:
 
     try:
         data = ModelCard.load(path).data
-    except ValueError as error:
-        log.warning("%s: not a card that hubs read (%s)", path, error)
+    except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        log.warning("%s: not a card that hubs read (%s)", path, reason)
         return Parent(name)
     licenses = _list(data.license)
     license = " and ".join(licenses) or None  # several are "other" to hubs (metadata.py)
@@ -103,4 +106,8 @@ def read_gguf(path: Path) -> Parent:
 
 
 def _list(value: Any) -> list[str]:
-    return [] if value is None else [value] if isinstance(value, str) else [str(item) for item in value]
+    if value is None:
+        return []
+    items = value if isinstance(value, list | tuple) else [value]
+    # YAML 1.1 reads `no`, Norwegian, as false
+    return ["no" if item is False else str(item) for item in items]

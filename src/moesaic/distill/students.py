@@ -56,18 +56,23 @@ def check_vocabularies(teacher: int, student: int) -> None:
 
 @torch.no_grad()
 def _fewer_experts(model: Any, per_token: int) -> None:
-    """Top-k weights always sum to 1, so with fewer experts each would weigh more: scale them so that each keeps its mean weight."""
+    """Top-k weights always sum to 1, so with fewer experts each would weigh more: scale them so that each keeps its mean weight.
+
+    Of copies (experts.split: copy, drop) those chosen beyond one FFN are its mean already, and weigh no less when they are fewer (experts/scale.py).
+    """
     before = model.config.num_experts_per_tok
     if per_token > before:
         raise InputError(
             f"distill.student.per_token: {per_token} is more than the model's {before}; a student runs fewer experts, not more"
         )
     families.set_per_token(model, per_token)
+    most = getattr(model.config, families.PIECES, before)
+    share = min(per_token, most) / min(before, most)
     for part in families.parts(model):
-        part.experts.down_proj.mul_(per_token / before)
+        part.experts.down_proj.mul_(share)
     factors = getattr(model.config, families.FACTORS, None)
     if factors:  # what `moesaic merge` divides by
-        setattr(model.config, families.FACTORS, [own * per_token / before for own in factors])
+        setattr(model.config, families.FACTORS, [own * share for own in factors])
 
 
 def _ids(stream: "Stream", count: int) -> list[Tensor]:

@@ -144,7 +144,10 @@ def convert(
         for found, settings, assignment in zip(layers, by_layer, assignments, strict=True)
         if assignment is not None
     ]
-    builder.finish(out / "model", tokenizer, split_file.keys(split) | {families.FACTORS: factors})
+    told = split_file.keys(split) | {families.FACTORS: factors}
+    if settings["split"] in sizes.COPYING:
+        told[families.PIECES] = widths.granularity
+    builder.finish(out / "model", tokenizer, told)
     model = load.load_model(out / "model", "construct")
     proof["reload_error"] = _reload_error(builder, model, ids_1T, out / "model")
     files.write_json(out / "equivalence.json", proof)

@@ -137,6 +137,7 @@ def _folder(at: dict[str, Any]) -> Path:
 
 def _folder_config(folder: Path) -> Any:
     """The configuration in a folder, refused where the step could not go on from its weights."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     raw = load.read_config(folder, "model.at")
@@ -147,7 +148,13 @@ def _folder_config(folder: Path) -> Any:
             f"model.at: {folder / CONFIG}: quantised weights ({quantised.get('quant_method', 'unknown')}) cannot be cut into experts; "
             "give the checkpoint in float32, bfloat16 or float16, or a GGUF file"
         )
-    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    try:
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except (ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"model.at: {folder / CONFIG} is no configuration that transformers reads ({type(error).__name__}: {reason}); correct it, or fetch it again"
+        ) from error
     families.check_parent(config)
     return config
 

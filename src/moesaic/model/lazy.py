@@ -4,7 +4,6 @@ Shapes: B sequences, T tokens, D model width, V vocabulary.
 """
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +106,9 @@ def _index(folder: Path, key: str) -> dict[str, Path]:
     """The file of each tensor. Raises InputError for a shard that is missing or cannot be read."""
     from safetensors import SafetensorError, safe_open
 
-    listed = folder / "model.safetensors.index.json"
-    if listed.is_file():
-        names: dict[str, str] = json.loads(listed.read_text(encoding="utf-8"))["weight_map"]
-        missing = sorted({file for file in names.values() if not (folder / file).is_file()})
-        if missing:
-            raise InputError(f"{key}: {folder} lacks the shard {missing[0]} ({len(missing)} missing)")
-        return {name: folder / file for name, file in names.items()}
+    listed = load.listed(folder, key)
+    if listed is not None:
+        return listed
     found: dict[str, Path] = {}
     for file in sorted(folder.glob("*.safetensors")):
         try:

@@ -72,6 +72,21 @@ def check_complete(info: Mapping[str, Any], where: str) -> None:
         )
 
 
+def listed(folder: Path, key: str) -> dict[str, Path] | None:
+    """The file of each tensor, of a model in several; None where there is no list of them. Raises InputError for a file that is missing, or a list that is damaged."""
+    path = folder / "model.safetensors.index.json"
+    if not path.is_file():
+        return None
+    try:
+        names: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        missing = sorted({file for file in names.values() if not (folder / file).is_file()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged(key, path, error) from error
+    if missing:
+        raise InputError(f"{key}: {folder} lacks the shard {missing[0]} ({len(missing)} missing)")
+    return {name: folder / file for name, file in names.items()}
+
+
 def load_model(folder: Path, key: str = "model", dtype: torch.dtype | str = "auto") -> Any:
     """A causal language model from a folder, in evaluation mode, on the CPU.
 
@@ -84,6 +99,7 @@ def load_model(folder: Path, key: str = "model", dtype: torch.dtype | str = "aut
     from moesaic.model.depth import saved
 
     raw = check_folder(folder, key)
+    listed(folder, key)
     skips = raw.get("model_type") == saved.MODEL_TYPE
     more = {"config": saved.standard_config(raw)} if skips else {}
     try:

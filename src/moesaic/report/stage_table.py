@@ -76,7 +76,9 @@ def verdict(found: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> str:
             f"; multiple choice {percent(accuracy['value'])} against {percent(dense['accuracy']['value'])}"
         )
         if chance is not None and accuracy["ci_low"] is not None and accuracy["ci_low"] <= chance:
-            words += f", which is not told apart from guessing ({percent(chance)}) with {accuracy['n']} items"
+            worse = accuracy["ci_high"] < chance
+            told = "worse than" if worse else "not told apart from"
+            words += f", which is {told} guessing ({percent(chance)}) with {accuracy['n']} items"
         else:
             if row["accuracy_ratio"] is not None:
                 words += f", {percent(row['accuracy_ratio'])} of the parent's accuracy"

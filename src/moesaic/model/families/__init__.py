@@ -18,6 +18,7 @@ __all__ = [
     "FACTORS",
     "FAMILIES",
     "PARENTS",
+    "PIECES",
     "Family",
     "Parts",
     "Routing",
@@ -40,6 +41,9 @@ FAMILIES: dict[str, Family] = {
 
 FACTORS = "moesaic_factors"
 """Where a model's configuration says by what the routed output of each layer with experts is multiplied, which `moesaic merge` divides by."""
+
+PIECES = "moesaic_copy_pieces"
+"""Where it says, of a split of copies, how many experts make up one FFN."""
 
 PARENTS = ("llama", "mistral")
 """model_type of the dense parents that the MoE families represent exactly."""
