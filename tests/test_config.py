@@ -229,3 +229,23 @@ def test_layers_to_expand_after_need_no_every():
     assert (variant.tune.depth.expand.every, variant.tune.depth.expand.after) == (None, [3, 7])
     with pytest.raises(InputError, match="give one"):
         config.check(config.merge(BASE, {"tune": {"depth": {"expand": {"after": [3], "every": 2}}}}))
+
+
+def test_what_variants_differ_in_holds_the_keys_of_rounds_too():
+    """The stage's own manifest lacks what only the steps before it read: pairs, sampling, rounds."""
+    base = config.merge(BASE, {"stages": ["construct", "preference"], "data": {"temporal": {}}})
+    changes = {
+        "a": {"preference": {"pairs": "random"}},
+        "b": {"preference": {"sampling": {"temperature": 0.5}, "rounds": 2}, "experts": {"experts": 16}},
+    }
+    own = config.check(config.merge(base, {"variants": None}) | {"variants": changes})
+    found = step_settings(own, "report")["differ"]
+    default = own.preference
+    assert found == {
+        "experts.experts": {"a": own.experts.experts, "b": 16},
+        "preference.pairs": {"a": "random", "b": default.pairs},
+        "preference.sampling.temperature": {"a": default.sampling.temperature, "b": 0.5},
+        "preference.rounds": {"a": 1, "b": 2},
+    }
+    one = config.check(base | {"variants": {"a": changes["b"]}})
+    assert step_settings(one, "report")["differ"] == {}

@@ -117,6 +117,17 @@ def given(config: Config) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude_unset=True)
 
 
+def flatten(value: Mapping[str, Any], separator: str, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts -> one dict with joined keys; an empty dict stays a value, lists too."""
+    out: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping) and item:
+            out |= flatten(item, separator, f"{prefix}{key}{separator}")
+        else:
+            out[f"{prefix}{key}"] = dict(item) if isinstance(item, Mapping) else item
+    return out
+
+
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Changes laid over base, dicts key by key, everything else replaced whole; so is an `at` of another kind, whose keys mean nothing to the new one."""
     out = dict(base)

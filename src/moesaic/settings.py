@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moesaic import contradictions
-from moesaic.config import VARIANT_KEYS, variant_config
+from moesaic.config import VARIANT_KEYS, flatten, variant_config
 from moesaic.errors import InputError
 from moesaic.evaluate import presets
 from moesaic.preference import rubric
@@ -167,8 +167,26 @@ def step_settings(config: Config, step: str, variant: str | None = None) -> dict
                 "stages": raw["stages"],
                 "variants": list(raw["variants"]),
                 "held_out": held_out,
+                "differ": differing(config),
             }
     raise ValueError(f"unknown step {step}")
+
+
+def differing(config: Config) -> dict[str, dict[str, Any]]:
+    """Key -> its value in each variant, of what the variants do not have in common in the construction and the stages; a section that one lacks is null."""
+    sections = dict.fromkeys(["experts", *(stage for stage in config.stages if stage != "construct")])
+    own = [
+        variant_config(config, name).model_dump(mode="json", include=set(sections))
+        for name in config.variants
+    ]
+    flat = [flatten({name: item[name] for name in sections}, ".") for item in own]
+    keys = dict.fromkeys(key for item in flat for key in item)
+    found = {key: [item.get(key) for item in flat] for key in keys}
+    return {
+        key: dict(zip(config.variants, values, strict=True))
+        for key, values in found.items()
+        if any(value != values[0] for value in values)
+    }
 
 
 def _image_tokens(images: Mapping[str, Any] | None, seed: int) -> dict[str, Any]:

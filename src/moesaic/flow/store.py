@@ -226,7 +226,9 @@ def log_params(client: Any, run: Any, settings: Mapping[str, Any]) -> None:
 
 def params(settings: Mapping[str, Any]) -> dict[str, str]:
     """Settings as MLflow keeps them: flat, as text, not too long; what is None is left out."""
-    flat = {clean(key): value for key, value in flatten(settings, ".").items() if value is not None}
+    flat = {
+        clean(key): value for key, value in configuration.flatten(settings, ".").items() if value is not None
+    }
     return {
         key: (value if isinstance(value, str) else json.dumps(value))[:PARAM_LENGTH]
         for key, value in flat.items()
@@ -254,17 +256,6 @@ def log_tags(client: Any, run_id: str, tags: Mapping[str, Any]) -> None:
 
 
 # ---------------------------------------------------------------- small things
-
-
-def flatten(value: Mapping[str, Any], separator: str, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts -> one dict with joined keys; an empty dict stays a value, lists too."""
-    out: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping) and item:
-            out |= flatten(item, separator, f"{prefix}{key}{separator}")
-        else:
-            out[f"{prefix}{key}"] = dict(item) if isinstance(item, Mapping) else item
-    return out
 
 
 def clean(key: str) -> str:

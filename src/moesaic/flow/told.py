@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moesaic.config import variant_config
+from moesaic.config import flatten, variant_config
 from moesaic.flow import describe, files, manifest, metrics, paths, shared, store
 from moesaic.flow.manifest import Manifest
 from moesaic.project import shipped
@@ -84,7 +84,7 @@ def measured(
     ended = store.ms(record["ended"])
     assert ended is not None
     measured = record["measured"] | {"step_seconds": record["seconds"]}
-    values = store.flatten({"measured": measured, "result": done.metrics}, "/")
+    values = flatten({"measured": measured, "result": done.metrics}, "/")
     for score in scores:
         name = f"eval/{score['task']}/{score['metric']}"
         values |= {

@@ -83,6 +83,8 @@ class Gathered:
     """Variant -> equivalence.json of its construction."""
     audits: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Variant -> audit.json of its construction."""
+    differ: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Key -> its value in each variant, where they are not all the same."""
 
     @property
     def dense(self) -> Point:
@@ -135,6 +137,7 @@ def gather(settings: Mapping[str, Any], inputs: Mapping[str, Manifest]) -> Gathe
         stats,
         proofs,
         audits,
+        settings["differ"],
     )
 
 

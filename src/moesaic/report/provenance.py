@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from html import escape
-from typing import Any
 
-from moesaic.flow.store import flatten
+from moesaic.config import flatten
 from moesaic.report.cells import NOTHING, code, duration, percent, setting
 from moesaic.report.gather import Gathered, StepRecord
 from moesaic.report.html import table
@@ -59,18 +58,12 @@ def steps(run: Gathered) -> str:
 
 
 def differences(run: Gathered) -> Table | None:
-    """Settings in which the variants differ, one column per variant."""
-    flat: dict[str, dict[str, Any]] = {name: {} for name in run.variants}
-    for point in run.points:
-        if point.variant:
-            flat[point.variant] |= flatten(point.model.settings, ".")
-    keys = list(dict.fromkeys(key for item in flat.values() for key in item))
-    different = [key for key in keys if len({repr(item.get(key)) for item in flat.values()}) > 1]
-    if not different:
+    """Settings in which the variants differ, one column per variant; of the steps of rounds too."""
+    if not run.differ:
         return None
     cells = [
-        [f"<code>{escape(key)}</code>", *(setting(flat[name].get(key)) for name in run.variants)]
-        for key in different
+        [f"<code>{escape(key)}</code>", *(setting(values[name]) for name in run.variants)]
+        for key, values in run.differ.items()
     ]
     return Table(
         "Settings in which the variants differ.",
