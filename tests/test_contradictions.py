@@ -26,6 +26,32 @@ from moesaic.errors import InputError
         ({"distill": {"student": {"ffn": 64}}}, "distill.student: ffn: the width of a dense student"),
         ({"distill": {"student": {"per_token": 3}}}, "distill.student.per_token: 3 is more than"),
         ({"distill": {"teacher": "dense", "teacher_experts": "all"}}, "distill.teacher_experts: all"),
+        (
+            {"experts": {"shared": 0}, "pretrain": {"router": {"balance": "bias"}, "balance": 0.0}},
+            "pretrain.router.balance: bias needs experts.family: glm4_moe",
+        ),
+        (
+            {"pretrain": {"steps": 20, "mixture": {"method": "dynamic", "ceiling": 1.0}}},
+            "pretrain.mixture.every: 100, and pretrain has 20 steps, so that dynamic never changes",
+        ),
+        (
+            {"tune": {"steps": 100, "mixture": {"method": "gate-load"}}},
+            "tune.mixture.every: 100, and tune has 100 steps, so that gate-load never changes",
+        ),
+        (
+            {"evaluate": {"instructions": {"sources": ["c", "c"]}}},
+            "evaluate.instructions.sources: c is named twice",
+        ),
+        (
+            {"distill": {"data": "samples", "samples": {"sources": ["c", "c"]}}},
+            "distill.samples.sources: c is named twice",
+        ),
+        ({"distill": {"loss": "sft", "offline": {}}}, "offline: the loss sft reads nothing of the teacher"),
+        ({"distill": {"language_model": 1.0, "offline": {}}}, "offline: language_model is 1"),
+        (
+            {"pretrain": {"teacher": "dense", "teacher_weight": 0, "offline": {}}},
+            "offline: teacher_weight is 0",
+        ),
         ({"distill": {"student_text": ["d"]}}, "distill.student_text: no text or instruction set named 'd'"),
         (
             {"evaluate": {"instructions": {"sources": ["d"]}}},

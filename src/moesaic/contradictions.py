@@ -15,6 +15,8 @@ OBSERVING = ("dynamic", "dynamic-paper", "ref-loss")
 """Mixtures that compare validation losses with a reference."""
 BOUNDED = ("dynamic", "gate-load-robust")
 """Mixtures that keep weights between floor and ceiling."""
+UPDATED = (*OBSERVING, "sentence-embedding", "gate-load", "gate-load-robust")
+"""Mixtures whose weights change every so many steps."""
 ROUTER_KEYS = ("noise", "capacity", "learn_scale", "frozen", "expert_dropout")
 """Keys of a stage's `router` that do nothing to a model without experts."""
 
@@ -34,13 +36,23 @@ def find(config: Config) -> Iterator[str]:
             continue
         own: Any = getattr(config, stage)
         dense = _dense(config, stage)
-        yield from _routers(stage, own, config.experts.family, dense, skipping(config, stage))
+        yield from _routers(stage, own, config.experts, dense, skipping(config, stage))
         on_text = stage == "pretrain" or getattr(own, "data", None) == "text"
         if not on_text and stage != "preference" and not sets:
             yield f"stages: {stage} trains on conversations, and data.chat.sources is empty; add a source, or leave {stage} out of stages"
         names = domains if on_text else _drawn(stage, own, sets)
         known = [*config.data.domains] if on_text else names
         yield from _mixture(f"{stage}.mixture", own.mixture, names, known, like if on_text else None)
+        # not where the number of samples says how many steps there are
+        if (
+            own.mixture.method in UPDATED
+            and not getattr(own, "epochs", None)
+            and 0 < own.steps <= own.mixture.every
+        ):
+            yield (
+                f"{stage}.mixture.every: {own.mixture.every}, and {stage} has {own.steps} steps, so that {own.mixture.method} never changes its weights; "
+                "give fewer, or method: static"
+            )
         if not on_text and own.mixture.method in OBSERVING and not config.data.chat.validation:
             yield f"data.chat.validation: 0, and {stage}.mixture.method {own.mixture.method} compares losses on validation rows; keep some, or take another method"
         if getattr(own, "teacher", None) == "dense" and own.teacher_experts != "top-k":
@@ -59,8 +71,10 @@ def find(config: Config) -> Iterator[str]:
             )
         if config.distill.data == "samples":
             yield from _named("distill.samples.sources", config.distill.samples.sources, sets)
+            yield from _twice("distill.samples.sources", config.distill.samples.sources)
     if config.evaluate.instructions is not None:
         yield from _named("evaluate.instructions.sources", config.evaluate.instructions.sources, sets)
+        yield from _twice("evaluate.instructions.sources", config.evaluate.instructions.sources)
         if not sets:
             yield "evaluate.instructions: asks the questions of data.chat.sources, which is empty; add a source, or leave it out"
         elif not config.data.chat.validation:
@@ -172,7 +186,7 @@ def _mixture(
             )
 
 
-def _routers(stage: str, own: Any, family: str, dense: bool, skipping: bool) -> Iterator[str]:
+def _routers(stage: str, own: Any, experts: Any, dense: bool, skipping: bool) -> Iterator[str]:
     """Args: dense: the stage's model has no experts. skipping: it has depth routers, which are routers too."""
     first = own.optimizer.routers_first
     if first and own.router.frozen and not (skipping or own.router.learn_scale):
@@ -185,8 +199,11 @@ def _routers(stage: str, own: Any, family: str, dense: bool, skipping: bool) -> 
         return
     if own.router.gate != "linear":
         yield f"{stage}.router.gate: {own.router.gate} is for comparisons in scripts, no architecture could hold the result; take linear"
-    if own.router.balance == "bias" and family not in ("auto", "glm4_moe"):
-        yield f"{stage}.router.balance: {family} has no bias per expert; set experts.family: glm4_moe, or take switch"
+    if own.router.balance == "bias" and experts.family not in ("auto", "glm4_moe"):
+        yield f"{stage}.router.balance: {experts.family} has no bias per expert; set experts.family: glm4_moe, or take switch"
+    elif own.router.balance == "bias" and experts.family == "auto" and not experts.dense_layers:
+        # what auto takes where no layer is left dense
+        yield f"{stage}.router.balance: bias needs experts.family: glm4_moe, and auto takes an architecture without a bias per expert; set it, or take switch"
 
 
 def _weights(key: str, weights: Any, known: list[str]) -> Iterator[str]:
@@ -201,3 +218,11 @@ def _named(key: str, names: Iterable[str], known: list[str]) -> Iterator[str]:
     for name in names:
         if name not in known:
             yield f"{key}: no text or instruction set named '{name}'{nearest(name, known)}; there are: {', '.join(known) or 'none'}"
+
+
+def _twice(key: str, names: Iterable[str]) -> Iterator[str]:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            yield f"{key}: {name} is named twice, and its questions would be asked twice; name it once"
+        seen.add(name)

@@ -127,6 +127,10 @@ class Teaching(Training):
             raise ValueError(
                 "offline: the loss dpkd-token needs the teacher's probability of any token, which a top-k cache does not have; take another loss"
             )
+        if self.offline is not None and self.loss in TEXT_LOSSES:
+            raise ValueError(
+                f"offline: the loss {self.loss} reads nothing of the teacher but its text, and the cache would be made for nothing; leave it out"
+            )
         if self.loss in PAIR_LOSSES and getattr(self, "data", None) != "samples":
             raise ValueError(
                 f"loss: {self.loss} compares sampled answers of teacher and student; it is a loss of distill with data: samples"
@@ -162,6 +166,10 @@ class Pretrain(Teaching):
         if self.offline is not None and self.teacher is None:
             raise ValueError(
                 "offline: there is no teacher to keep the tokens of; set teacher: dense, or leave offline out"
+            )
+        if self.offline is not None and self.teacher_weight == 0.0:
+            raise ValueError(
+                "offline: teacher_weight is 0, and the teacher's cache would be made for nothing; leave it out, or give the teacher a weight"
             )
         return self
 
@@ -223,6 +231,10 @@ class Distill(Teaching):
             if self.epochs is not None:
                 raise ValueError(
                     f"epochs: of pairs of sampled answers; with data: {self.data} give steps or tokens, or set data: samples"
+                )
+            if self.offline is not None and self.language_model == 1.0:
+                raise ValueError(
+                    "offline: language_model is 1, and the teacher's cache would be made for nothing; leave it out, or give the teacher a share"
                 )
             return self
         if self.offline is not None:
