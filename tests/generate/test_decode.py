@@ -4,9 +4,11 @@ import collections
 
 import pytest
 import torch
+from asking import Words
 from tiny import VOCABULARY, tiny_llama, tiny_moe
 
 from moesaic.errors import InputError
+from moesaic.generate import sample
 from moesaic.generate.decode import Decoding, choose, decode, uniform
 
 GREEDY = Decoding(12, temperature=0)
@@ -108,6 +110,20 @@ def test_a_narrow_nucleus_is_greedy():
     assert torch.equal(choose(logits, numbers, Decoding(1, 1.0, 1e-9)), logits.argmax(1))
 
 
-def test_a_context_that_is_too_short_is_named(model):
+def test_a_context_that_is_too_short_is_named(model, tmp_path):
+    """Before the first answer, though only the last prompt is too long."""
     with pytest.raises(InputError, match="context of 256"):
         decode(model, [[5] * 250], [[0]], GREEDY, {2})
+    prompts = [sample.Prompt(str(i), [5] * (250 if i == 5 else 3)) for i in range(6)]
+    plan = sample.Plan(GREEDY, 1, 0, 2, part=2)
+    tokenizer = Words()
+    for key, words in (
+        (
+            "preference.rubric",
+            r"^preference\.rubric\.new_tokens: a prompt of 250 tokens .*; lower new_tokens$",
+        ),
+        ("distill.samples", r"^distill\.samples\.new_tokens: .*; lower new_tokens or max_prompt$"),
+    ):
+        with pytest.raises(InputError, match=words):
+            sample.answer(model, tokenizer, "m", prompts, plan, "name", tmp_path, key=key)
+    assert not list(tmp_path.iterdir())

@@ -1,5 +1,7 @@
 """Questions of the instruction data with their answers: what a model is asked when its own text is wanted."""
 
+import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +11,8 @@ from moesaic.data import chat_sets
 from moesaic.errors import InputError
 from moesaic.flow import manifest
 from moesaic.flow.manifest import Manifest
+
+log = logging.getLogger("moesaic.questions")
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ def read(
 ) -> tuple[list[Question], int]:  # fmt: skip
     """The first questions of each source, in order, and how many were left out because they are longer than max_prompt tokens.
 
+    Of equal prompts only the first is taken: asked again it would be on the training and the validation side, and twice in what is measured.
+
     Args:
         sources: empty: all. key: of the configuration, for messages.
 
@@ -44,7 +50,8 @@ def read(
             f"{key}.sources: no chat source named {unknown[0]}; there are {', '.join(sorted(sets))}"
         )
     found: list[Question] = []
-    long = 0
+    seen: set[bytes] = set()
+    long = again = 0
     for name in sorted(sources or sets):
         taken = 0
         for row in range(len(sets[name])):
@@ -54,6 +61,11 @@ def read(
             if max_prompt is not None and len(prompt) > max_prompt:
                 long += 1
                 continue
+            digest = hashlib.sha256(np.asarray(prompt, dtype="<i8").tobytes()).digest()
+            if digest in seen:
+                again += 1
+                continue
+            seen.add(digest)
             taken += 1
             found.append(Question(f"{name}/{row}", name, prompt, answer))
     if not found:
@@ -61,6 +73,8 @@ def read(
         raise InputError(
             f"{key}.max_prompt: {where} has no question of at most {max_prompt} tokens ({long} are longer); raise it or add conversations"
         )
+    if again:
+        log.info("%s: %d questions that were asked already are left out", key, again)
     return found, long
 
 

@@ -71,7 +71,9 @@ def _answers(
     )  # fmt: skip
     tokenizer = load_tokenizer(step.folder / "model")
     model = model.to(decode.device())
-    made = sample.answer(model, tokenizer, digest, prompts, plan, context.name, folder=folder)
+    made = sample.answer(
+        model, tokenizer, digest, prompts, plan, context.name, folder=folder, key="distill.samples"
+    )
     by_id = {item.id: item for item in found}
     records = [
         {**record, "source": by_id[record["id"]].source, "prompt": by_id[record["id"]].prompt}

@@ -56,7 +56,9 @@ def run(
             )
     asked = [sample.Prompt(item.id, item.prompt) for items in chosen.values() for item in items]
     plan = sample.Plan(decode.Decoding.of(own), own["seeds"], seed, own["batch"], own["part"])
-    made = sample.answer(model, tokenizer, digest, asked, plan, f"{name}: instructions")
+    made = sample.answer(
+        model, tokenizer, digest, asked, plan, f"{name}: instructions", key="evaluate.instructions"
+    )
     answers = {record["id"]: record["answers"] for record in made}
     tasks, written = [], []
     for side, items in chosen.items():

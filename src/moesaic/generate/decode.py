@@ -182,10 +182,10 @@ def uniform(seed: int, count: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(seed)).random(count)
 
 
-def check_context(model: Any, prompt: int, new: int) -> None:
-    """Refuse prompts that with their answer are longer than the model's context."""
+def check_context(model: Any, prompt: int, new: int, key: str = "") -> None:
+    """Refuse prompts that with their answer are longer than the model's context. Args: key: section of the configuration that says how long they may be."""
     most = getattr(model.config, "max_position_embeddings", None)
     if most is not None and prompt + new > most:
         raise InputError(
-            f"new_tokens: a prompt of {prompt} tokens and {new} new ones exceed the model's context of {most}; lower new_tokens or max_prompt"
+            f"{key and key + '.'}new_tokens: a prompt of {prompt} tokens and {new} new ones exceed the model's context of {most}; lower new_tokens{'' if key.endswith('rubric') else ' or max_prompt'}"
         )

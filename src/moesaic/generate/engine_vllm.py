@@ -21,7 +21,7 @@ import torch
 from moesaic.errors import InputError, Interrupted
 from moesaic.evaluate.likelihood import target_nats
 from moesaic.flow import signals
-from moesaic.generate.decode import Answer, Decoding, check_context, precision
+from moesaic.generate.decode import Answer, Decoding, precision
 
 log = logging.getLogger("moesaic.generate")
 PYTHON = "MOESAIC_VLLM_PYTHON"
@@ -37,7 +37,6 @@ class Vllm:
     whole = True
 
     def __init__(self, model: Any, folder: Path | None, longest: int, new: int, batch: int) -> None:
-        check_context(model, longest, new)
         self._model, self._folder = model, folder
         self._length, self._batch = longest + new, batch
         self._process: subprocess.Popen[str] | None = None

@@ -17,7 +17,7 @@ from moesaic.errors import InputError
 from moesaic.flow import files, manifest
 from moesaic.flow.manifest import Manifest
 from moesaic.generate import parts
-from moesaic.generate.decode import Decoding, end_tokens
+from moesaic.generate.decode import Decoding, check_context, end_tokens
 from moesaic.generate.engines import ENGINES, Engine
 
 VERSION = 1
@@ -69,13 +69,14 @@ def chat_prompt(tokenizer: Any, question: str) -> list[int]:
 
 def answer(
     model: Any, tokenizer: Any, model_digest: str, prompts: Sequence[Prompt], plan: Plan, name: str,
-    cache: Path = parts.CACHE, folder: Path | None = None,
+    cache: Path = parts.CACHE, folder: Path | None = None, key: str = "",
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Records {id, answers: [{ids, finished, text}]} of this shard's prompts, in order.
 
     Args:
         model_digest: of the model's manifest; with the prompts and the decoding it names the answers.
         folder: the model's checkpoint, for an engine that reads it; None: it is in memory only.
+        key: section of the configuration that this is, for messages.
 
     Raises:
         Interrupted: asked to stop; what was made is kept. InputError: see decode.decode and engine_vllm.Vllm.
@@ -93,6 +94,8 @@ def answer(
         identity["ends"] = sorted(ends)
     keys = [prompt.id for prompt in prompts]
     longest = max(len(prompt.ids) for prompt in prompts)
+    # now, and not when the longest one's turn comes
+    check_context(model, longest, plan.decoding.new_tokens, key)
     engine: Engine = ENGINES[plan.engine](model, folder, longest, plan.decoding.new_tokens, plan.batch)
     work = parts.Work(name, "prompts", identity, keys, plan.part, plan.shard, plan.shards, cache)
 

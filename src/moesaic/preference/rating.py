@@ -169,7 +169,8 @@ def _rate(
             engine=own["engine"],
         )  # fmt: skip
         rated = sample.answer(
-            model, tokenizer, digest, asked, plan, f"{context.name}: critic", folder=context.inputs["model"].folder / "model"
+            model, tokenizer, digest, asked, plan, f"{context.name}: critic", folder=context.inputs["model"].folder / "model",
+            key="preference.rubric",
         )  # fmt: skip
         by_key = {
             record["id"]: [rubric.parse(answer["text"]) for answer in record["answers"]] for record in rated

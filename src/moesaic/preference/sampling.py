@@ -40,7 +40,9 @@ def run(context: Context) -> Result:
     )  # fmt: skip
     model = stage.load_stage_model(model_step).to(decode.device())
     digest, folder = sample.model_digest(model_step), model_step.folder / "model"
-    records = sample.answer(model, tokenizer, digest, asked, plan, context.name, folder=folder)
+    records = sample.answer(
+        model, tokenizer, digest, asked, plan, context.name, folder=folder, key="preference.sampling"
+    )
     prompts = {item.id: item.ids for item in asked}
     files.write_lines(
         context.out / ANSWERS, [{**record, "prompt": prompts[record["id"]]} for record in records]
