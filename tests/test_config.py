@@ -8,7 +8,8 @@ import pytest
 
 from moesaic import cli, config
 from moesaic.errors import InputError
-from moesaic.settings import step_settings
+from moesaic.evaluate import kept
+from moesaic.settings import compared, step_settings
 
 BASE = {
     "model": {"at": {"kind": "folder", "path": "m"}},
@@ -249,3 +250,32 @@ def test_what_variants_differ_in_holds_the_keys_of_rounds_too():
     }
     one = config.check(base | {"variants": {"a": changes["b"]}})
     assert step_settings(one, "report")["differ"] == {}
+
+
+def test_the_order_of_domains_counts_where_it_is_not_the_alphabets():
+    """A text that two domains have stays in the first; digests and Snakemake compare sorted keys."""
+
+    def documents(*names):
+        domains = dict.fromkeys(names, BASE["data"]["domains"]["a"])
+        own = config.check(BASE | {"data": BASE["data"] | {"domains": domains}})
+        return config.digest(step_settings(own, "documents"))
+
+    assert documents("a", "z") != documents("z", "a")
+    assert "order" not in step_settings(config.check(BASE), "documents")
+
+
+def test_how_often_is_validated_and_how_many_are_asked_at_once_change_no_result():
+    def seen(step, **changes):
+        return config.digest(compared(step_settings(config.check(config.merge(BASE, changes)), step, "v")))
+
+    assert seen("pretrain", pretrain={"validate_every": 7}) == seen("pretrain")
+    assert seen("pretrain", pretrain={"balance": 0.5}) != seen("pretrain")
+    for step in ("evaluate", "evaluate_part"):
+        assert seen(step, evaluate={"batch": 2}) == seen(step)
+        assert seen(step, evaluate={"items": 2}) != seen(step)
+    own, other = (config.check(config.merge(BASE, {"evaluate": {"batch": n}})) for n in (2, 8))
+    names = [
+        kept.name_of("piqa_local", item.evaluate.model_dump(mode="json"), 1, "m", False)
+        for item in (own, other)
+    ]
+    assert names[0] == names[1]

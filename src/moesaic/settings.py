@@ -15,7 +15,7 @@ from moesaic.evaluate import presets
 from moesaic.preference import rubric
 from moesaic.project import shipped
 from moesaic.schema import Config
-from moesaic.schema.evaluate import Instructions
+from moesaic.schema.evaluate import Evaluate, Instructions
 from moesaic.schema.preference import Preference, Rubric, Sampling
 from moesaic.schema.samples import Samples
 from moesaic.schema.teaching import PAIR_LOSSES
@@ -27,7 +27,7 @@ TOLD_KEYS = ("name", "license", "shape")
 """Keys of `model` that say what the parent is to cards and plans; no step reads them."""
 SAMPLE_KEYS = ("samples", "rounds", "pairs", "score_batch", "validation", "epochs")
 """Keys of `distill` that are read only where its data is samples."""
-HOUSEKEEPING = ("engine", "save_every", "keep_checkpoints", "keep_every", "log_samples")
+HOUSEKEEPING = ("engine", "save_every", "keep_checkpoints", "keep_every", "log_samples", "validate_every")
 """Keys of a training stage that change how it runs and not what it computes: a checkpoint may be taken up with others, and a finished stage is not run again."""
 ALONE = ("shards", "instructions", "blocks", "conversations", "pictures", "judge")
 """Keys of evaluate that its shards do not depend on."""
@@ -62,8 +62,11 @@ def step_settings(config: Config, step: str, variant: str | None = None) -> dict
             return {"model": model} | _image_tokens(data["images"], seed)
         case "documents":
             domains = {name: {"sources": domain["sources"]} for name, domain in data["domains"].items()}
+            # A text that two domains have stays in the first one; what compares settings sorts their keys.
+            order = {"order": list(domains)} if list(domains) != sorted(domains) else {}
             return {
                 "domains": domains,
+                **order,
                 "clean": data["clean"],
                 "validation": data["validation"],
                 "seed": seed,
@@ -250,6 +253,8 @@ def compared(settings: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(own := found.get(key), Mapping):
             left_out = HOUSEKEEPING if key in VARIANT_KEYS else ()
             found[key] = _at_once({name: value for name, value in own.items() if name not in left_out})
+    if "batch" in (asked := found.get("evaluate", {})):
+        found["evaluate"] = asked | {"batch": Evaluate().batch}
     return _at_once(found)
 
 

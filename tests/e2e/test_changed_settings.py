@@ -1,10 +1,13 @@
 """A training that was begun with other settings: nothing of it is gone on from, and nothing of it is lost."""
 
+from dataclasses import replace
+
 import project
 import pytest
 
 from moesaic.errors import InputError, Interrupted
 from moesaic.flow import files, metrics, signals
+from moesaic.flow.step import STEPS
 from moesaic.train import loop
 
 OUT = "results/activation/pretrain"
@@ -52,6 +55,18 @@ def test_checkpoints_of_other_settings_wait_and_come_back(prepared, monkeypatch,
     (work / "metrics.jsonl").unlink()
     project.run(prepared, "pretrain", "activation")
     assert files.sha256(prepared.parent / OUT / "model/model.safetensors") == made, "as never interrupted"
+
+
+def test_a_checkpoint_of_another_version_of_the_step_is_not_gone_on_from(prepared, monkeypatch, caplog):
+    """The first half would be made as before, and the manifest would name the new version."""
+    caplog.set_level("INFO")
+    stopped(prepared, 2, monkeypatch)
+    raised = replace(STEPS["pretrain"], version=STEPS["pretrain"].version + 1)
+    with monkeypatch.context() as patch:
+        patch.setitem(STEPS, "pretrain", raised)
+        stopped(prepared, 1, monkeypatch)
+    assert "changed since the checkpoint at step 2, which is set aside" in caplog.text
+    assert "going on from step" not in caplog.text
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_saved(prepared, monkeypatch):

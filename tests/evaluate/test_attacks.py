@@ -8,7 +8,7 @@ import pytest
 from tiny import tiny_llama
 
 from moesaic.errors import Interrupted
-from moesaic.evaluate import compare, likelihood
+from moesaic.evaluate import compare, kept, likelihood
 from moesaic.evaluate.reliability import attacked, attacks, suite, synonyms
 from moesaic.evaluate.scores import item_table
 from moesaic.flow import files, manifest, signals, step
@@ -185,7 +185,7 @@ def test_the_step_writes_what_is_attacked(source):
 
 def test_a_killed_attack_goes_on(source, tmp_path, monkeypatch):
     model = tiny_llama()
-    whole = suite.run(model, TOK, settings(), source, tmp_path / "whole", 0, "m")
+    whole = suite.run(model, TOK, settings(), source, tmp_path / "whole", 0, kept.Identity("m"))
     got = {(item.task, metric.name): metric.estimate for item in whole.tasks for metric in item.metrics}
     by_name = {item.task: item for item in whole.tasks}
     # The attack sees the model as the task of the same sentences does.
@@ -205,9 +205,9 @@ def test_a_killed_attack_goes_on(source, tmp_path, monkeypatch):
     monkeypatch.setattr(attacks, "attack", until_asked)
     monkeypatch.setattr(signals, "_stop", type(signals._stop)())
     with pytest.raises(Interrupted, match=r"attack pwws: stopped, 2 of 5 sentences are kept"):
-        suite.run(model, TOK, settings(), source, tmp_path / "work", 0, "m")
+        suite.run(model, TOK, settings(), source, tmp_path / "work", 0, kept.Identity("m"))
     signals._stop.clear()
-    again = suite.run(model, TOK, settings(), source, tmp_path / "work", 0, "m")
+    again = suite.run(model, TOK, settings(), source, tmp_path / "work", 0, kept.Identity("m"))
     assert len(done) == len(set(done)) == 10
     assert [(item.task, item.metrics) for item in again.tasks] == [
         (item.task, item.metrics) for item in whole.tasks
@@ -220,7 +220,9 @@ def test_paired_with_the_parent(source, tmp_path):
 
     text = likelihood.DomainLoss(np.array([3.0, 4.0]), np.array([8, 9]), np.array([2, 2]), ["a", "b"], None)
     for seed in (0, 1):
-        found = suite.run(tiny_llama(seed=seed), TOK, settings(), source, tmp_path / str(seed), 0, f"m{seed}")
+        found = suite.run(
+            tiny_llama(seed=seed), TOK, settings(), source, tmp_path / str(seed), 0, kept.Identity(f"m{seed}")
+        )
         item_table({"d": text}, set(), found.tasks).to_parquet(tmp_path / f"{seed}.parquet")
     rows = {
         (row["task"], row["metric"])

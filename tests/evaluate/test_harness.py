@@ -10,7 +10,7 @@ import yaml
 from small_models import KINDS, TOK, build
 
 from moesaic.errors import InputError
-from moesaic.evaluate import compare, greedy, harness, likelihood, prefix, samples
+from moesaic.evaluate import compare, greedy, harness, kept, likelihood, prefix, samples
 from moesaic.evaluate.images import drawing
 from moesaic.evaluate.scores import item_table, task_scores
 from moesaic.generate import sample
@@ -85,7 +85,7 @@ def test_choice_task_by_hand(kind, tmp_path):
 def test_answers_are_kept_with_the_scores_of_a_task(tmp_path):
     m = build("llama", 512)
     task(tmp_path, "toy")
-    asked = (m, TOK, settings("toy"), tmp_path, tmp_path / "w", 0, "this model")
+    asked = (m, TOK, settings("toy"), tmp_path, tmp_path / "w", 0, kept.Identity("this model"))
     (first,), (again,) = harness.run(*asked), harness.run(*asked)
     assert len(list((tmp_path / "w" / "tasks").iterdir())) == 1
     assert again.answers == first.answers
@@ -216,7 +216,7 @@ def test_a_group_counts_once_in_the_average(tmp_path):
         task(tmp_path, name)
     group = {"group": "subjects", "task": ["anatomy", "botany"]}
     (tmp_path / "subjects.yaml").write_text(yaml.safe_dump(group))
-    asked = (m, TOK, settings("subjects", "toy"), tmp_path, tmp_path / "w", 0, "this model")
+    asked = (m, TOK, settings("subjects", "toy"), tmp_path, tmp_path / "w", 0, kept.Identity("this model"))
     found = {score.task: score for score in harness.run(*asked)}
     assert {name: score.asked for name, score in found.items() if score.items} == {
         "anatomy": "subjects", "botany": "subjects", "toy": "toy",

@@ -12,14 +12,16 @@ from reliability_inputs import TOK, settings
 from tiny import tiny_llama
 
 from moesaic.errors import InputError
-from moesaic.evaluate import compare, harness, likelihood
+from moesaic.evaluate import compare, harness, kept, likelihood
 from moesaic.evaluate.reliability import suite
 from moesaic.evaluate.scores import item_table
 
 
 @pytest.fixture(scope="module")
 def found(source, model, tmp_path_factory):
-    return suite.run(model, TOK, settings(), source, tmp_path_factory.mktemp("work"), 0, "model-1")
+    return suite.run(
+        model, TOK, settings(), source, tmp_path_factory.mktemp("work"), 0, kept.Identity("model-1")
+    )
 
 
 def scores(found):
@@ -58,7 +60,7 @@ def test_rows_with_dola_stand_beside_those_without(source, model, found, tmp_pat
     gain = np.mean([got[f"{f}_dola", "acc"].estimate.value - got[f, "acc"].estimate.value for f in forms])
     assert got["reliability/dola_gain", "acc_gain"].estimate.value == pytest.approx(gain)
     assert "rel_truthfulqa_mc1_dola" not in found.report["bins"]
-    without = suite.run(model, TOK, settings(reliability={}), source, tmp_path, 0, "model-1")
+    without = suite.run(model, TOK, settings(reliability={}), source, tmp_path, 0, kept.Identity("model-1"))
     rest = {key: metric for key, metric in got.items() if "dola" not in key[0]}
     assert scores(without) == rest  # DoLa changes nothing of the others
 
@@ -133,10 +135,10 @@ def test_a_killed_run_repeats_only_the_unfinished_task(source, model, found, tmp
 
     monkeypatch.setattr(harness, "_evaluate", counted)
     with pytest.raises(KeyboardInterrupt):
-        suite.run(model, TOK, settings(), source, tmp_path, 0, "model-1")
+        suite.run(model, TOK, settings(), source, tmp_path, 0, kept.Identity("model-1"))
     done, unfinished = ran[:3], ran[3]
     ran[:] = ["-"] * 4
-    again = suite.run(model, TOK, settings(), source, tmp_path, 0, "model-1")
+    again = suite.run(model, TOK, settings(), source, tmp_path, 0, kept.Identity("model-1"))
     assert ran[4] == unfinished
     assert not set(ran) & set(done)
     assert len(ran) - 4 + 3 == len(found.report["tasks"])
@@ -151,30 +153,36 @@ def test_a_killed_run_repeats_only_the_unfinished_task(source, model, found, tmp
             name: values.tolist() for name, values in other.items.items()
         }
     ran[:] = ["-"] * 4
-    suite.run(model, TOK, settings(), source, tmp_path, 0, "model-1")
+    suite.run(model, TOK, settings(), source, tmp_path, 0, kept.Identity("model-1"))
     assert ran == ["-"] * 4
-    suite.run(model, TOK, settings(), source, tmp_path, 0, "model-2")
+    suite.run(model, TOK, settings(), source, tmp_path, 0, kept.Identity("model-2"))
     assert len(ran) - 4 == len(found.report["tasks"])
 
 
 def test_a_damaged_kept_file_is_named(source, model, tmp_path):
-    suite.run(model, TOK, settings(items=1), source, tmp_path, 0, "m")
-    kept = next((tmp_path / "tasks").glob("rel_sentences_bible-*.json"))
-    kept.write_text("[{")
-    with pytest.raises(InputError, match=f"{kept.name}: damaged"):
-        suite.run(model, TOK, settings(items=1), source, tmp_path, 0, "m")
+    suite.run(model, TOK, settings(items=1), source, tmp_path, 0, kept.Identity("m"))
+    path = next((tmp_path / "tasks").glob("rel_sentences_bible-*.json"))
+    path.write_text("[{")
+    with pytest.raises(InputError, match=f"{path.name}: damaged"):
+        suite.run(model, TOK, settings(items=1), source, tmp_path, 0, kept.Identity("m"))
 
 
 def test_without_a_chat_template_the_key_is_named(source, model, tmp_path):
     bare = project.tokenizer_of_library()
     bare.chat_template = None
     with pytest.raises(InputError, match=r"data.reliability.prompt: chat, but .* has no chat template"):
-        suite.run(model, bare, settings(), source, tmp_path, 0, "m")
+        suite.run(model, bare, settings(), source, tmp_path, 0, kept.Identity("m"))
 
 
 def test_paired_differences_of_two_evaluations(source, found, tmp_path):
     other = suite.run(
-        tiny_llama(seed=5, max_position_embeddings=1024), TOK, settings(), source, tmp_path, 0, "model-5"
+        tiny_llama(seed=5, max_position_embeddings=1024),
+        TOK,
+        settings(),
+        source,
+        tmp_path,
+        0,
+        kept.Identity("model-5"),
     )
     text = likelihood.DomainLoss(np.array([3.0, 4.0]), np.array([8, 9]), np.array([2, 2]), ["a", "b"], None)
     paths = []

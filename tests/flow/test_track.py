@@ -346,7 +346,7 @@ def test_moved_folder_finds_its_artifacts(config, tmp_path, monkeypatch):
 
 def test_long_settings_are_cut_and_odd_names_cleaned():
     assert store.clean("valid/loss/été, 100 %") == "valid/loss/_t__ 100 _"
-    flat = store.flatten({"a": {"b": [1, {"c": 2}], "d": {}}, "e": None}, ".")
+    flat = configuration.flatten({"a": {"b": [1, {"c": 2}], "d": {}}, "e": None}, ".")
     assert flat == {"a.b": [1, {"c": 2}], "a.d": {}, "e": None}
 
 

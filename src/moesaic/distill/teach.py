@@ -22,7 +22,7 @@ from moesaic.distill import cache, teachers, truncation
 from moesaic.errors import InputError, Interrupted
 from moesaic.flow import files, manifest, signals
 from moesaic.flow.progress import Progress
-from moesaic.flow.step import Context, Result
+from moesaic.flow.step import STEPS, Context, Result
 from moesaic.train import stage
 from moesaic.train.streams import Stream
 
@@ -105,7 +105,8 @@ def _plan(
 def _claim(context: Context, folder: Path, rank: int) -> None:
     """Shards of other settings or inputs are removed by rank 0; the others wait until it has looked."""
     inputs = {name: files.sha256(item.folder / manifest.NAME) for name, item in context.inputs.items()}
-    identity = config.digest({"settings": context.settings, "inputs": inputs})
+    known = {"settings": context.settings, "inputs": inputs, "version": STEPS["teacher"].version}
+    identity = config.digest(known)
     path = context.work / "identity.json"
 
     def current() -> bool:

@@ -21,7 +21,7 @@ import torch
 
 from moesaic.errors import InputError
 from moesaic.evaluate import apart, bootstrap, choices, kept
-from moesaic.evaluate.kept import Metric, TaskScores
+from moesaic.evaluate.kept import Identity, Metric, TaskScores
 
 log = logging.getLogger("moesaic.harness")
 
@@ -53,7 +53,7 @@ class Call:
         return {**settings, **self.changes, "tasks": self.tasks}
 
     def run(
-        self, model: Any, tokenizer: Any, settings: Mapping[str, Any], work: Path, seed: int, identity: str | None,
+        self, model: Any, tokenizer: Any, settings: Mapping[str, Any], work: Path, seed: int, identity: Identity | None,
     ) -> list[TaskScores]:  # fmt: skip
         """See `run` below."""
         return run(
@@ -68,7 +68,7 @@ def run(
     folder: Path,
     work: Path,
     seed: int,
-    identity: str | None = None,
+    identity: Identity | None = None,
     chat: bool = False,
     dola: Mapping[str, Any] | None = None,
     elsewhere: Sequence[str] = (),
@@ -77,7 +77,7 @@ def run(
 
     Args:
         folder: of task files, one folder per task (the `tasks` step's) or all in one. work: where temporary and kept files may go.
-        identity: digest of the model and of the tasks' data. With it the scores of each finished task are kept in work/tasks and read
+        identity: of the model and of the tasks' data. With it the scores of each finished task are kept in work/tasks and read
             from there when the same is asked again; None: nothing is kept.
         chat: put each prompt into the tokenizer's chat template as a user's turn.
         dola: schema.Dola as a dict: score and generate with the contrast of layers (dola.py).
@@ -92,7 +92,7 @@ def run(
         shutil.rmtree(left, ignore_errors=True)
     names = settings["tasks"]
     places = {
-        name: work / "tasks" / kept.name_of(name, settings, seed, identity, chat, dola)
+        name: work / "tasks" / kept.name_of(name, settings, seed, identity.of(name), chat, dola)
         for name in names
         if identity is not None
     }

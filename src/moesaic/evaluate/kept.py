@@ -56,16 +56,32 @@ class TaskScores:
     """Of multiple choice: what was asked, what is right and what was chosen; see choices.of_task."""
 
 
+@dataclass(frozen=True)
+class Identity:
+    """What kept scores are kept for: digests of the model with the tasks' files."""
+
+    whole: str
+    """With all files."""
+    own: Mapping[str, str] = field(default_factory=dict)
+    """Task -> with those files only that are not another task's alone: a new task beside it changes nothing."""
+
+    def of(self, task: str) -> str:
+        """The digest for a task or group."""
+        return self.own.get(task, self.whole)
+
+
 def name_of(
-    task: str, settings: Mapping[str, Any], seed: int, identity: str | None, chat: bool,
+    task: str, settings: Mapping[str, Any], seed: int, identity: str, chat: bool,
     dola: Mapping[str, Any] | None = None,
 ) -> str:  # fmt: skip
     """Name of the file of one task.
 
     Args:
-        settings: schema.Evaluate as a dict. identity: digest of the model and of the tasks' data. chat, dola: see harness.run.
+        settings: schema.Evaluate as a dict. identity: Identity.of the task. chat, dola: see harness.run.
     """
-    asked = {key: settings[key] for key in ("include_path", "items", "bootstrap", "batch")}
+    asked = {
+        key: settings[key] for key in ("include_path", "items", "bootstrap")
+    }  # batch changes nothing but rounding
     asked["shots"] = shots(settings, task)
     if dola is not None:
         asked["dola"] = dict(dola)

@@ -7,8 +7,9 @@ instructions and pictures stay with `evaluate`.
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import Any
 
 from moesaic.config import digest
@@ -51,7 +52,7 @@ def run(context: Context) -> Result:
                 whose = identity(context, call.source)
                 call.run(model, tokenizer, settings, context.work, seed, whose)
                 names += [
-                    kept.name_of(name, call.settings(settings), seed, whose, call.chat, call.dola)
+                    kept.name_of(name, call.settings(settings), seed, whose.of(name), call.chat, call.dola)
                     for name in call.tasks
                 ]
     with files.atomic_path(context.out / TASKS) as folder:
@@ -115,16 +116,32 @@ def take_over(context: Context) -> None:
 # ---------------------------------------------------------------- what evaluate and its shards have in common
 
 
-def identity(context: Context, source: str) -> str:
-    """Digest of the model's weights and of the tasks' files: what kept scores are kept for."""
+def identity(context: Context, source: str) -> kept.Identity:
+    """The model's weights and the files of a suite's tasks, as digests."""
     model = [(item.path, item.sha256) for item in context.inputs["model"].outputs]
     # Only what the harness reads: other texts for the routers or the attacks change no task.
     aside = ("stats.json", "texts.jsonl", "attack.jsonl")
-    data = [(item.path, item.sha256) for item in context.inputs[source].outputs if item.path not in aside]
-    found: dict[str, Any] = {"model": sorted(model), "tasks": sorted(data)}
-    if own := context.inputs[source].metrics.get("own"):
-        found["own"] = own
-    return digest(found)
+    data = {item.path: item.sha256 for item in context.inputs[source].outputs if item.path not in aside}
+    theirs = {"own": own} if (own := context.inputs[source].metrics.get("own")) else {}
+
+    def seen(paths: Iterable[str]) -> str:
+        return digest(
+            {"model": sorted(model), "tasks": sorted((path, data[path]) for path in paths), **theirs}
+        )
+
+    names = {PurePosixPath(path).stem for path in data if path.endswith(".yaml")}
+    asked = names | (set(context.settings["evaluate"]["tasks"]) if source == "tasks" else set())
+    owners = {path: _owner(path, names) for path in data}
+    return kept.Identity(
+        seen(data),
+        {name: seen(path for path, owner in owners.items() if owner in (None, name)) for name in asked},
+    )
+
+
+def _owner(path: str, names: Collection[str]) -> str | None:
+    """The task whose file it is by its name or by its folder's, as NAME.yaml, data/NAME.test.jsonl and NAME/data.jsonl; None: all tasks may read it."""
+    found = PurePosixPath(path)
+    return next((part for part in (*found.parts[:-1], found.name.split(".")[0]) if part in names), None)
 
 
 def loaded(context: Context) -> tuple[Any, Any]:

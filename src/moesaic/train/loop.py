@@ -20,7 +20,7 @@ from moesaic.data.sampler import Sample, Sampler
 from moesaic.errors import InputError, Interrupted
 from moesaic.flow import files, manifest, metrics, signals
 from moesaic.flow.progress import Progress
-from moesaic.flow.step import Result
+from moesaic.flow.step import STEPS, Result
 from moesaic.model import size
 from moesaic.settings import compared
 from moesaic.train import checkpoint, finish, hardware, policy, probe
@@ -199,11 +199,13 @@ def _step(
 def _identity(job: Job) -> str:
     """Digest of everything that the result depends on: a checkpoint of another identity is not ours to go on from."""
     inputs = {name: files.sha256(item.folder / manifest.NAME) for name, item in job.context.inputs.items()}
-    own = {key: value for key, value in job.settings.items() if key != "validate_every"}
+    own = dict(job.settings)
     if isinstance(own.get("pairs"), Mapping):  # its alarm stops a run, and says how to go on
         own["pairs"] = {key: value for key, value in own["pairs"].items() if not key.startswith("alarm_")}
-    settings = job.context.settings | {job.context.name.split("/")[-1]: own}
-    return config.digest({"settings": compared(settings), "inputs": inputs})
+    step = job.context.name.split("/")[-1]
+    settings = job.context.settings | {step: own}
+    known = {"settings": compared(settings), "inputs": inputs, "version": STEPS[step].version}
+    return config.digest(known)
 
 
 def _resume(job: Job, engine: Engine, sampler: Sampler, folder: Path) -> dict[str, Any] | None:

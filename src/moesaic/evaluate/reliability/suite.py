@@ -13,6 +13,7 @@ import numpy as np
 from moesaic.errors import InputError
 from moesaic.evaluate import bootstrap, harness
 from moesaic.evaluate.harness import Metric, TaskScores
+from moesaic.evaluate.kept import Identity
 from moesaic.evaluate.reliability import attacked, calibration, contrasted
 from moesaic.flow import files, manifest
 from moesaic.flow.manifest import Manifest
@@ -37,7 +38,7 @@ def run(
     source: Manifest,
     work: Path,
     seed: int,
-    identity: str,
+    identity: Identity,
 ) -> Found:
     """Evaluate all tasks, zero-shot, with evaluate.items, batch and bootstrap. Finished tasks are kept under the identity.
 
@@ -80,7 +81,7 @@ def run(
     if methods := stats.get("attacks"):
         manifest.verify(source, [attacked.ROWS])
         turned, report["attacks"] = attacked.run(
-            model, tokenizer, settings, source, methods, work, seed, identity
+            model, tokenizer, settings, source, methods, work, seed, identity.whole
         )
         made += turned
     return Found(made, report)

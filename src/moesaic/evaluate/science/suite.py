@@ -9,6 +9,7 @@ import numpy as np
 
 from moesaic.evaluate import bootstrap, harness
 from moesaic.evaluate.harness import Metric, TaskScores
+from moesaic.evaluate.kept import Identity
 from moesaic.flow import files, manifest
 from moesaic.flow.manifest import Manifest
 
@@ -20,7 +21,7 @@ def run(
     source: Manifest,
     work: Path,
     seed: int,
-    identity: str | None = None,
+    identity: Identity | None = None,
 ) -> list[TaskScores]:
     """Evaluate all tasks with evaluate.shots, items, batch and bootstrap.
 

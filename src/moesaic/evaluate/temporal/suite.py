@@ -8,6 +8,7 @@ from typing import Any
 
 from moesaic.evaluate import bootstrap, harness
 from moesaic.evaluate.harness import TaskScores
+from moesaic.evaluate.kept import Identity
 from moesaic.evaluate.temporal import lm_tasks
 from moesaic.evaluate.temporal.lm_tasks import GROUPS, name_of
 from moesaic.flow import files, manifest
@@ -23,7 +24,7 @@ def run(
     source: Manifest,
     work: Path,
     seed: int,
-    identity: str | None = None,
+    identity: Identity | None = None,
 ) -> list[TaskScores]:
     """Evaluate all tasks once for each of settings["temporal_shots"], and average them by kind.
 
