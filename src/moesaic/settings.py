@@ -82,7 +82,12 @@ def step_settings(config: Config, step: str, variant: str | None = None) -> dict
             chosen = [
                 {k: v for k, v in item.items() if k != "where" or v} for item in data["chat"]["sources"]
             ]
-            return {"chat": data["chat"] | {"sources": chosen}, "seed": seed}
+            own = {"chat": data["chat"] | {"sources": chosen}, "seed": seed}
+            if data["reliability"] is None:
+                return own
+            from moesaic.evaluate.reliability import asked as tested  # which imports the steps
+
+            return own | tested.settings(data["reliability"])
         case "tasks":
             asked = presets.expand(raw["evaluate"])
             return {"tasks": asked["tasks"], "include_path": asked["include_path"]}

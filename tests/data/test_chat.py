@@ -8,6 +8,8 @@ import pytest
 from moesaic.data import chat, chat_sets, conversations
 from moesaic.data.split import SPLITS
 from moesaic.errors import InputError
+from moesaic.evaluate.reliability import asked as tested
+from moesaic.flow import local_data
 from moesaic.schema import Chat, Reliability
 
 
@@ -247,19 +249,29 @@ def test_only_records_with_the_wanted_fields_are_read(write_jsonl, dense, run_st
         run_step("chat", value, {"dense": dense()})
 
 
-@pytest.mark.parametrize("prompt", ["chat", "instruction"])
-def test_what_the_reliability_suite_asks_is_not_trained_on(tmp_path, write_jsonl, dense, run_step, prompt):
+def test_what_the_reliability_suite_asks_is_not_trained_on(tmp_path, write_jsonl, dense, run_step):
     asked = [" WHAT is  3 and\none?", "What is 5 and one?"]
     safety = tmp_path / "safety"
     safety.mkdir()
     (safety / "advbench.csv").write_text("goal\n" + "".join(f'"{text}"\n' for text in asked))
-    sets = Reliability(sets=["advbench"], folder=str(safety), prompt=prompt, texts=0)
-    tested = run_step("reliability", {"reliability": sets.model_dump(mode="json")}, {}, out="reliability")
+    sets = Reliability(sets=["advbench", "sentences"], folder=str(safety), items=3)
     value = settings(write_jsonl("chat.jsonl", [alpaca(i) for i in range(40)]))
-    found = run_step("chat", value, {"dense": dense(), "reliability": tested.folder / "manifest.json"})
+    own = tested.settings(sets.model_dump(mode="json"))
+    # another set of no instructions, an attack or a longer answer is no reason to tune again
+    more = {"sets": ["advbench"], "attacks": [], "answer_tokens": 7, "texts": 0, "prompt": "instruction"}
+    assert tested.settings(sets.model_dump(mode="json") | more) == own
+    assert tested.settings(sets.model_dump(mode="json") | {"items": 4}) != own
+    assert str(safety / "advbench.csv") in local_data.state(own)
+    assert tested.settings({"sets": ["sentences"], "folder": None}) == {}
+    found = run_step("chat", value | own, {"dense": dense()})
     stats = json.loads((found.folder / "stats.json").read_text())
     assert stats["set"]["dropped"] == {"in_reliability": 2}
     assert rows_kept(found) == set(range(40)) - {3, 5}
+    sets = sets.model_copy(update={"items": 1})  # what is not asked may be trained on
+    found = run_step(
+        "chat", value | tested.settings(sets.model_dump(mode="json")), {"dense": dense()}, out="one"
+    )
+    assert json.loads((found.folder / "stats.json").read_text())["set"]["dropped"] == {"in_reliability": 1}
 
 
 def test_template_that_rewrites_earlier_turns_is_refused(write_jsonl, dense, run_step, tokenizer):

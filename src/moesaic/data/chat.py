@@ -22,7 +22,7 @@ from moesaic.data.conversations import Message, chosen, fields, reader
 from moesaic.data.images import records
 from moesaic.data.split import SPLITS, side_of
 from moesaic.errors import InputError
-from moesaic.evaluate.reliability import task_files
+from moesaic.evaluate.reliability import asked as tested
 from moesaic.flow import files, manifest
 from moesaic.flow.manifest import Manifest
 from moesaic.flow.step import Context, Result
@@ -74,7 +74,7 @@ def run(context: Context) -> Result:
         )
     counts: dict[str, Counts] = {}
     seen: set[bytes] = set()
-    asked = _asked(context.inputs.get("reliability"))
+    asked = tested.instructions(context.settings.get("reliability"))
     with contextlib.ExitStack() as stack:
         write = {s: stack.enter_context(_writer(context.out / f"{s}.parquet")) for s in SPLITS}
         for i, source in enumerate(taken):
@@ -199,7 +199,7 @@ def _source(
         counts.conversations_in += 1
         try:
             messages = _messages(read(record.fields), seen)
-            if any(m["role"] == "user" and task_files.asked(m["content"]) in asked for m in messages):
+            if any(m["role"] == "user" and tested.compared(m["content"]) in asked for m in messages):
                 raise Dropped("in_reliability")
             ids, mask = encode(messages, tokenizer)
             if len(ids) > settings.max_tokens:
@@ -229,14 +229,6 @@ def _source(
         raise InputError(
             "model.chat_template: it refuses every conversation of the source (raise_exception in it), system prompts perhaps; give another"
         )
-
-
-def _asked(reliability: Manifest | None) -> set[str]:
-    """The instructions that the reliability suite puts to the model, where the run has it."""
-    if reliability is None:
-        return set()
-    manifest.verify(reliability, ["tasks/"])
-    return task_files.instructions(reliability.folder / "tasks")
 
 
 def _messages(messages: list[Message] | None, seen: set[bytes]) -> list[Message]:

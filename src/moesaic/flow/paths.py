@@ -51,10 +51,7 @@ def inputs(
         case "tokens":
             return {"documents": at("documents"), "dense": at("dense")}
         case "chat":
-            found = {"dense": at("dense")}
-            # Its questions are not trained on.
-            found |= {"reliability": at("reliability")} if config.data.reliability is not None else {}
-            return found | ({"images": at("images")} if config.data.images else {})
+            return {"dense": at("dense")} | ({"images": at("images")} if config.data.images else {})
         case "construct":
             return {"dense": at("dense"), "tokens": at("tokens")}
         case "evaluate" | "evaluate_part":

@@ -7,9 +7,8 @@ from typing import Any
 
 from moesaic.evaluate import task_yaml
 from moesaic.evaluate.reliability import metrics
-from moesaic.evaluate.reliability.lm_tasks import HEADED, Made
+from moesaic.evaluate.reliability.lm_tasks import Made
 from moesaic.evaluate.task_yaml import Function
-from moesaic.flow import files
 
 VERSION = 1.0
 
@@ -33,22 +32,6 @@ def write(folder: Path, shown: Path, made: Sequence[Made], answer_tokens: int) -
         if facts.get("against") not in known:
             facts.pop("against", None)
     return known
-
-
-def instructions(folder: Path) -> set[str]:
-    """What the instructions of a task folder ask for, with or without headings, by `asked`."""
-    found = set()
-    for path in sorted((folder / "data").glob("*.jsonl")):
-        for row in files.json_lines(path):
-            if row["form"] == "refusal":
-                before, after = HEADED.split("{instruction}")
-                found.add(asked(row["prompt"].removeprefix(before).removesuffix(after)))
-    return found
-
-
-def asked(text: str) -> str:
-    """An instruction as it is compared: without case, and with single spaces."""
-    return " ".join(text.lower().split())
 
 
 def _config(task: str, form: str, data: str, answer_tokens: int) -> dict[str, Any]:
