@@ -63,12 +63,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
+class _Described(argparse.ArgumentParser):
+    """A command's parser, whose help begins with what the command does and ends with its exit codes."""
+
+    def format_help(self) -> str:
+        """The step's docstring is read when help is asked for, so that commands begin at once."""
+        if self.description is None:
+            from moesaic.reference import commands
+
+            self.description = commands.what(self.prog.split()[-1])
+        self.epilog = "exit codes: 0 done, 1 an unexpected error, 2 something that you can change, 75 stopped by a signal after saving"
+        return super().format_help()
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands and their arguments; the reference of the documentation is made from it."""
     made = argparse.ArgumentParser(
         prog="moesaic", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = made.add_subparsers(required=True, metavar="COMMAND")
+    commands = made.add_subparsers(required=True, metavar="COMMAND", parser_class=_Described)
     for step in STEPS.values():
         command = commands.add_parser(step.name, help=f"run the {step.name} step")
         command.add_argument(
@@ -77,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--variant", help="which variant of the configuration")
         command.add_argument(
             "--stage",
-            help="evaluate: the stage whose model is evaluated (dense, construct, ...); teacher: the stage that trains on the cache",
+            help="evaluate, evaluate_part: the stage whose model is evaluated (dense, construct, ...); teacher, teacher_text: the stage that trains on what the teacher says",
         )
         sharded = (*folders.SHARDED, *folders.ROUNDS, "teacher_text", "evaluate_part")
         if step.name in sharded:

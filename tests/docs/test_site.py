@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from moesaic import cli, config
+from moesaic.reference import commands
 
 ROOT = Path(__file__).parents[2]
 PAGES = [path for path in sorted((ROOT / "docs").rglob("*.md")) if path.name != "table.md"]
@@ -154,3 +155,12 @@ def test_links_outside_of_the_site_lead_somewhere(page):
             heads = re.findall(r"^#+ (.*)$", found.read_text(), re.M)
             slugs = {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
             assert anchor in slugs, (target, anchor)
+
+
+def test_help_says_what_each_command_does():
+    """The same words as on the page; no command imports its step for it."""
+    for name, parser in commands.commands().items():
+        shown = " ".join(parser.format_help().split())
+        assert " ".join(commands.what(name).split()) in shown, name
+        assert "75 stopped by a signal after saving" in shown
+        assert len(commands.what(name)) > 10, name

@@ -13,8 +13,8 @@ from moesaic.flow.step import STEPS
 INTRODUCTION = """# Commands
 
 The workflow calls one command for each step; each works without Snakemake as well. Settings, inputs and the folder follow from `--config`, `--variant` and
-`--stage`. This page is generated from the command line's parser; `moesaic COMMAND --help` prints a command's
-options.
+`--stage`. This page is generated from the command line's parser; `moesaic COMMAND --help` prints the
+same of one command.
 
 Exit codes: 0 done, 1 an unexpected error, 2 something that you can change (one line says what), 75 stopped by a signal after saving: run it again and it goes on.
 
@@ -43,12 +43,19 @@ def commands() -> dict[str, argparse.ArgumentParser]:
     """Name of each command -> its parser, whose description is its line of help."""
     found = next(item for item in cli.parser()._actions if isinstance(item, argparse._SubParsersAction))
     for item in found._choices_actions:
-        found.choices[item.dest].description = _what(item.dest) if item.dest in STEPS else item.help
+        found.choices[item.dest].description = _of_step(item.dest) if item.dest in STEPS else item.help
     return dict(found.choices)
 
 
-def _what(step: str) -> str:
-    """First sentence of the docstring of a step's module, or of its function where it has one of its own; the module is not imported."""
+def what(name: str) -> str:
+    """Of a tool its line of help. Of a step the first sentence of the docstring of its module, or of its function where it has one of its own; the module is not imported."""
+    if name not in STEPS:
+        found = next(item for item in cli.parser()._actions if isinstance(item, argparse._SubParsersAction))
+        return next(item.help or "" for item in found._choices_actions if item.dest == name)
+    return _of_step(name)
+
+
+def _of_step(step: str) -> str:
     where = importlib.util.find_spec(STEPS[step].module)
     assert where is not None
     assert where.origin is not None
