@@ -92,6 +92,26 @@ def test_answers_are_kept_with_the_scores_of_a_task(tmp_path):
     assert len(first.answers) == 6
 
 
+def test_more_resamples_ask_nothing_again(tmp_path, monkeypatch):
+    """Intervals of means are made from the kept items; those of other metrics never take more than a hundred. As if asked with so many at first."""
+    m = build("llama", 512)
+    means = [{"metric": k, "aggregation": "mean", "higher_is_better": True} for k in ("acc", "acc_norm")]
+    task(tmp_path, "toy", metric_list=[*means, {"metric": "mcc"}])
+    few, many, least = (settings("toy") | {"bootstrap": n} for n in (100, 700, 50))
+    asked = (tmp_path, tmp_path / "w", 0, kept.Identity("this model"))
+    (fresh,) = harness.run(m, TOK, many, tmp_path, tmp_path / "other", 0)
+    (first,) = harness.run(m, TOK, few, *asked)
+    with monkeypatch.context() as patch:
+        patch.setattr(harness, "_evaluate", lambda *_: pytest.fail("asked again"))
+        (again,) = harness.run(m, TOK, many, *asked)
+        assert {one.name for one in again.metrics} == {"acc", "acc_norm", "mcc"}
+        assert again.metrics == fresh.metrics
+        assert harness.run(m, TOK, few, *asked)[0].metrics == first.metrics
+    assert len(list((tmp_path / "w" / "tasks").iterdir())) == 1
+    harness.run(m, TOK, least, *asked)
+    assert len(list((tmp_path / "w" / "tasks").iterdir())) == 2
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_shared_prefix_is_lm_evals_own(kind):
     from lm_eval.models.huggingface import HFLM

@@ -28,8 +28,6 @@ log = logging.getLogger("moesaic.harness")
 CACHE = "datasets-"
 """Beginning of the temporary folder's name where the datasets library keeps what it reads."""
 CHOICE_METRICS = ("acc", "acc_norm", "acc_bytes")
-SLOW_RESAMPLES = 100
-"""Resamples for metrics that are no plain means (f1, bleu ...): their aggregation runs once per resample."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +129,11 @@ def run(
                     kept.write(places[name], found[name])
     else:
         apart.check(tasks)
-    every = {score.task: replace(score, asked=name) for name in names for score in found[name]}
+    every = {
+        score.task: replace(kept.estimated(score, settings["bootstrap"], seed), asked=name)
+        for name in names
+        for score in found[name]
+    }
     return sorted(every.values(), key=lambda score: (not score.keys, score.task))
 
 
@@ -242,7 +244,9 @@ def _task(name: str, task: Any, results: Any, resamples: int, seed: int) -> Task
     )
     docs = list({item["doc_id"]: item["doc"] for item in samples}.values())
     units = [str(doc[kept.QUESTION]) for doc in docs] if all(kept.QUESTION in doc for doc in docs) else []
-    metrics, items = [], {}
+    metrics: list[Metric] = []
+    items: dict[str, np.ndarray] = {}
+    partial: dict[str, np.ndarray] = {}
     for key, value in sorted(results["results"][name].items()):
         metric, _, kind = key.partition(",")
         if not kind or metric.endswith("_stderr") or not isinstance(value, int | float):
@@ -255,21 +259,18 @@ def _task(name: str, task: Any, results: Any, resamples: int, seed: int) -> Task
         ):
             rate = set(values) <= {0, 1}
             numbers = np.asarray(values, dtype=np.float64)
-            whole = len(values) == len(docs)
-            strata = [bootstrap.stratum(numbers, units if whole else [])]
-            estimate = bootstrap.macro(strata, resamples, rng, rate)
-            if whole:
-                items[label] = numbers
+            (items if len(values) == len(docs) else partial)[label] = numbers
+            estimate = bootstrap.Estimate(value, None, None, len(values))  # kept.estimated completes it
             if metric in CHOICE_METRICS and not rate:
                 choice = False  # a probability, as truthfulqa_mc2's: guessing gives another value
         else:
-            estimate = _resampled(
-                task.aggregation().get(metric), values, float(value), min(resamples, SLOW_RESAMPLES), rng
-            )
+            slow = min(resamples, kept.SLOW_RESAMPLES)
+            estimate = _resampled(task.aggregation().get(metric), values, float(value), slow, rng)
         known = choice and metric in CHOICE_METRICS
         metrics.append(Metric(label, estimate, chance if known else None))
     keys = list({item["doc_id"]: item["doc_hash"][:16] for item in samples}.values())
-    return TaskScores(name, metrics, items, keys, choice, answers=choices.of_task(task, samples), units=units)
+    answers = choices.of_task(task, samples)
+    return TaskScores(name, metrics, items, keys, choice, partial=partial, answers=answers, units=units)
 
 
 def _resampled(

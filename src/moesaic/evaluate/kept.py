@@ -5,7 +5,7 @@ A shard of an evaluation makes such files, and the evaluation takes them over (s
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,12 @@ from moesaic.flow import files
 
 QUESTION = "moesaic_question"
 """Field of a task's items that are candidate answers asked one by one: what those of one question share. They are resampled together."""
-FORMAT = 4
+FORMAT = 5
 """Raise it when what is kept of a task changes, so that finished ones are asked again."""
+
+
+SLOW_RESAMPLES = 100
+"""Resamples for metrics that are no plain means (f1, bleu ...): their aggregation runs once per resample."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class TaskScores:
     """Average that the items belong to, for paired comparisons; empty: mc or other."""
     cluster: str = ""
     """Tasks of one cluster ask the same items in several forms; empty: the task alone."""
+    partial: dict[str, np.ndarray] = field(default_factory=dict)
+    """Metric -> values [M], of means over some of the items."""
     asked: str = ""
     """The name that was asked for: the task's, or that of a group that it is part of; empty: the task's."""
     units: list[str] = field(default_factory=list)
@@ -79,9 +85,9 @@ def name_of(
     Args:
         settings: schema.Evaluate as a dict. identity: Identity.of the task. chat, dola: see harness.run.
     """
-    asked = {
-        key: settings[key] for key in ("include_path", "items", "bootstrap")
-    }  # batch changes nothing but rounding
+    # batch changes nothing but rounding, and the intervals of means are made anew (estimated)
+    asked = {key: settings[key] for key in ("include_path", "items")}
+    asked["slow"] = min(settings["bootstrap"], SLOW_RESAMPLES)
     asked["shots"] = shots(settings, task)
     if dola is not None:
         asked["dola"] = dict(dola)
@@ -104,10 +110,33 @@ def shots(settings: Mapping[str, Any], name: str) -> int:
     return int(settings["task_shots"].get(name, settings["shots"]))
 
 
+def estimated(scores: TaskScores, resamples: int, seed: int) -> TaskScores:
+    """With the intervals of all means, from so many resamples; the same whether they were just asked or kept."""
+
+    def metric(one: Metric) -> Metric:
+        values, units = scores.items.get(one.name), scores.units
+        if values is None:
+            values, units = scores.partial.get(one.name), []
+        if values is None:
+            return one
+        key = one.name if "," in one.name else f"{one.name},none"
+        rng = bootstrap.generator(seed, f"{scores.task}/{key}")
+        rate = set(values.tolist()) <= {0, 1}
+        return replace(
+            one, estimate=bootstrap.macro([bootstrap.stratum(values, units)], resamples, rng, rate)
+        )
+
+    return replace(scores, metrics=[metric(one) for one in scores.metrics])
+
+
 def write(path: Path, scores: Sequence[TaskScores]) -> None:
     """Keep what one name gave."""
     plain = [
-        asdict(score) | {"items": {name: values.tolist() for name, values in score.items.items()}}
+        asdict(score)
+        | {
+            kind: {name: values.tolist() for name, values in getattr(score, kind).items()}
+            for kind in ("items", "partial")
+        }
         for score in scores
     ]
     files.write_json(path, plain)
@@ -126,6 +155,7 @@ def read(path: Path) -> list[TaskScores]:
                 {name: np.asarray(values, dtype=np.float64) for name, values in row["items"].items()},
                 row["keys"],
                 row["multiple_choice"],
+                partial={name: np.asarray(v, dtype=np.float64) for name, v in row["partial"].items()},
                 units=row["units"],
                 answers=row["answers"],
             )
