@@ -3,7 +3,7 @@
 import pytest
 from test_config import BASE, TWO
 
-from moesaic import config
+from moesaic import config, contradictions
 from moesaic.errors import InputError
 
 
@@ -208,3 +208,13 @@ def test_what_only_looks_like_a_contradiction(own):
 def test_what_would_have_no_effect_is_refused(change, words):
     with pytest.raises(InputError, match=words):
         config.check(config.merge(BASE, change))
+
+
+def test_mixtures_that_change_are_those_whose_classes_say_so():
+    """The names stand in contradictions.py so that a check of the configuration imports no torch."""
+    from moesaic.data.mixtures import METHODS
+
+    assert set(contradictions.OBSERVING) == {name for name, item in METHODS.items() if item.OBSERVES}
+    assert set(contradictions.UPDATED) == {
+        name for name, item in METHODS.items() if item.OBSERVES or item.PROBES
+    }

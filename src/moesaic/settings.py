@@ -38,6 +38,7 @@ AT_ONCE = {
         ("rubric", Rubric(), ("batch", "part")),
         ("samples", Samples(), ("batch",)),
         ("instructions", Instructions(), ("batch", "part")),
+        ("evaluate", Evaluate(), ("batch",)),
     )
 }
 """Section -> its keys that say how much is done at once and change nothing of the answers, with their defaults. `offline.batch` is none of them: the
@@ -258,8 +259,6 @@ def compared(settings: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(own := found.get(key), Mapping):
             left_out = HOUSEKEEPING if key in VARIANT_KEYS else ()
             found[key] = _at_once({name: value for name, value in own.items() if name not in left_out})
-    if "batch" in (asked := found.get("evaluate", {})):
-        found["evaluate"] = asked | {"batch": Evaluate().batch}
     return _at_once(found)
 
 

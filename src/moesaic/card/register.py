@@ -7,7 +7,6 @@ loads the folder of weights that moesaic.json names, where that can be reached.
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +36,14 @@ def models(client: Any, config: Config, found: Mapping[Path, Found], runs: dict[
     run = gather(report.place.settings, {name: done for name, done in inputs.items() if done is not None})
     # an entry names its weights by it: after a move there is a new one
     home = str(report.done.folder.absolute())
-    parent = parents.facts(config.model)  # the card changes with what is known of it
+    parent = parents.changing(config.model)  # and the card with it
     for point in run.points:
         key = f"{point.variant}/{point.stage}"
         if point.variant is None or point.stage != config.stages[-1] or key not in runs:
             continue
         name = f"{config.name}-{point.variant}"
         told = (key, f"{point.variant}/evaluate/{point.stage}", "dense/evaluate")
-        state = configuration.digest([home, asdict(parent), *(report.done.inputs.get(item) for item in told)])
+        state = configuration.digest([home, parent, *(report.done.inputs.get(item) for item in told)])
         known = [item for item in _versions(client, name) if item.tags.get("moesaic.state") == state]
         if known:  # where the folder was away and is back, it is the newest again
             client.set_registered_model_alias(name, "newest", known[0].version)

@@ -251,7 +251,6 @@ def _task(name: str, task: Any, results: Any, resamples: int, seed: int) -> Task
         metric, _, kind = key.partition(",")
         if not kind or metric.endswith("_stderr") or not isinstance(value, int | float):
             continue
-        rng = bootstrap.generator(seed, f"{name}/{key}")
         values = [item[metric] for item in samples if item["filter"] == kind and metric in item]
         label = _metric_name(key)
         if all(isinstance(item, int | float) for item in values) and math.isclose(
@@ -264,6 +263,7 @@ def _task(name: str, task: Any, results: Any, resamples: int, seed: int) -> Task
             if metric in CHOICE_METRICS and not rate:
                 choice = False  # a probability, as truthfulqa_mc2's: guessing gives another value
         else:
+            rng = bootstrap.generator(seed, f"{name}/{key}")
             slow = min(resamples, kept.SLOW_RESAMPLES)
             estimate = _resampled(task.aggregation().get(metric), values, float(value), slow, rng)
         known = choice and metric in CHOICE_METRICS

@@ -21,8 +21,6 @@ QUESTION = "moesaic_question"
 """Field of a task's items that are candidate answers asked one by one: what those of one question share. They are resampled together."""
 FORMAT = 5
 """Raise it when what is kept of a task changes, so that finished ones are asked again."""
-
-
 SLOW_RESAMPLES = 100
 """Resamples for metrics that are no plain means (f1, bleu ...): their aggregation runs once per resample."""
 
@@ -152,10 +150,10 @@ def read(path: Path) -> list[TaskScores]:
                     Metric(item["name"], bootstrap.Estimate(**item["estimate"]), item["chance"])
                     for item in row["metrics"]
                 ],
-                {name: np.asarray(values, dtype=np.float64) for name, values in row["items"].items()},
+                _arrays(row["items"]),
                 row["keys"],
                 row["multiple_choice"],
-                partial={name: np.asarray(v, dtype=np.float64) for name, v in row["partial"].items()},
+                partial=_arrays(row["partial"]),
                 units=row["units"],
                 answers=row["answers"],
             )
@@ -163,3 +161,7 @@ def read(path: Path) -> list[TaskScores]:
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: damaged ({error}); delete it and run the evaluation again") from error
+
+
+def _arrays(plain: Mapping[str, list[float]]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(values, dtype=np.float64) for name, values in plain.items()}

@@ -41,17 +41,20 @@ def page() -> str:
 
 def commands() -> dict[str, argparse.ArgumentParser]:
     """Name of each command -> its parser, whose description is its line of help."""
-    found = next(item for item in cli.parser()._actions if isinstance(item, argparse._SubParsersAction))
+    found = _all()
     for item in found._choices_actions:
         found.choices[item.dest].description = _of_step(item.dest) if item.dest in STEPS else item.help
     return dict(found.choices)
 
 
+def _all() -> "argparse._SubParsersAction[argparse.ArgumentParser]":
+    return next(item for item in cli.parser()._actions if isinstance(item, argparse._SubParsersAction))
+
+
 def what(name: str) -> str:
     """Of a tool its line of help. Of a step the first sentence of the docstring of its module, or of its function where it has one of its own; the module is not imported."""
     if name not in STEPS:
-        found = next(item for item in cli.parser()._actions if isinstance(item, argparse._SubParsersAction))
-        return next(item.help or "" for item in found._choices_actions if item.dest == name)
+        return next(item.help or "" for item in _all()._choices_actions if item.dest == name)
     return _of_step(name)
 
 

@@ -6,9 +6,8 @@ They are read from the sets and not from the step `reliability`, so that another
 from collections.abc import Mapping
 from typing import Any
 
-from moesaic.errors import InputError
 from moesaic.evaluate.reliability.lm_tasks import first
-from moesaic.evaluate.reliability.sets import SETS, Loaded, load
+from moesaic.evaluate.reliability.sets import SETS, Loaded, load, wanted
 
 KINDS = ("harmful", "harmless")
 """Of sets that are instructions."""
@@ -16,12 +15,11 @@ KINDS = ("harmful", "harmless")
 
 def settings(own: Mapping[str, Any]) -> dict[str, Any]:
     """What they depend on. Args: own: schema.Reliability as a dict. Returns: {"reliability": for `instructions`}; empty where no instructions are asked."""
-    wanted = list(SETS) if own["sets"] == "all" else list(dict.fromkeys(own["sets"]))
     folder = own["folder"]
     chosen = {
         # its files are watched by their names (flow/local_data.py), not whatever else lies in the folder
         name: {"kind": "files", "path": f"{folder}/{SETS[name].folder}"} if folder is not None else None
-        for name in wanted
+        for name in wanted(own["sets"])
         if SETS[name].kind in KINDS
     }
     if not chosen:
@@ -47,12 +45,7 @@ def instructions(own: Mapping[str, Any] | None) -> set[str]:
     for name in own["sets"]:
         loaded = load(name, own.get("below"), own["source"])
         if isinstance(loaded, Loaded):
-            try:
-                found |= {compared(row["instruction"]) for row in first(loaded.rows, own["items"])}
-            except (ValueError, KeyError) as error:
-                raise InputError(
-                    f"data.reliability: {name} ({loaded.source}): laid out otherwise ({error!r})"
-                ) from error
+            found |= {compared(row["instruction"]) for row in first(loaded.rows, own["items"])}
     return found
 
 

@@ -203,6 +203,11 @@ SETS: dict[str, Set] = {
 """By name, as data.reliability.sets names them."""
 
 
+def wanted(asked: Literal["all"] | Sequence[str]) -> list[str]:
+    """The names that data.reliability.sets asks for, each once."""
+    return list(SETS) if asked == "all" else list(dict.fromkeys(asked))
+
+
 @dataclass(frozen=True)
 class Loaded:
     """What `load` found."""

@@ -11,7 +11,7 @@ from typing import Any
 from moesaic.errors import InputError
 from moesaic.evaluate.reliability import attacked, attacks, lm_tasks, synonyms, task_files
 from moesaic.evaluate.reliability.readers import Row
-from moesaic.evaluate.reliability.sets import SETS, Loaded, load
+from moesaic.evaluate.reliability.sets import SETS, Loaded, load, wanted
 from moesaic.flow import files
 from moesaic.flow.progress import Progress
 from moesaic.flow.step import Context, Result
@@ -27,11 +27,11 @@ def run(context: Context) -> Result:
         InputError: a package that cannot be fetched, or a file that is damaged or laid out otherwise.
     """
     settings = Reliability.model_validate(context.settings["reliability"])
-    wanted = list(SETS) if settings.sets == "all" else list(dict.fromkeys(settings.sets))
-    progress = Progress(context.name, len(wanted), "sets")
+    names = wanted(settings.sets)
+    progress = Progress(context.name, len(names), "sets")
     found: dict[str, Loaded] = {}
     missing: dict[str, str] = {}
-    for name in wanted:
+    for name in names:
         loaded = load(name, settings.folder, settings.source)
         if isinstance(loaded, Loaded):
             found[name] = loaded

@@ -14,7 +14,7 @@ from moesaic.errors import InputError
 from moesaic.evaluate import bootstrap, harness
 from moesaic.evaluate.harness import Metric, TaskScores
 from moesaic.evaluate.kept import Identity
-from moesaic.evaluate.reliability import attacked, calibration, contrasted
+from moesaic.evaluate.reliability import asked, attacked, calibration, contrasted
 from moesaic.flow import files, manifest
 from moesaic.flow.manifest import Manifest
 
@@ -89,7 +89,7 @@ def run(
 
 def told(known: dict[str, dict[str, Any]]) -> list[str]:
     """Tasks that are instructions."""
-    return sorted(name for name, facts in known.items() if facts["kind"] in ("harmful", "harmless"))
+    return sorted(name for name, facts in known.items() if facts["kind"] in asked.KINDS)
 
 
 def calls(settings: dict[str, Any], source: Manifest) -> list[harness.Call]:
