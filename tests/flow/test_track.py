@@ -1,19 +1,13 @@
 """MLflow from files: replaying is idempotent, resumed steps keep their run, changed ones get a new one."""
 
-import contextlib
 import json
 import shutil
-import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
 from mlflow_runs import RESULTS, counts, history, pretrain_again, runs, step
 from report import fake_results
 
 from moesaic import config as configuration
-from moesaic.errors import InputError
 from moesaic.flow import describe, files, hooks, store, track
 
 
@@ -344,12 +338,6 @@ def test_moved_folder_finds_its_artifacts(config, tmp_path, monkeypatch):
     assert "scores.json" in [item.path for item in client.list_artifacts(run.info.run_id)]
 
 
-def test_long_settings_are_cut_and_odd_names_cleaned():
-    assert store.clean("valid/loss/été, 100 %") == "valid/loss/_t__ 100 _"
-    flat = configuration.flatten({"a": {"b": [1, {"c": 2}], "d": {}}, "e": None}, ".")
-    assert flat == {"a.b": [1, {"c": 2}], "a.d": {}, "e": None}
-
-
 def test_changes_name_keys_and_whole_variants():
     old = {"name": "a", "distill.steps": "10", "variants.x.experts.split": "random", "tune.steps": "3"}
     new = {
@@ -371,35 +359,3 @@ def test_every_step_run_has_a_description(config):
     track.replay(config, RESULTS, "FINISHED")
     for run in runs(config, kind="step"):
         assert run.data.tags["mlflow.note.content"], run.info.run_name
-
-
-def test_broken_database_is_a_users_error(config):
-    Path("mlflow.db").write_text("this is not a database, but it is long enough to be looked at by sqlite")
-    with pytest.raises(InputError, match=r"track\.uri: sqlite:///mlflow\.db cannot be opened"):
-        track.start(config, RESULTS)
-
-
-@pytest.mark.slow
-def test_old_database_is_migrated_and_kept(config):
-    track.replay(config, RESULTS)
-    before = counts()
-    code = (
-        "import sqlalchemy; from alembic import command; from mlflow.store.db.utils import _get_alembic_config as c;"
-        "command.downgrade(c('sqlite:///mlflow.db'), '-1')"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    if done.returncode:  # not every migration of MLflow has a way back: make the version only look old
-        with contextlib.closing(sqlite3.connect("mlflow.db")) as database:
-            pytest.skip(
-                f"this MLflow's last migration cannot be undone: {database.execute('SELECT * FROM alembic_version').fetchall()}"
-            )
-    with contextlib.closing(sqlite3.connect("mlflow.db")) as database:
-        old = database.execute("SELECT version_num FROM alembic_version").fetchall()
-    again = "from moesaic.flow import store; store.open_experiment('sqlite:///mlflow.db', 'moesaic')"
-    done = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    with contextlib.closing(sqlite3.connect("mlflow.db.before-migration")) as database:
-        assert database.execute("SELECT version_num FROM alembic_version").fetchall() == old
-    with contextlib.closing(sqlite3.connect("mlflow.db")) as database:
-        assert database.execute("SELECT version_num FROM alembic_version").fetchall() != old
-    assert counts() == before
